@@ -1,0 +1,68 @@
+"""What an engine is: the one interface between the server and whatever runs the model."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from PIL import Image
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn; parts in order, each a text or a decoded RGB picture."""
+
+    role: Role
+    parts: tuple[str | Image.Image, ...]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. temperature 0 is greedy; seed None draws one."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A conversation to continue."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens in (image tokens included) and out."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Text that became certain; the last chunk carries the reason for the end."""
+
+    text: str
+    usage: Usage = field(default_factory=Usage)
+    finish_reason: FinishReason | None = None
+
+
+class Engine(Protocol):
+    """Runs one model. `generate` may be called concurrently; closing its iterator aborts the request."""
+
+    @property
+    def model(self) -> str:
+        """The name that requests ask for."""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Chunk]:
+        """Raises RequestError before the first chunk when the request does not fit (prompt too long)."""
+
+    async def close(self) -> None:
+        """Release everything; running requests end."""

@@ -1,0 +1,147 @@
+"""What is shipped: a folder with a manifest that names every file's size and sha256.
+
+`new_artifact` writes one aside and renames it into place when its body ends without an error, so that a crash or a
+full disk leaves the old artifact as it was. `open_artifact` refuses one that is incomplete, altered or too new.
+The manifest holds no time and no machine, so that equal inputs give an equal artifact.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import ArtifactError
+
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of an artifact."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact holds and how it was made.
+
+    format: "onnx", "vllm" or "checkpoint". model: name of the source model, as users ask for it in a request.
+    family: its architecture's `model_type`. sparsity: share of the prunable weights that is zero.
+    policy: level per matrix, as `Policy.to_json`. quality: share of right answers on the test split, by stage
+    ("dense", "pruned", "restored"). verification: what was compared with torch, and how far apart they were.
+    versions: packages that made it.
+    """
+
+    format: str
+    model: str
+    family: str
+    sparsity: float = 0.0
+    policy: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+    verification: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    version: int = MANIFEST_VERSION
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder that was checked against its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files together."""
+        return sum(entry.bytes for entry in self.manifest.files.values())
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `path` when the body ends, and vanishes when it raises.
+
+    Raises ArtifactError when the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir()
+        yield aside
+        _replace(aside, path)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written: {error.strerror or error}; nothing was changed there") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _replace(aside: Path, path: Path) -> None:
+    if path.exists():
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        path.rename(old)
+        aside.rename(path)
+        shutil.rmtree(old)
+    else:
+        aside.rename(path)
+
+
+@contextmanager
+def new_artifact(path: Path, manifest: Manifest) -> Iterator[Path]:
+    """`new_folder` that ends by writing the manifest with every file's size and sha256."""
+    with new_folder(path) as folder:
+        yield folder
+        files = {
+            file.relative_to(folder).as_posix(): FileEntry(sha256_of(file), file.stat().st_size)
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        }
+        (folder / MANIFEST).write_text(json.dumps(asdict(manifest) | {"files": {n: asdict(e) for n, e in files.items()}}, indent=1))
+
+
+def open_artifact(path: Path) -> Artifact:
+    """The artifact at `path`, or in the run folder `path`, every file compared with the manifest.
+
+    Raises ArtifactError that names the first file that is missing, truncated or altered.
+    """
+    folder = path / "artifact" if (path / "artifact" / MANIFEST).is_file() else path
+    manifest = _read_manifest(folder)
+    for name, entry in manifest.files.items():
+        file = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ArtifactError(f"{folder / MANIFEST} names '{name}', which lies outside the artifact")
+        if not file.is_file():
+            raise ArtifactError(f"{file} is missing; export the artifact again")
+        if file.stat().st_size != entry.bytes:
+            raise ArtifactError(f"{file} has {file.stat().st_size} bytes, its manifest says {entry.bytes}; export again")
+        if sha256_of(file) != entry.sha256:
+            raise ArtifactError(f"{file} was altered: its sha256 is not the manifest's; export the artifact again")
+    return Artifact(folder, manifest)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise ArtifactError(f"{folder} is no artifact: it has no {MANIFEST}; `slimdeploy export` makes one")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        version = values["version"]
+        if version != MANIFEST_VERSION:
+            raise ArtifactError(f"{file} is of version {version}, this slimdeploy reads {MANIFEST_VERSION}; upgrade it")
+        files = {name: FileEntry(**entry) for name, entry in values["files"].items()}
+        return Manifest(**values | {"files": files})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"{file} is not a manifest: {error}; export the artifact again") from None
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,40 @@
+"""Pictures from outside, decoded with limits. Used by samples and server alike; knows neither.
+
+The header is read, and the size in it judged, before a pixel is decoded.
+"""
+
+import io
+import warnings
+
+from PIL import Image, ImageOps
+
+from .errors import DataError
+from .samples import ImageSource
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+MAX_PIXELS = 40_000_000
+
+
+def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode the (first frame of the) picture as RGB, upright by its EXIF orientation.
+
+    Raises DataError that says what is wrong with it, without a word of the decoder's own.
+    """
+    name = "image" if isinstance(source, bytes) else str(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is stricter
+            stream = io.BytesIO(source if isinstance(source, bytes) else source.read_bytes())
+            with Image.open(stream, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise DataError(f"{name} has {width} x {height} pixels; at most {max_pixels} are read")
+                return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"{name} does not exist") from None
+    except Image.DecompressionBombError:
+        raise DataError(f"{name} has far more than the {max_pixels} pixels that are read") from None
+    except (OSError, ValueError, SyntaxError, IndexError, EOFError) as error:
+        # Pillow raises all of these for truncated or malformed files.
+        kind = "cannot be opened" if isinstance(error, PermissionError) else "is truncated or not a PNG, JPEG, WebP or GIF"
+        raise DataError(f"{name} {kind}") from None
