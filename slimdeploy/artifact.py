@@ -5,13 +5,14 @@ full disk leaves the old artifact as it was. `open_artifact` refuses one that is
 The manifest holds no time and no machine, so that equal inputs give an equal artifact.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .errors import ArtifactError
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield aside
         _replace(aside, path)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be written: {error.strerror or error}; nothing was changed there") from error
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise ArtifactError(f"{path} cannot be written: {error.strerror}; nothing was changed there") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -104,7 +108,7 @@ def new_artifact(path: Path, manifest: Manifest) -> Iterator[Path]:
             for file in sorted(folder.rglob("*"))
             if file.is_file()
         }
-        (folder / MANIFEST).write_text(json.dumps(asdict(manifest) | {"files": {n: asdict(e) for n, e in files.items()}}, indent=1))
+        (folder / MANIFEST).write_text(json.dumps(asdict(replace(manifest, files=files)), indent=1))
 
 
 def open_artifact(path: Path) -> Artifact:
@@ -121,7 +125,7 @@ def open_artifact(path: Path) -> Artifact:
         if not file.is_file():
             raise ArtifactError(f"{file} is missing; export the artifact again")
         if file.stat().st_size != entry.bytes:
-            raise ArtifactError(f"{file} has {file.stat().st_size} bytes, its manifest says {entry.bytes}; export again")
+            raise ArtifactError(f"{file} has {file.stat().st_size} bytes, not {entry.bytes}; export it again")
         if sha256_of(file) != entry.sha256:
             raise ArtifactError(f"{file} was altered: its sha256 is not the manifest's; export the artifact again")
     return Artifact(folder, manifest)

@@ -1,19 +1,12 @@
 """deploy.toml as a frozen tree: one class per table; every default and its meaning stand here and nowhere else.
 
-Knows no step of the pipeline. `load_config` reads a file, `render_config` writes the documented example that
-`slimdeploy init` gives and that stands at the top of the repository.
+Knows no step of the pipeline and no file; `config_file` reads and writes them.
 """
 
-import difflib
-import json
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
-
-from .errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ExportFormat = Literal["onnx", "vllm", "checkpoint"]
 Criterion = Literal["wanda", "magnitude"]
@@ -48,14 +41,14 @@ class DataConfig(Table):
     source: str = Field(
         "demo",
         min_length=1,
-        description='"demo", a file (JSONL, LLaVA conversations, OpenAI messages), or a folder with one file per split:\n'
-        "calibration.jsonl, search.jsonl, train.jsonl, validation.jsonl, test.jsonl.",
+        description='"demo", a file (JSONL, LLaVA conversations, OpenAI messages), or a folder with one file per\n'
+        "split: calibration.jsonl, search.jsonl, train.jsonl, validation.jsonl, test.jsonl.",
     )
     images: str = Field("", description="Folder that relative image paths start from; empty: the source's own folder.")
     calibration: Positive = Field(64, description="Samples that measure activations for the pruning criterion.")
     search: Positive = Field(64, description="Samples that score the candidates of the policy search.")
     train: Positive = Field(2000, description="Samples that restoration trains on.")
-    validation: Positive = Field(256, description="Held-out samples that choose between the searched and the uniform policy.")
+    validation: Positive = Field(256, description="Held-out samples that judge between searched and uniform policy.")
     test: Positive = Field(2000, description="Samples behind every reported accuracy.")
 
 
@@ -66,7 +59,7 @@ class PruneConfig(Table):
     pattern: str = Field(
         "unstructured",
         pattern=r"^(unstructured|([1-9]\d*|\*):[1-9]\d*)$",
-        description='"unstructured", "N:M" (N of every M weights kept, as "2:4"), or "*:M" (N chosen for every matrix).',
+        description='"unstructured", "N:M" (N of every M weights kept, as "2:4"), or "*:M" (N chosen per matrix).',
     )
     skip: tuple[str, ...] = Field((), description='Layers left dense, as globs on their names: ["*.layers.0.*"].')
 
@@ -102,11 +95,11 @@ class RestoreConfig(Table):
     method: Literal["sparse_lora", "none"] = Field("sparse_lora", description='"sparse_lora" or "none".')
     steps: Positive = Field(300, description="Training steps.")
     batch_size: Positive = Field(32, description="Samples per step.")
-    learning_rate: Rate = Field(2e-3, description="Peak of the cosine schedule (1e-4 suits models of billions of weights).")
+    learning_rate: Rate = Field(2e-3, description="Peak of the cosine schedule (1e-4 suits billions of weights).")
     rank: Positive = Field(8, description="Rank of the adapters of the language model and projector.")
     vision_rank: Positive = Field(4, description="Rank of the adapters of the vision tower.")
     alpha: float = Field(16.0, gt=0, description="Adapters are scaled by alpha / rank.")
-    distillation: float = Field(0.1, ge=0, le=1, description="Share of the loss that is KL to the dense model's logits.")
+    distillation: float = Field(0.1, ge=0, le=1, description="Share of the loss that is KL to the dense logits.")
     seed: int = Field(0, ge=0, description="Order of the samples and start of the adapters.")
 
 
@@ -114,7 +107,7 @@ class ExportConfig(Table):
     """The form in which the model is shipped."""
 
     format: ExportFormat = Field("onnx", description='"onnx" (onnxruntime), "vllm", or "checkpoint" (transformers).')
-    verify_prompts: Positive = Field(32, description="Prompts whose greedy tokens must equal torch's before an export counts.")
+    verify_prompts: Positive = Field(32, description="Prompts whose greedy tokens must equal torch's.")
 
 
 class ServeConfig(Table):
@@ -127,7 +120,7 @@ class ServeConfig(Table):
     max_tokens: Positive = Field(512, description="Longest answer, and the default where a request names none.")
     max_images: Positive = Field(8, description="Images per request.")
     max_image_mb: float = Field(10.0, gt=0, description="Encoded size of one image.")
-    max_image_megapixels: float = Field(40.0, gt=0, description="Decoded size of one image, read from its header first.")
+    max_image_megapixels: float = Field(40.0, gt=0, description="Decoded size of one image.")
     max_body_mb: float = Field(32.0, gt=0, description="Size of a request's body.")
 
 
@@ -184,7 +177,7 @@ _BOUNDS: dict[Metric, Literal["max_ms", "max", "min"]] = {
 class Config(Table):
     """deploy.toml as a whole."""
 
-    out: str = Field("dist/demo", min_length=1, description="The run's folder: every decision, measurement and the artifact.")
+    out: str = Field("dist/demo", min_length=1, description="The run's folder: decisions, measurements, artifact.")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     prune: PruneConfig = PruneConfig()
@@ -199,8 +192,9 @@ class Config(Table):
         """The same settings with relative paths made to start from `folder`; names that are no path stay."""
         source = self.data.source if self.data.source == "demo" else str(folder / self.data.source)
         images = str(folder / self.data.images) if self.data.images else ""
-        local = folder / self.model.path
-        model = str(local) if self.model.path != "demo" and (local.exists() or self.model.path.startswith(".")) else self.model.path
+        model = self.model.path
+        if model != "demo" and ((folder / model).exists() or model.startswith(".")):
+            model = str(folder / model)
         return self.model_copy(
             update={
                 "out": str(folder / self.out),
@@ -208,107 +202,3 @@ class Config(Table):
                 "data": self.data.model_copy(update={"source": source, "images": images}),
             }
         )
-
-
-def load_config(path: Path) -> Config:
-    """Read deploy.toml; relative paths in it start from its own folder.
-
-    Raises ConfigError that names the key, its value and what would be right.
-    """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; `slimdeploy init` writes one") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    return parse_config(tables, name=str(path)).anchored(path.parent)
-
-
-def parse_config(tables: dict[str, Any], name: str = "deploy.toml") -> Config:
-    """Check the tables of a deploy.toml. `model = "NAME"` is short for `[model] path = "NAME"`."""
-    if isinstance(tables.get("model"), str):
-        tables = tables | {"model": {"path": tables["model"]}}
-    try:
-        # By way of JSON: there pydantic's strict mode takes arrays for tuples and still refuses "3" for 3.
-        return Config.model_validate_json(json.dumps(tables, default=str))
-    except ValidationError as error:
-        raise ConfigError(f"{name}: " + "; ".join(map(_sentence, error.errors(include_url=False)))) from None
-
-
-def _sentence(error: ErrorDetails) -> str:
-    key = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        suggestion = difflib.get_close_matches(str(error["loc"][-1]), _siblings(error["loc"]), n=1, cutoff=0.5)
-        hint = f"did you mean '{suggestion[0]}'?" if suggestion else f"known are {', '.join(_siblings(error['loc']))}"
-        return f"{key} is not a setting; {hint}"
-    if error["type"] == "missing":
-        return f"{key} is missing"
-    reason = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    value = json.dumps(error["input"], default=str)
-    if error["type"] == "value_error":
-        return f"{key}: {reason}"
-    if error["type"] == "literal_error":
-        suggestion = difflib.get_close_matches(str(error["input"]), _options(error), n=1, cutoff=0.5)
-        reason += f"; did you mean '{suggestion[0]}'?" if suggestion else ""
-    return f"{key} = {value} {reason}"
-
-
-def _options(error: ErrorDetails) -> list[str]:
-    return str(error["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
-
-
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    """The settings that stand beside an unknown one."""
-    table: type[BaseModel] = Config
-    for part in location[:-1]:
-        if part == "targets":
-            table = Target
-        elif isinstance(part, str):
-            annotation = next(f.annotation for n, f in table.model_fields.items() if (f.alias or n) == part)
-            assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-            table = annotation
-    return [field.alias or name for name, field in table.model_fields.items()]
-
-
-def render_config(config: Config | None = None) -> str:
-    """The documented deploy.toml: every table, key, meaning and value. Reading it gives `config` back."""
-    config = config or Config(targets=EXAMPLE_TARGETS)
-    lines = ["# slimdeploy: from a vision-language model to a served, measured deployment.", f"# {_HOW_TO_RUN}", ""]
-    lines += _render_table("", config)
-    lines += ["# What must hold; `slimdeploy validate` exits with 1 when one is missed. Metrics and their bounds:"]
-    lines += ["#   ttft, tpot, e2e   percentile and max_ms   time to first token, per further token, of the whole answer"]
-    lines += ["#   throughput        min                     generated tokens per second, all requests together"]
-    lines += ["#   accuracy          min                     share of right answers through the endpoint, 0 to 1"]
-    lines += ["#   accuracy_retention  min                   that share over the dense model's"]
-    lines += ["#   artifact_mb       max                     size of the artifact in MB (10^6 bytes)"]
-    for target in config.targets:
-        lines += ["[[targets]]"]
-        lines += [f"{key} = {json.dumps(value)}" for key, value in target.model_dump(exclude_none=True).items()]
-        lines += [""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-_HOW_TO_RUN = "Run it with `slimdeploy run deploy.toml`. What is left out keeps the value shown here."
-
-EXAMPLE_TARGETS = (
-    Target(metric="accuracy_retention", min=0.97),
-    Target(metric="ttft", percentile=95, max_ms=250),
-    Target(metric="tpot", percentile=95, max_ms=60),
-    Target(metric="artifact_mb", max=16),
-)
-
-
-def _render_table(path: str, table: Table) -> list[str]:
-    lines: list[str] = []
-    subtables: list[str] = []
-    for name, field in type(table).model_fields.items():
-        key, value = field.alias or name, getattr(table, name)
-        if isinstance(value, Table):
-            subpath = f"{path}.{key}" if path else key
-            subtables += [f"# {(type(value).__doc__ or '').strip()}", f"[{subpath}]", *_render_table(subpath, value)]
-        elif key != "targets":
-            lines += [f"# {line}" for line in (field.description or "").splitlines()]
-            lines += [f"{key} = {json.dumps(value)}"]
-    return [*lines, "", *subtables]

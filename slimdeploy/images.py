@@ -36,5 +36,7 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         raise DataError(f"{name} has far more than the {max_pixels} pixels that are read") from None
     except (OSError, ValueError, SyntaxError, IndexError, EOFError) as error:
         # Pillow raises all of these for truncated or malformed files.
-        kind = "cannot be opened" if isinstance(error, PermissionError) else "is truncated or not a PNG, JPEG, WebP or GIF"
-        raise DataError(f"{name} {kind}") from None
+        reason = (
+            "cannot be opened" if isinstance(error, PermissionError) else "is truncated or no PNG, JPEG, WebP or GIF"
+        )
+        raise DataError(f"{name} {reason}") from None
