@@ -5,6 +5,8 @@ The header is read, and the size in it judged, before a pixel is decoded.
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from PIL import Image, ImageOps
 
@@ -20,6 +22,18 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
 
     Raises DataError that says what is wrong with it, without a word of the decoder's own.
     """
+    with _opened(source, max_pixels) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def check_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> None:
+    """Read the header only. Raises DataError for what is missing, no picture or too large; cut-off pixels pass."""
+    with _opened(source, max_pixels):
+        pass
+
+
+@contextmanager
+def _opened(source: ImageSource, max_pixels: int) -> Iterator[Image.Image]:
     name = "image" if isinstance(source, bytes) else str(source)
     try:
         with warnings.catch_warnings():
@@ -29,14 +43,14 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
                 width, height = image.size
                 if width * height > max_pixels:
                     raise DataError(f"{name} has {width} x {height} pixels; at most {max_pixels} are read")
-                return ImageOps.exif_transpose(image).convert("RGB")
+                yield image
     except FileNotFoundError:
         raise DataError(f"{name} does not exist") from None
     except Image.DecompressionBombError:
         raise DataError(f"{name} has far more than the {max_pixels} pixels that are read") from None
     except (OSError, ValueError, SyntaxError, IndexError, EOFError) as error:
         # Pillow raises all of these for truncated or malformed files.
-        reason = (
-            "cannot be opened" if isinstance(error, PermissionError) else "is truncated or no PNG, JPEG, WebP or GIF"
+        kind = (
+            "cannot be opened" if isinstance(error, PermissionError) else "is truncated or not a PNG, JPEG, WebP or GIF"
         )
-        raise DataError(f"{name} {reason}") from None
+        raise DataError(f"{name} {kind}") from None

@@ -4,9 +4,12 @@ Knows nothing of files or models; `slimdeploy.data` reads samples from disk, `sl
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
+
+from .errors import DataError
 
 Split = Literal["calibration", "search", "train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -42,3 +45,10 @@ class Sample:
             digest.update(hashlib.sha256(encoded).digest())
         digest.update(self.question.encode())
         return digest.hexdigest()
+
+
+def require_answers(samples: Iterable[Sample], purpose: str) -> None:
+    """Raises DataError that names the first sample without an answer; `purpose` says what answers are needed for."""
+    for sample in samples:
+        if not sample.answers:
+            raise DataError(f"sample '{sample.id}' has no answer, but {purpose} needs one; add 'answer' to it")

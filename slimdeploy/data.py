@@ -1,0 +1,134 @@
+"""Samples from disk, in splits that never overlap. Knows file formats; decodes no pixel.
+
+A source is "demo", one file, or a folder with one file per split. A file holds a JSON array, or one JSON object per
+line; every entry is recognised by its keys:
+
+- `question`, with `image` or `images`, `answer` or `answers`, `choices`, `kind` or `type`;
+- `conversations` (LLaVA) or `messages` (OpenAI): the first question and the answer to it are taken.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from .config import DataConfig
+from .errors import DataError
+from .images import check_image
+from .records import Located, read_records
+from .samples import SPLITS, Sample, Split
+
+# The test split is handed out first, so that its samples stay what they are when other counts change.
+_ORDER: tuple[Split, ...] = ("test", "validation", "calibration", "search", "train")
+
+
+def load_samples(config: DataConfig, splits: Collection[Split]) -> dict[Split, list[Sample]]:
+    """The samples of `splits`; which samples a split has does not depend on the other splits asked for.
+
+    From one file every split gets exactly the number that `config` says. A folder has the splits ready: each gets the
+    first samples of its file, at most that number.
+    Raises DataError that names the file and line for whatever cannot be used.
+    """
+    if config.source == "demo":
+        from .demo import samples
+
+        return {split: samples(split, getattr(config, split)) for split in splits}
+    source = Path(config.source)
+    if source.is_dir():
+        return _from_folder(source, config, splits)
+    if not source.is_file():
+        raise DataError(f"{source} does not exist; data.source is 'demo', a file or a folder with one file per split")
+    images = Path(config.images) if config.images else source.parent
+    drawn = draw_splits(read_records(source, images), {split: getattr(config, split) for split in SPLITS}, str(source))
+    return {split: drawn[split] for split in splits}
+
+
+def draw_splits(located: Iterable[Located], counts: dict[Split, int], source: str) -> dict[Split, list[Sample]]:
+    """Hand the samples out to the splits in the order of a hash; those with equal content go to the same split.
+
+    The hash knows only the sample itself, so a few more samples move only those at the borders between splits.
+    No more pictures are read than are needed.
+    """
+    drawn: dict[Split, list[Sample]] = {split: [] for split in _ORDER}
+    home: dict[str, Split] = {}
+    for item in sorted(located, key=_order):
+        open_split = next((split for split in _ORDER if len(drawn[split]) < counts[split]), None)
+        if open_split is None:
+            break
+        split = home.setdefault(_checked_hash(item), open_split)
+        if len(drawn[split]) < counts[split]:  # a duplicate whose split is full is left out
+            drawn[split].append(item.sample)
+    if any(len(drawn[split]) < counts[split] for split in _ORDER):
+        raise DataError(_too_few(source, counts, different=len(home)))
+    return drawn
+
+
+def _order(item: Located) -> str:
+    sample = item.sample
+    digest = hashlib.sha256(sample.question.encode())
+    for image in sample.images:
+        digest.update(hashlib.sha256(image if isinstance(image, bytes) else image.name.encode()).digest())
+    return digest.hexdigest() + sample.id
+
+
+def _checked_hash(item: Located) -> str:
+    """The sample's content hash, after a look at the headers of its pictures."""
+    try:
+        for image in item.sample.images:
+            check_image(image)
+    except DataError as error:
+        raise DataError(f"{item.where}: sample '{item.sample.id}': {error}") from None
+    return item.sample.content_hash()
+
+
+def _too_few(source: str, counts: dict[Split, int], different: int) -> str:
+    if different < len(SPLITS):
+        return f"{source} holds {different} different samples; the {len(SPLITS)} splits need at least one each"
+    asked = " + ".join(str(counts[split]) for split in SPLITS)
+    fitting = fitting_counts(counts, different)
+    settings = ", ".join(f"{split} = {fitting[split]}" for split in SPLITS)
+    return (
+        f"{source} holds {different} different samples, but [data] asks for {asked} = {sum(counts.values())}; "
+        f"set for instance {settings}"
+    )
+
+
+def fitting_counts(counts: dict[Split, int], available: int) -> dict[Split, int]:
+    """Counts that sum to at most `available`: small wishes are met, the large ones share the rest equally."""
+    fitting: dict[Split, int] = {}
+    for position, split in enumerate(sorted(counts, key=lambda split: counts[split])):
+        share = (available - sum(fitting.values())) // (len(counts) - position)
+        fitting[split] = min(counts[split], share)
+    return fitting
+
+
+def _from_folder(folder: Path, config: DataConfig, splits: Collection[Split]) -> dict[Split, list[Sample]]:
+    images = Path(config.images) if config.images else folder
+    files = {split: _split_file(folder, split) for split in SPLITS}
+    for split in splits:
+        if files[split] is None:
+            raise DataError(f"{folder} has no {split}.jsonl; a folder given as data.source holds one file per split")
+    # Every file that is there is read, so that an overlap shows at the first step and not at the last.
+    located = {
+        split: list(itertools.islice(read_records(file, images), getattr(config, split)))
+        for split, file in files.items()
+        if file is not None
+    }
+    _refuse_overlap(located)
+    return {split: [item.sample for item in located[split]] for split in splits}
+
+
+def _split_file(folder: Path, split: Split) -> Path | None:
+    return next((file for suffix in (".jsonl", ".json") if (file := folder / f"{split}{suffix}").is_file()), None)
+
+
+def _refuse_overlap(located: dict[Split, list[Located]]) -> None:
+    seen: dict[str, tuple[Split, Located]] = {}
+    for split, items in located.items():
+        for item in items:
+            other_split, other = seen.setdefault(_checked_hash(item), (split, item))
+            if other_split != split:
+                raise DataError(
+                    f"{item.where}: sample '{item.sample.id}' has the pictures and question of sample "
+                    f"'{other.sample.id}' ({other.where}); the splits {other_split} and {split} must not overlap"
+                )

@@ -1,0 +1,179 @@
+"""The file formats that samples come in, entry by entry. Knows nothing of splits.
+
+A format is recognised by what a file holds, never by its name: a JSON array or JSON lines, and in each entry the key
+`conversations`, `messages` or `question`.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError
+from .samples import ImageSource, Sample
+
+_IMAGE_MARK = "<image>"
+
+
+@dataclass(frozen=True)
+class Located:
+    """A sample and where it stands, for error messages: "FILE:LINE", or "FILE, entry N" in an array."""
+
+    sample: Sample
+    where: str
+
+
+def read_records(file: Path, images: Path) -> Iterator[Located]:
+    """Every sample of a file in order; relative picture paths start from the folder `images`.
+
+    Raises DataError that names the line for what is no JSON, no sample, or has the id of an earlier one.
+    """
+    places: dict[str, str] = {}
+    for where, entry in _entries(file):
+        try:
+            sample = _sample(entry, where, images)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        if sample.id in places:
+            raise DataError(f"{where}: the id '{sample.id}' stands at {places[sample.id]} already; ids must differ")
+        places[sample.id] = where
+        yield Located(sample, where)
+    if not places:
+        raise DataError(f"{file} holds no sample")
+
+
+def _entries(file: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from None
+    if text.lstrip().startswith("["):
+        try:
+            entries = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file} is not valid JSON: {error}") from None
+        yield from ((f"{file}, entry {number}", entry) for number, entry in enumerate(entries, 1))
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"{file}:{number}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{file}:{number} is not JSON ({error}); each line holds one sample") from None
+
+
+def _sample(entry: Any, where: str, images: Path) -> Sample:
+    match entry:
+        case {"conversations": list(turns)}:
+            return _llava(entry, turns, where, images)
+        case {"messages": list(messages)}:
+            return _openai(entry, messages, where, images)
+        case {"question": str(question)} if question.strip():
+            return _plain(entry, question, where, images)
+    raise DataError("is no sample: it needs a 'question', 'conversations' (LLaVA) or 'messages' (OpenAI)")
+
+
+def _plain(entry: dict[str, Any], question: str, where: str, images: Path) -> Sample:
+    return Sample(
+        id=_id(entry, where),
+        question=question,
+        images=_image_paths(entry, images),
+        answers=_texts(entry, "answers") or _texts(entry, "answer"),
+        choices=_texts(entry, "choices"),
+        kind=_kind(entry),
+    )
+
+
+def _llava(entry: dict[str, Any], turns: list[Any], where: str, images: Path) -> Sample:
+    said = {"human": "", "gpt": ""}
+    for turn in turns:
+        match turn:
+            case {"from": "human" | "gpt" as speaker, "value": str(text)}:
+                if said["gpt"] or (speaker == "human" and said["human"]):
+                    break
+                said[speaker] = text.strip()
+            case {"from": "system", "value": str()}:
+                continue
+            case _:
+                raise DataError("each of 'conversations' needs 'from' (human or gpt) and 'value'")
+    question = said["human"].replace(_IMAGE_MARK, "").strip()
+    if not question:
+        raise DataError("'conversations' holds no question from 'human'")
+    answers = (said["gpt"],) if said["gpt"] else ()
+    return Sample(_id(entry, where), question, _image_paths(entry, images), answers, kind=_kind(entry))
+
+
+def _openai(entry: dict[str, Any], messages: list[Any], where: str, images: Path) -> Sample:
+    """The first user message and the assistant's answer; a system message goes ahead of the question."""
+    texts: dict[str, list[str]] = {"system": [], "user": [], "assistant": []}
+    pictures: list[ImageSource] = []
+    for message in messages:
+        match message:
+            case {"role": "system" | "user" | "assistant" as role, "content": content}:
+                if texts["assistant"] or (role == "user" and texts["user"]):
+                    break
+                _read_parts(content, images, texts[role], pictures)
+            case _:
+                raise DataError("each of 'messages' needs 'role' (system, user or assistant) and 'content'")
+    if not texts["user"]:
+        raise DataError("'messages' holds no question from 'user'")
+    question = "\n".join(texts["system"] + texts["user"])
+    answer = "\n".join(texts["assistant"])
+    return Sample(_id(entry, where), question, tuple(pictures), (answer,) if answer else (), kind=_kind(entry))
+
+
+def _read_parts(content: Any, images: Path, texts: list[str], pictures: list[ImageSource]) -> None:
+    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or ():
+        match part:
+            case {"type": "text", "text": str(text)}:
+                texts.extend([text.strip()] if text.strip() else [])
+            case {"type": "image_url", "image_url": {"url": str(url)} | str(url)}:
+                pictures.append(_image(url, images))
+            case _:
+                raise DataError("each part of 'content' is a text or an image_url")
+
+
+def _id(entry: dict[str, Any], where: str) -> str:
+    """The entry's own id, or its place in the file."""
+    name = entry.get("id", where)
+    if not isinstance(name, str | int) or name == "":
+        raise DataError(f"'id' is {name!r}, not a text or a whole number")
+    return str(name)
+
+
+def _kind(entry: dict[str, Any]) -> str:
+    kind = entry.get("kind", entry.get("type", ""))
+    if not isinstance(kind, str):
+        raise DataError(f"'kind' is {kind!r}, not a text")
+    return kind
+
+
+def _texts(entry: dict[str, Any], key: str) -> tuple[str, ...]:
+    """A text or a list of texts; numbers are taken as their text, as in counts."""
+    value = entry.get(key)
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if any(isinstance(text, bool) or not isinstance(text, str | int | float) for text in values):
+        raise DataError(f"'{key}' is {value!r}, not a text or a list of texts")
+    return tuple(str(text) for text in values)
+
+
+def _image_paths(entry: dict[str, Any], images: Path) -> tuple[ImageSource, ...]:
+    return tuple(_image(name, images) for name in _texts(entry, "images") or _texts(entry, "image"))
+
+
+def _image(name: str, images: Path) -> ImageSource:
+    """A data: URL's bytes, or a path that starts from the folder `images`."""
+    if name.startswith("data:"):
+        header, _, encoded = name.partition(",")
+        try:
+            if not header.endswith(";base64"):
+                raise ValueError
+            return base64.b64decode(encoded, validate=True)
+        except (ValueError, binascii.Error):
+            raise DataError("a data: URL is not of the form data:image/...;base64,...") from None
+    if "://" in name:
+        raise DataError(f"the picture '{name}' is a web address; nothing is downloaded: save it beside the file")
+    return images / name
