@@ -1,0 +1,124 @@
+"""Where a checkpoint lies, and whether it may be loaded: judged from its files alone, before torch reads a weight.
+
+Knows file names and formats; no module, no tensor.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from .archs import Arch, arch_for
+from .errors import ModelError
+
+DEMO = "demo"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+# Nothing that Python would execute or unpickle is fetched.
+_HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model"]
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with a model, and what users call the model."""
+
+    folder: Path
+    name: str
+
+
+def find_checkpoint(path: str) -> Checkpoint:
+    """The folder of "demo", of a path, or of a model on the hub, which is downloaded unless it already was."""
+    if path == DEMO:
+        from .demo import CHECKPOINT
+
+        return Checkpoint(CHECKPOINT, DEMO)
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return Checkpoint(folder, folder.resolve().name)
+    if folder.exists():
+        raise ModelError(f"{path} is a file; the model must be a folder in Hugging Face layout")
+    parts = path.split("/")
+    if path.startswith((".", "/", "~")) or len(parts) != 2 or not all(parts):
+        raise ModelError(
+            f"{path} does not exist; name a folder in Hugging Face layout, a hub model as OWNER/NAME, or 'demo'"
+        )
+    return Checkpoint(_download(path), path)
+
+
+def _download(name: str) -> Path:
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_PATTERNS))
+    except (RepositoryNotFoundError, HFValidationError):
+        raise ModelError(f"{name} is neither a folder here nor a model on the hub that this account can read") from None
+    except LocalEntryNotFoundError:
+        raise ModelError(
+            f"{name} is no folder here, and the hub cannot be reached; download the model and give its folder"
+        ) from None
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{name} cannot be downloaded from the hub: {reason}") from error
+
+
+def check_checkpoint(folder: Path) -> Arch:
+    """The checkpoint's family. Raises ModelError that names what is missing, truncated, unknown or unsafe."""
+    arch = arch_for(_read_json(folder / "config.json"), str(folder))
+    for file in _weight_files(folder):
+        _check_weights(file)
+    for kind, names in (("tokenizer", _TOKENIZERS), ("processor", _PROCESSORS)):
+        if not any((folder / name).is_file() for name in names):
+            raise ModelError(
+                f"{folder} is incomplete: it has no {kind} ({' or '.join(names)}); download or save it again"
+            )
+    return arch
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS_INDEX).is_file():
+        index = _read_json(folder / WEIGHTS_INDEX)
+        if not isinstance(index.get("weight_map"), dict):
+            raise ModelError(f"{folder / WEIGHTS_INDEX} has no 'weight_map'; download or save the model again")
+        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    if not (folder / WEIGHTS).is_file() and any(True for pattern in _PICKLED for _ in folder.glob(pattern)):
+        raise ModelError(
+            f"{folder} has pickled weights only, which can run code when they are loaded; "
+            "save the model as safetensors (save_pretrained does) and give that folder"
+        )
+    return [folder / WEIGHTS]
+
+
+def _check_weights(file: Path) -> None:
+    if not file.is_file():
+        raise ModelError(f"{file.parent} is incomplete: {file.name} is missing; download or save the model again")
+    try:
+        with safe_open(file, framework="np"):  # compares the header with the file's length
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{file} is truncated or no safetensors file ({error}); download or save the model again"
+        ) from None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ModelError(f"{file.parent} is incomplete: {file.name} is missing; give a folder in Hugging Face layout")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{file} holds no JSON object")
+    return values

@@ -1,0 +1,219 @@
+"""A vision-language model in memory: its module, its processor, its family; and samples turned into its inputs.
+
+Where a checkpoint comes from and whether it may be loaded stands in `slimdeploy.checkpoint`. Knows nothing of pruning.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
+from transformers.utils import logging as transformers_logging
+
+from .archs import Arch
+from .checkpoint import check_checkpoint, find_checkpoint
+from .errors import ModelError
+from .images import load_image
+from .policy import Layer, Tower
+from .samples import Sample
+
+DType = Literal["float32", "bfloat16", "float16"]
+IGNORED_LABEL = -100
+
+
+@dataclass
+class Model:
+    """A loaded model. name: what users call it. source: the folder it came from."""
+
+    module: nn.Module
+    processor: Any
+    arch: Arch
+    name: str
+    source: Path
+
+    def layers(self) -> list[Layer]:
+        """The weight matrices that may be pruned, in forward order.
+
+        Left out: embeddings, the head, and vision blocks behind the features that the projector reads.
+        """
+        return [
+            Layer(name, tower, linear.out_features, linear.in_features)
+            for tower, path in self._prunable_parts()
+            for name, linear in linears_in(self.module, path)
+        ]
+
+    def linear(self, name: str) -> nn.Linear:
+        linear = self.module.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+    def vision_blocks(self) -> list[str]:
+        """Paths of the vision tower's blocks that the projector's features depend on."""
+        blocks = self.module.get_submodule(self.arch.vision_blocks)
+        assert isinstance(blocks, nn.ModuleList)
+        chosen = getattr(self.module.config, self.arch.feature_layer)
+        indices = [chosen] if isinstance(chosen, int) else chosen
+        # Hidden state i is what block i-1 puts out.
+        live = max(index if index >= 0 else len(blocks) + 1 + index for index in indices)
+        return [f"{self.arch.vision_blocks}.{i}" for i in range(live)]
+
+    def language_blocks(self) -> list[str]:
+        blocks = self.module.get_submodule(self.arch.language_blocks)
+        assert isinstance(blocks, nn.ModuleList)
+        return [f"{self.arch.language_blocks}.{i}" for i in range(len(blocks))]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def _prunable_parts(self) -> list[tuple[Tower, str]]:
+        return [
+            *(("vision", path) for path in self.vision_blocks()),
+            ("projector", self.arch.projector),
+            *(("language", path) for path in self.language_blocks()),
+        ]
+
+
+def linears_in(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Linear]]:
+    """Full names of the linear layers under `path`, in the order of their definition."""
+    for name, part in module.get_submodule(path).named_modules(prefix=path):
+        if isinstance(part, nn.Linear):
+            yield name, part
+
+
+def load_model(path: str, dtype: DType = "float32", device: str = "cpu") -> Model:
+    """Load "demo", a folder in Hugging Face layout, or a model of the hub; safetensors only, no code from outside.
+
+    Raises ModelError where the checkpoint is missing, incomplete, of an unknown family, or holds pickled weights only.
+    """
+    checkpoint = find_checkpoint(path)
+    arch = check_checkpoint(checkpoint.folder)
+    with _quiet_transformers():
+        module = _load_module(checkpoint.folder, getattr(torch, dtype))
+        processor = _load_processor(checkpoint.folder)
+    return Model(module.to(device).eval(), processor, arch, checkpoint.name, checkpoint.folder)
+
+
+def _load_module(folder: Path, dtype: torch.dtype) -> nn.Module:
+    try:
+        module, loading = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+        raise ModelError(
+            f"{folder} cannot be loaded: {_first_line(error)}; download or save the model again"
+        ) from error
+    # transformers fills what a checkpoint lacks with random numbers.
+    absent = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
+    if absent:
+        raise ModelError(
+            f"{folder} is incomplete: {len(absent)} weights are missing or of another shape, such as {absent[0]}; "
+            "download or save the model again"
+        )
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def _load_processor(folder: Path) -> Any:
+    try:
+        # torchvision is no dependency of ours; without this transformers asks for it and warns.
+        processor = AutoProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+        raise ModelError(f"{folder} has no usable tokenizer or image processor: {_first_line(error)}") from error
+    if not getattr(processor, "chat_template", None):
+        raise ModelError(f"{folder} has no chat template; add a chat_template.jinja beside config.json")
+    return processor
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bars and no advice on the terminal: what matters of it becomes an error here."""
+    verbosity, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bars:
+            transformers_logging.enable_progress_bar()
+
+
+def encode(model: Model, samples: Sequence[Sample], answers: bool = False) -> BatchFeature:
+    """Inputs of the model for a batch of samples, on its device: pictures first, then the question, padded on the left.
+
+    input_ids, attention_mask, position_ids: (samples, tokens). pixel_values: (pictures, 3, height, width), where there are any.
+    answers: appends each sample's first answer and adds `labels`, -100 everywhere but on the answer's tokens.
+    """
+    tokenizer = model.processor.tokenizer
+    prompts = [_render(model, sample) for sample in samples]
+    texts = (
+        [_render_answered(model, sample, prompt) for sample, prompt in zip(samples, prompts, strict=True)]
+        if answers
+        else prompts
+    )
+    images = [load_image(image) for sample in samples for image in sample.images]
+    # A chat template that writes the begin-of-sequence token must not get a second one from the tokenizer.
+    special = {"add_special_tokens": not (tokenizer.bos_token and prompts[0].startswith(tokenizer.bos_token))}
+    batch = model.processor(
+        text=texts, images=images or None, padding=True, padding_side="left", return_tensors="pt", **special
+    )
+    mask = batch["attention_mask"]
+    batch["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    if answers:
+        lengths = _answer_lengths(tokenizer(prompts, **special)["input_ids"], tokenizer(texts, **special)["input_ids"])
+        from_end = mask.shape[1] - torch.arange(mask.shape[1])
+        batch["labels"] = torch.where(from_end <= torch.tensor(lengths)[:, None], batch["input_ids"], IGNORED_LABEL)
+    if "pixel_values" in batch:
+        batch["pixel_values"] = batch["pixel_values"].to(next(model.module.parameters()).dtype)
+    return batch.to(model.device)
+
+
+def _render(model: Model, sample: Sample) -> str:
+    return str(model.processor.apply_chat_template([_user_turn(sample)], add_generation_prompt=True, tokenize=False))
+
+
+def _render_answered(model: Model, sample: Sample, prompt: str) -> str:
+    """The prompt with the answer, ended as the model ends one; the prompt alone where no answer is known."""
+    if not sample.answers:
+        return prompt
+    turn = {"role": "assistant", "content": [{"type": "text", "text": sample.answers[0]}]}
+    text = str(model.processor.apply_chat_template([_user_turn(sample), turn], tokenize=False))
+    if not text.startswith(prompt):
+        raise ModelError(
+            f"{model.source}: the chat template renders a question differently once it is answered; train data needs the same"
+        )
+    end = model.processor.tokenizer.eos_token
+    return text if text.endswith(end) else text.rstrip() + end
+
+
+def _user_turn(sample: Sample) -> dict[str, Any]:
+    content = [{"type": "image"} for _ in sample.images]
+    return {"role": "user", "content": [*content, {"type": "text", "text": sample.question}]}
+
+
+def _answer_lengths(prompts: list[list[int]], texts: list[list[int]]) -> list[int]:
+    """Tokens of each text behind what it shares with its prompt."""
+    lengths = []
+    for prompt, text in zip(prompts, texts, strict=True):
+        shared = next((i for i, pair in enumerate(zip(prompt, text, strict=False)) if pair[0] != pair[1]), len(prompt))
+        lengths.append(len(text) - shared)
+    return lengths
+
+
+def dense_weights(model: Model) -> dict[str, Tensor]:
+    """Copies of every prunable matrix as it is now, by name."""
+    return {layer.name: model.linear(layer.name).weight.detach().clone() for layer in model.layers()}
