@@ -1,32 +1,36 @@
 # Two commands on a fresh machine with Python 3.11 or later: `make demo` and `make test`.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+CONFIG ?= deploy.toml
+BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check format clean
+.PHONY: install demo test check format clean
 
-$(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[compress,edge,dev]'
 	touch $@
 
-install: $(VENV)/installed
+install: .venv/installed
 
-demo: $(VENV)/installed  ## from the shipped model to a served, validated endpoint; DEMO_ARGS="--smallest" for a quick look
-	$(BIN)/slimdeploy run deploy.toml $(DEMO_ARGS)
+# From the shipped model to a served, validated endpoint.
+demo: .venv/installed
+	$(BIN)/slimdeploy run $(CONFIG)
 
-test: $(VENV)/installed
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+test: .venv/installed
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
-check: $(VENV)/installed  ## format, lint, types
+# mypy reads the installed package: it cannot follow the mapping of exporters/ and serve/ under one name.
+check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	rm -rf build/installed
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/installed .
+	MYPYPATH=build/installed $(BIN)/mypy --package slimdeploy
 
-format: $(VENV)/installed
+format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) dist build *.egg-info
+	rm -rf .venv dist build *.egg-info

@@ -1,0 +1,95 @@
+"""An artifact is whole or it is refused; a write that fails leaves the old one."""
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slimdeploy.artifact import MANIFEST, Manifest, new_artifact, open_artifact
+from slimdeploy.errors import ArtifactError
+
+SOME_MANIFEST = Manifest(format="onnx", model="demo", family="llava", sparsity=0.6, quality={"dense": 0.95})
+
+
+def write(path: Path, content: str = "weights") -> Path:
+    with new_artifact(path, SOME_MANIFEST) as folder:
+        (folder / "model.bin").write_text(content)
+        (folder / "sub").mkdir()
+        (folder / "sub" / "config.json").write_text("{}")
+    return path
+
+
+def test_what_was_written_is_what_is_opened(tmp_path: Path) -> None:
+    artifact = open_artifact(write(tmp_path / "artifact"))
+    assert artifact.manifest.quality == {"dense": 0.95}
+    assert set(artifact.manifest.files) == {"model.bin", "sub/config.json"}
+    assert artifact.bytes == len("weights") + 2
+
+
+def test_a_run_folder_opens_as_the_artifact_in_it(tmp_path: Path) -> None:
+    write(tmp_path / "artifact")
+    assert open_artifact(tmp_path).path == tmp_path / "artifact"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.bin").unlink(), "is missing"),
+        (lambda folder: (folder / "model.bin").write_text("weight"), "6 bytes, not 7"),
+        (lambda folder: (folder / "model.bin").write_text("weighty"), "sha256"),
+        (lambda folder: (folder / MANIFEST).unlink(), "slimdeploy export"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), "not a manifest"),
+        (lambda folder: (folder / MANIFEST).write_text("[]"), "not a manifest"),
+    ],
+)
+def test_a_damaged_artifact_is_refused_with_the_file_named(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(write(tmp_path / "artifact"))
+    with pytest.raises(ArtifactError, match=message):
+        open_artifact(tmp_path / "artifact")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 99}, "version 99"),
+        ({"files": {"../secret": {"sha256": "", "bytes": 0}}}, "outside"),
+        ({"files": {"/etc/passwd": {"sha256": "", "bytes": 0}}}, "outside"),
+        ({"files": {"model.bin": {"sha256": ""}}}, "not a manifest"),
+        ({"surprise": 1}, "not a manifest"),
+    ],
+)
+def test_a_hostile_manifest_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    file = write(tmp_path / "artifact") / MANIFEST
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ArtifactError, match=message):
+        open_artifact(tmp_path / "artifact")
+
+
+def test_a_full_disk_leaves_the_old_artifact(tmp_path: Path) -> None:
+    path = write(tmp_path / "artifact")
+
+    def fill_the_disk() -> None:
+        with new_artifact(path, SOME_MANIFEST) as folder:
+            (folder / "half").write_text("written")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ArtifactError, match="nothing was changed"):
+        fill_the_disk()
+    assert "model.bin" in open_artifact(path).manifest.files
+    assert [entry.name for entry in tmp_path.iterdir()] == ["artifact"]
+
+
+def test_a_new_artifact_takes_the_place_of_the_old(tmp_path: Path) -> None:
+    path = write(tmp_path / "artifact")
+    write(path, "other weights")
+    assert (open_artifact(path).path / "model.bin").read_text() == "other weights"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["artifact"]
+
+
+def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a"), write(tmp_path / "b")
+    assert (first / MANIFEST).read_bytes() == (second / MANIFEST).read_bytes()

@@ -1,0 +1,52 @@
+"""The arithmetic of budgets is exact: what the policy counts is what the masks keep."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slimdeploy.errors import PruneError
+from slimdeploy.policy import DENSE, Layer, Level, Policy, available_levels, kept_per_row, weight_budget
+
+
+@given(columns=st.integers(1, 5000), sparsity=st.floats(0, 0.95))
+def test_an_unstructured_row_keeps_its_share_to_half_a_weight(columns: int, sparsity: float) -> None:
+    assert abs(kept_per_row(columns, Level(sparsity)) - (1 - sparsity) * columns) <= 0.5
+
+
+@given(groups=st.integers(0, 9), size=st.sampled_from([4, 8, 64]), rest=st.integers(0, 63), kept=st.integers(1, 64))
+def test_every_group_keeps_n_and_the_remainder_its_share(groups: int, size: int, rest: int, kept: int) -> None:
+    kept, rest = min(kept, size), rest % size
+    level = Level(1 - kept / size, size)
+    assert level.kept_per_group == kept
+    assert kept_per_row(groups * size + rest, level) == groups * kept + round(kept * rest / size)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "*:64", "*:4"])
+def test_levels_start_dense_and_grow_sparser(pattern: str) -> None:
+    levels = available_levels(pattern, 0.05)
+    assert levels[0] == DENSE
+    kept = [kept_per_row(4096, level) for level in levels]
+    assert kept == sorted(set(kept), reverse=True)
+
+
+def test_a_pattern_keeps_its_name() -> None:
+    assert [level.pattern for level in available_levels("2:4", 0.05)] == ["unstructured", "2:4"]
+    assert available_levels("*:64", 0.05)[38].pattern == "26:64"
+
+
+def test_a_pattern_that_keeps_more_than_a_group_has_is_refused() -> None:
+    with pytest.raises(PruneError, match="5:4"):
+        available_levels("5:4", 0.05)
+
+
+def test_sparsity_weighs_layers_by_their_size() -> None:
+    layers = [Layer("a", "language", 10, 100), Layer("b", "vision", 10, 300)]
+    policy = Policy({"a": Level(0.5), "b": DENSE})
+    assert policy.kept(layers) == 500 + 3000
+    assert policy.sparsity(layers) == pytest.approx(0.125)
+    assert weight_budget(layers, 0.6) == 1600
+
+
+def test_a_policy_survives_json() -> None:
+    policy = Policy({"a": Level(0.55), "b": Level(0.5, 4)})
+    assert Policy.from_json(policy.to_json()) == policy
