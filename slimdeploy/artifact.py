@@ -37,8 +37,8 @@ class Manifest:
 
     format: "onnx", "vllm" or "checkpoint". model: name of the source model, as users ask for it in a request.
     family: its architecture's `model_type`. sparsity: share of the prunable weights that is zero.
-    policy: level per matrix, as `Policy.to_json`. quality: share of right answers on the test split, by stage
-    ("dense", "pruned", "restored"). verification: what was compared with torch, and how far apart they were.
+    layers: one row per prunable matrix, as `policy.describe` gives them. quality: share of right answers on the test
+    split, by stage ("dense", "pruned", "restored"). verification: what was compared with torch, and how far apart they were.
     versions: packages that made it.
     """
 
@@ -46,7 +46,7 @@ class Manifest:
     model: str
     family: str
     sparsity: float = 0.0
-    policy: dict[str, Any] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)
     quality: dict[str, Any] = field(default_factory=dict)
     verification: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -71,44 +71,60 @@ class Artifact:
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `path` when the body ends, and vanishes when it raises.
 
-    Raises ArtifactError when the disk is full.
+    Raises ArtifactError when the disk is full or may not be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _aside(path) as folder:
+        folder.mkdir()
+        yield folder
+        if path.exists():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            folder.rename(path)
+            shutil.rmtree(old)
+        else:
+            folder.rename(path)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """The same for one file, which the body writes."""
+    with _aside(path) as file:
+        yield file
+        file.replace(path)
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir()
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
-        _replace(aside, path)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
         raise ArtifactError(f"{path} cannot be written: {error.strerror}; nothing was changed there") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _replace(aside: Path, path: Path) -> None:
-    if path.exists():
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
-        path.rename(old)
-        aside.rename(path)
-        shutil.rmtree(old)
-    else:
-        aside.rename(path)
+        if aside.is_file():
+            aside.unlink()
 
 
 @contextmanager
 def new_artifact(path: Path, manifest: Manifest) -> Iterator[Path]:
-    """`new_folder` that ends by writing the manifest with every file's size and sha256."""
+    """`new_folder` that ends by writing the manifest."""
     with new_folder(path) as folder:
         yield folder
-        files = {
-            file.relative_to(folder).as_posix(): FileEntry(sha256_of(file), file.stat().st_size)
-            for file in sorted(folder.rglob("*"))
-            if file.is_file()
-        }
-        (folder / MANIFEST).write_text(json.dumps(asdict(replace(manifest, files=files)), indent=1))
+        write_manifest(folder, manifest)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest` into `folder`, completed with the size and sha256 of every file there."""
+    files = {
+        file.relative_to(folder).as_posix(): FileEntry(sha256_of(file), file.stat().st_size)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+    (folder / MANIFEST).write_text(json.dumps(asdict(replace(manifest, files=files)), indent=1))
 
 
 def open_artifact(path: Path) -> Artifact:

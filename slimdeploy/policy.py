@@ -6,8 +6,8 @@ weights, for the budget as for the masks, so that a policy within its budget giv
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from .errors import PruneError
 
@@ -119,3 +119,16 @@ def available_levels(pattern: str, step: float) -> tuple[Level, ...]:
 def weight_budget(layers: Iterable[Layer], sparsity: float) -> int:
     """Weights that may stay: the largest number that removes at least a share of `sparsity`."""
     return int((1 - sparsity) * sum(layer.weights for layer in layers) + 1e-6)
+
+
+def describe(layers: Iterable[Layer], policy: Policy) -> list[dict[str, Any]]:
+    """One row per layer for manifests and reports: name, tower, shape, level and weights kept."""
+    return [
+        asdict(layer)
+        | {
+            "pattern": policy.levels[layer.name].pattern,
+            "sparsity": 1 - kept_weights(layer, policy.levels[layer.name]) / layer.weights,
+            "kept": kept_weights(layer, policy.levels[layer.name]),
+        }
+        for layer in layers
+    ]

@@ -1,13 +1,15 @@
 """The folder of one run: each finished step's result, and the inputs that it came from.
 
-A step is finished when its folder stands under its name; it is written aside and renamed, so a kill leaves either
-all of it or nothing. Beside the result lies the fingerprint of what went in: settings, and the fingerprints of the
-steps before. A step whose fingerprint is unchanged does not run again. Knows nothing of what the steps do.
+A result stands under its step's name. It is written aside and renamed, so a kill leaves all of it or nothing. The
+inputs that it came from (settings, and the fingerprints of the steps before) lie under `inputs/`; they are removed
+before a result is replaced and written after it, so they never vouch for another result. A step whose inputs are
+unchanged does not run again. Knows nothing of what the steps do.
 """
 
 import fcntl
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .artifact import new_folder, sha256_of
+from .artifact import new_file, new_folder, sha256_of
 from .errors import SlimdeployError
 from .progress import Progress
-
-_FINGERPRINT = "inputs.json"
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class Step:
     fingerprint: str
 
 
+def _trust(_: Path) -> None:
+    """A result that was renamed into place is whole."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Where a run keeps its steps."""
@@ -37,24 +41,41 @@ class RunFolder:
     path: Path
     progress: Progress
 
-    def step(self, name: str, inputs: Mapping[str, Any], produce: Callable[[Path], None]) -> Step:
+    def step(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        produce: Callable[[Path], None],
+        check: Callable[[Path], object] = _trust,
+    ) -> Step:
         """The result of step `name`, from disk when `inputs` are those that it was made from.
 
         inputs: JSON values; a `Step` stands for its fingerprint. produce: fills the folder that it is given.
+        check: raises SlimdeployError when a finished result is no longer what it was; it is then made again.
         """
         values = {key: value.fingerprint if isinstance(value, Step) else value for key, value in inputs.items()}
         text = json.dumps({"step": name, "slimdeploy": __version__, **values}, indent=1, sort_keys=True)
         step = Step(self.path / name, hashlib.sha256(text.encode()).hexdigest())
-        if not _is_finished(step.path, text):
-            self.progress.say(f"[bold]{name}[/]")
+        record = self.path / "inputs" / f"{name}.json"
+        if not (step.path.is_dir() and record.is_file() and record.read_text() == text and self._holds(step, check)):
             with new_folder(step.path) as folder:
                 produce(folder)
-                (folder / _FINGERPRINT).write_text(text)
+                record.unlink(missing_ok=True)
+            with new_file(record) as file:
+                file.write_text(text)
         return step
+
+    def _holds(self, step: Step, check: Callable[[Path], object]) -> bool:
+        try:
+            check(step.path)
+        except SlimdeployError as error:
+            self.progress.say(f"{step.path.name} is made again: {error}")
+            return False
+        return True
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep a second run out of this folder; the lock goes with the process, however that ends."""
+        """Keep a second run out of this folder, and sweep up what a killed one left; a kill frees the lock."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             try:
@@ -63,12 +84,9 @@ class RunFolder:
                 raise SlimdeployError(
                     f"another run is at work in {self.path}; wait for it or set another `out`"
                 ) from None
+            for leftover in self.path.glob(".*.partial"):
+                shutil.rmtree(leftover)
             yield
-
-
-def _is_finished(folder: Path, inputs: str) -> bool:
-    file = folder / _FINGERPRINT
-    return file.is_file() and file.read_text() == inputs
 
 
 def fingerprint_of_folder(folder: Path) -> str:
