@@ -131,7 +131,7 @@ class ValidateConfig(Table):
     concurrency: Positive = Field(4, description="Requests in flight at the same time.")
     max_tokens: Positive = Field(16, description="Longest answer asked for.")
     warmup: int = Field(4, ge=0, description="Requests sent first and not counted.")
-    timeout_s: float = Field(60.0, gt=0, description="Longest wait for one answer; a request that takes longer has failed.")
+    timeout_s: float = Field(60.0, gt=0, description="Longest wait for one answer; beyond it the request has failed.")
 
 
 class Target(Table):

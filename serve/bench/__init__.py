@@ -1,0 +1,1 @@
+"""Measuring an OpenAI-compatible endpoint, ours or not."""
