@@ -4,7 +4,6 @@ Knows file names and formats; no module, no tensor.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +22,15 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A folder with a model, and what users call the model."""
-
-    folder: Path
-    name: str
-
-
-def find_checkpoint(path: str) -> Checkpoint:
+def locate_model(path: str) -> Path:
     """The folder of "demo", of a path, or of a model on the hub, which is downloaded unless it already was."""
     if path == DEMO:
         from .demo import CHECKPOINT
 
-        return Checkpoint(CHECKPOINT, DEMO)
+        return CHECKPOINT
     folder = Path(path).expanduser()
     if folder.is_dir():
-        return Checkpoint(folder, folder.resolve().name)
+        return folder
     if folder.exists():
         raise ModelError(f"{path} is a file; the model must be a folder in Hugging Face layout")
     parts = path.split("/")
@@ -47,7 +38,13 @@ def find_checkpoint(path: str) -> Checkpoint:
         raise ModelError(
             f"{path} does not exist; name a folder in Hugging Face layout, a hub model as OWNER/NAME, or 'demo'"
         )
-    return Checkpoint(_download(path), path)
+    return _download(path)
+
+
+def model_name(path: str) -> str:
+    """What users call the model: "demo", a folder's own name, or the hub's OWNER/NAME."""
+    folder = Path(path).expanduser()
+    return folder.resolve().name if path != DEMO and folder.is_dir() else path
 
 
 def _download(name: str) -> Path:

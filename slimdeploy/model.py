@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeatur
 from transformers.utils import logging as transformers_logging
 
 from .archs import Arch
-from .checkpoint import check_checkpoint, find_checkpoint
+from .checkpoint import check_checkpoint, locate_model, model_name
 from .errors import ModelError
 from .images import load_image
 from .policy import Layer, Tower
@@ -23,6 +23,9 @@ from .samples import Sample
 
 DType = Literal["float32", "bfloat16", "float16"]
 IGNORED_LABEL = -100
+"""Marks the tokens that no loss is taken on, as in transformers."""
+
+__all__ = ["Model", "dense_weights", "encode", "load_model", "locate_model"]
 
 
 @dataclass
@@ -85,17 +88,18 @@ def linears_in(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Linear]]:
             yield name, part
 
 
-def load_model(path: str, dtype: DType = "float32", device: str = "cpu") -> Model:
+def load_model(path: str, dtype: DType = "float32", device: str = "cpu", name: str | None = None) -> Model:
     """Load "demo", a folder in Hugging Face layout, or a model of the hub; safetensors only, no code from outside.
 
+    name: what the path stands for when it is where a named model was found already.
     Raises ModelError where the checkpoint is missing, incomplete, of an unknown family, or holds pickled weights only.
     """
-    checkpoint = find_checkpoint(path)
-    arch = check_checkpoint(checkpoint.folder)
+    folder = locate_model(path)
+    arch = check_checkpoint(folder)
     with _quiet_transformers():
-        module = _load_module(checkpoint.folder, getattr(torch, dtype))
-        processor = _load_processor(checkpoint.folder)
-    return Model(module.to(device).eval(), processor, arch, checkpoint.name, checkpoint.folder)
+        module = _load_module(folder, getattr(torch, dtype))
+        processor = _load_processor(folder)
+    return Model(module.to(device).eval(), processor, arch, model_name(name or path), folder)
 
 
 def _load_module(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -153,9 +157,9 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def encode(model: Model, samples: Sequence[Sample], answers: bool = False) -> BatchFeature:
-    """Inputs of the model for a batch of samples, on its device: pictures first, then the question, padded on the left.
+    """Inputs for a batch of samples, on the model's device: pictures first, then the question, padded on the left.
 
-    input_ids, attention_mask, position_ids: (samples, tokens). pixel_values: (pictures, 3, height, width), where there are any.
+    input_ids, attention_mask, position_ids: (samples, tokens). pixel_values: (pictures, 3, height, width), if any.
     answers: appends each sample's first answer and adds `labels`, -100 everywhere but on the answer's tokens.
     """
     tokenizer = model.processor.tokenizer
@@ -194,7 +198,8 @@ def _render_answered(model: Model, sample: Sample, prompt: str) -> str:
     text = str(model.processor.apply_chat_template([_user_turn(sample), turn], tokenize=False))
     if not text.startswith(prompt):
         raise ModelError(
-            f"{model.source}: the chat template renders a question differently once it is answered; train data needs the same"
+            f"{model.source}: its chat template renders an answered question otherwise than the question alone, "
+            "so the model cannot be trained on answers; make the one start with the other"
         )
     end = model.processor.tokenizer.eos_token
     return text if text.endswith(end) else text.rstrip() + end

@@ -1,12 +1,15 @@
-"""A tiny random LLaVA checkpoint: every part of the real family (CLIP tower, two-layer projector, Llama with grouped-query
-attention, tokenizer, image processor, chat template) at sizes that a test can afford.
+"""A tiny random LLaVA checkpoint: every part of the real family (CLIP tower, two-layer projector, Llama with
+grouped-query attention, tokenizer, image processor, chat template) at sizes that a test can afford.
 """
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -18,6 +21,8 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+
+from slimdeploy.samples import Sample
 
 IMAGE_SIZE = 24
 PATCH_SIZE = 12
@@ -37,7 +42,7 @@ CHAT_TEMPLATE = (
 def make_tiny_llava(folder: Path, seed: int = 0, hub_layout: bool = False) -> Path:
     """Write the checkpoint to `folder` and return it.
 
-    hub_layout: weight names and processor files as in llava-hf/llava-1.5-7b-hf on the hub, which predate transformers 5.
+    hub_layout: weight names and processor files as in llava-hf/llava-1.5-7b-hf on the hub.
     """
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(_config()).eval()
@@ -131,7 +136,7 @@ def _rename_weights(file: Path) -> None:
 
 
 def _split_processor(folder: Path) -> None:
-    """processor_config.json holds only the processor's own values; image processor and chat template have their own files."""
+    """Image processor and chat template get files of their own."""
     values = json.loads((folder / "processor_config.json").read_text())
     image_processor: dict[str, Any] = values.pop("image_processor")
     image_processor |= {"image_processor_type": "CLIPImageProcessor", "processor_class": "LlavaProcessor"}
@@ -150,3 +155,24 @@ def _split_processor(folder: Path) -> None:
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:
     file.write_text(json.dumps(values, indent=2))
+
+
+def make_samples(count: int, seed: int = 0, answered: bool = True) -> list[Sample]:
+    """Questions of different lengths about pictures of random noise, with answers of different lengths."""
+    rng = np.random.default_rng(seed)
+    return [
+        Sample(
+            id=f"{seed}-{index}",
+            question="What is " + "it " * int(rng.integers(1, 6)) + "then?",
+            images=(_noise_png(rng),),
+            answers=("red", "blue", "three")[index % 3 :][:1] if answered else (),
+            kind=("colour", "count")[index % 2],
+        )
+        for index in range(count)
+    ]
+
+
+def _noise_png(rng: np.random.Generator) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()

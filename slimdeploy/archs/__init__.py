@@ -13,9 +13,9 @@ from ..errors import ModelError
 class Arch:
     """Module paths of one family, as transformers names them.
 
-    feature_layer: the configuration's key that says which hidden state of the vision tower the projector reads (an index
-    or several; 0 is the embeddings, negative counts from the end): blocks after it are dead weight.
-    hub_prefixes: (prefix here, prefix on the hub and in vLLM's loader) of every weight name; the first that fits counts.
+    feature_layer: the configuration's key that says which hidden state of the vision tower the projector reads (an
+    index or several; 0 is the embeddings, negative counts from the end): blocks after it are dead weight.
+    hub_prefixes: (prefix here, prefix on the hub and in vLLM's loader) of every weight name; the first that fits.
     """
 
     model_type: str
@@ -44,6 +44,7 @@ def arch_for(config: dict[str, Any], source: str) -> Arch:
     model_type = config.get("model_type")
     if model_type not in supported:
         raise ModelError(
-            f"{source} is of the architecture '{model_type}', which slimdeploy does not know; supported: {', '.join(supported)}"
+            f"{source} is of the architecture '{model_type}', which slimdeploy does not know; "
+            f"supported: {', '.join(supported)}"
         )
     return supported[model_type]
