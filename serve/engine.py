@@ -6,8 +6,24 @@ from typing import Literal, Protocol
 
 from PIL import Image
 
+from slimdeploy.errors import SlimdeployError
+
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
+
+
+class RequestError(SlimdeployError):
+    """One request cannot be honoured; the server goes on.
+
+    param: the request's field that is to blame, as `messages[0].content`. status: HTTP status. code: OpenAI's word
+    for the kind of error, where it has one.
+    """
+
+    def __init__(self, message: str, param: str | None = None, status: int = 400, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.status = status
+        self.code = code
 
 
 @dataclass(frozen=True)

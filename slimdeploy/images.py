@@ -23,7 +23,7 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     Raises DataError that says what is wrong with it, without a word of the decoder's own.
     """
     with _opened(source, max_pixels) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return to_rgb(ImageOps.exif_transpose(image))
 
 
 def check_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> None:
@@ -54,3 +54,14 @@ def _opened(source: ImageSource, max_pixels: int) -> Iterator[Image.Image]:
             "cannot be opened" if isinstance(error, PermissionError) else "is truncated or not a PNG, JPEG, WebP or GIF"
         )
         raise DataError(f"{name} {kind}") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB, with transparency laid over white as transformers' image processors do."""
+    if image.mode == "RGB":
+        return image
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image.convert("RGB")
+    opaque = Image.new("RGBA", image.size, "white")
+    opaque.alpha_composite(image.convert("RGBA"))
+    return opaque.convert("RGB")

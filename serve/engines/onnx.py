@@ -1,0 +1,144 @@
+"""The ONNX engine: a conversation in, pieces of the answer out, one token at a time, on onnxruntime.
+
+`OnnxGenerator` is the synchronous whole, for one caller or one thread per request. `OnnxEngine` shares it among the
+server's requests without ever blocking the event loop.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from PIL import Image
+
+from slimdeploy.artifact import Artifact
+from slimdeploy.config import ServeConfig
+from slimdeploy.errors import DataError, ServeError
+
+from ..chat_template import load_chat_template
+from ..engine import Chunk, FinishReason, GenerationRequest, Message, RequestError, Usage
+from ..model_files import read_facts
+from ..preprocess import load_preprocessor
+from ..sampling import Sampler
+from ..text import AnswerStream, Text
+from .onnx_sessions import Floats, OnnxSessions
+
+
+class OnnxGenerator:
+    """A loaded ONNX artifact. threads: of onnxruntime; 0 takes one per core."""
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        folder = artifact.path
+        self._facts = read_facts(folder)
+        self._text = Text(folder)
+        self._template = load_chat_template(folder, self._text.special_tokens)
+        self._preprocess = load_preprocessor(folder)
+        self._sessions = OnnxSessions(folder, threads or len(os.sched_getaffinity(0)), self._facts.context)
+
+    def generate(self, request: GenerationRequest) -> Iterator[Chunk]:
+        """One chunk per token, with no text while that is not certain; the last one has the finish reason.
+
+        The token that ends the answer counts as a completion token. Raises RequestError before the first chunk.
+        """
+        embeddings = self._embed_prompt(request.messages)
+        prompt_tokens = embeddings.shape[1]
+        limit = min(request.sampling.max_tokens, self._facts.context - prompt_tokens)
+        sample = Sampler(request.sampling)
+        answer = AnswerStream(self._text, request.sampling.stop)
+        cache = self._sessions.new_cache()
+        for count in range(1, limit + 1):
+            token = sample(self._sessions.decode(embeddings, cache))
+            ended = token in self._facts.end_tokens
+            text = "" if ended else answer.push(token)
+            finish: FinishReason | None = "stop" if ended or answer.stopped else "length" if count == limit else None
+            if finish and not answer.stopped:
+                text += answer.flush()
+                # The rest of the text may complete a stop string after all.
+                finish = "stop" if answer.stopped else finish
+            yield Chunk(text, Usage(prompt_tokens, count), finish)
+            if finish:
+                return
+            embeddings = self._sessions.embed([token])
+
+    def _embed_prompt(self, messages: Sequence[Message]) -> Floats:
+        """The conversation as the decoder's input: (1, tokens, hidden), image features in their places."""
+        images = [part for message in messages for part in message.parts if isinstance(part, Image.Image)]
+        ids = self._text.encode(self._render(messages))
+        if ids.count(self._facts.image_token) != len(images):
+            raise RequestError(
+                f"the model's chat template has places for {ids.count(self._facts.image_token)} of {len(images)} images; "
+                "put images into user messages",
+                param="messages",
+            )
+        if not images:
+            self._check_length(len(ids))
+            return self._sessions.embed(ids)
+        self._check_length(len(ids) + 1)  # before the costly part; the exact check follows
+        features = self._sessions.encode_images(self._pixels(images))
+        image_tokens = features.shape[1]
+        expanded = [i for i in ids for _ in range(image_tokens if i == self._facts.image_token else 1)]
+        self._check_length(len(expanded))
+        embeddings = self._sessions.embed(expanded)
+        places = [position for position, token in enumerate(expanded) if token == self._facts.image_token]
+        embeddings[0, places] = features.reshape(-1, features.shape[-1])
+        return embeddings
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        quoted = [
+            Message(m.role, tuple(self._text.quote(part) if isinstance(part, str) else part for part in m.parts))
+            for m in messages
+        ]
+        prompt = self._template.render(quoted)
+        for number, message in enumerate(quoted):
+            # Many templates of vision-language models pass over system messages, and nobody would notice.
+            texts = [part.strip() for part in message.parts if isinstance(part, str)]
+            if message.role == "system" and not all(text in prompt for text in texts):
+                raise RequestError("this model's chat template has no place for a system message", f"messages[{number}]")
+        return prompt
+
+    def _pixels(self, images: Sequence[Image.Image]) -> Floats:
+        try:
+            return self._preprocess(images)
+        except DataError as error:
+            raise RequestError(str(error), param="messages") from None
+
+    def _check_length(self, prompt_tokens: int) -> None:
+        if prompt_tokens >= self._facts.context:
+            raise RequestError(
+                f"the prompt has {prompt_tokens} tokens, images included, and the model holds {self._facts.context} tokens "
+                "of prompt and answer; shorten the messages",
+                param="messages",
+                code="context_length_exceeded",
+            )
+
+
+class OnnxEngine:
+    """Serves an ONNX artifact: `config.concurrency` requests at the same time, the others wait in line."""
+
+    def __init__(self, artifact: Artifact, config: ServeConfig) -> None:
+        self._model = artifact.manifest.model
+        self._generator = OnnxGenerator(artifact, config.threads)
+        self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="onnx")
+        self._slots = asyncio.Semaphore(config.concurrency)  # wakes those who wait in the order of their arrival
+        self._closed = False
+
+    @property
+    def model(self) -> str:
+        return self._model
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Chunk]:
+        """Closing the iterator, or cancelling its task, ends the request with the token that is being made."""
+        loop = asyncio.get_running_loop()
+        async with self._slots:
+            chunks = self._generator.generate(request)
+            finished = False
+            while not finished:
+                if self._closed:
+                    raise ServeError("the server is shutting down; ask again later")
+                chunk = await loop.run_in_executor(self._threads, next, chunks)
+                finished = chunk.finish_reason is not None
+                yield chunk
+
+    async def close(self) -> None:
+        self._closed = True
+        await asyncio.to_thread(self._threads.shutdown, wait=True)

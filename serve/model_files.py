@@ -1,0 +1,55 @@
+"""The JSON files that describe a model inside an artifact, read with errors that name the file."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slimdeploy.errors import ArtifactError
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Raises ArtifactError when the file is missing or holds no JSON object."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{file} is missing; export the artifact again") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{file} cannot be read as JSON: {error}; export the artifact again") from None
+    if not isinstance(values, dict):
+        raise ArtifactError(f"{file} holds no JSON object; export the artifact again")
+    return values
+
+
+def read_json_if_there(file: Path) -> dict[str, Any]:
+    """Empty where there is no such file: several layouts name different files for one thing."""
+    return read_json(file) if file.is_file() else {}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What generation must know of a model.
+
+    context: tokens that prompt and answer may have together. image_token: id that stands for one image feature.
+    end_tokens: ids that end an answer.
+    """
+
+    context: int
+    image_token: int
+    end_tokens: frozenset[int]
+
+
+def read_facts(folder: Path) -> ModelFacts:
+    """From config.json and generation_config.json; the latter wins, as in transformers."""
+    config = read_json(folder / "config.json")
+    text = config.get("text_config", config)
+    generation = read_json_if_there(folder / "generation_config.json")
+    context = text.get("max_position_embeddings")
+    image_token = config.get("image_token_id", config.get("image_token_index"))
+    ends = next((c["eos_token_id"] for c in (generation, config, text) if c.get("eos_token_id") is not None), None)
+    found = {"max_position_embeddings": context, "image_token_id": image_token, "eos_token_id": ends}
+    for key, value in found.items():
+        if value is None:
+            raise ArtifactError(f"{folder / 'config.json'} has no {key}; export the artifact again")
+    assert isinstance(context, int) and isinstance(image_token, int) and ends is not None
+    return ModelFacts(context, image_token, frozenset(ends if isinstance(ends, list) else [ends]))

@@ -1,0 +1,57 @@
+"""An artifact in this process, without a server: what `slimdeploy.load` returns."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from slimdeploy.artifact import Artifact, open_artifact
+from slimdeploy.config import ServeConfig
+from slimdeploy.errors import ServeError
+from slimdeploy.images import load_image
+
+from .engine import GenerationRequest, Message, Sampling
+from .engines.onnx import OnnxGenerator
+
+Picture = Path | str | bytes | Image.Image
+"""A file, its bytes, or a decoded picture."""
+
+
+class LoadedModel:
+    """Answers questions, one after the other."""
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        self.artifact = artifact
+        self._generator = OnnxGenerator(artifact, threads)
+
+    def ask(
+        self,
+        question: str,
+        images: Sequence[Picture] = (),
+        *,
+        max_tokens: int = ServeConfig().max_tokens,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """The answer to a question about zero or more pictures; greedy unless a temperature is given."""
+        message = Message("user", (*(_decoded(image) for image in images), question))
+        sampling = Sampling(max_tokens, temperature, top_p, seed, tuple(stop))
+        return "".join(chunk.text for chunk in self._generator.generate(GenerationRequest((message,), sampling)))
+
+
+def load(path: Path | str, threads: int = 0) -> LoadedModel:
+    """Check the artifact (or run folder) and load it. threads: of onnxruntime; 0 takes one per core."""
+    artifact = open_artifact(Path(path))
+    if artifact.manifest.format != "onnx":
+        raise ServeError(
+            f"{artifact.path} has the format '{artifact.manifest.format}'; only 'onnx' artifacts run in this process"
+        )
+    return LoadedModel(artifact, threads)
+
+
+def _decoded(picture: Picture) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture
+    return load_image(Path(picture) if isinstance(picture, str) else picture)

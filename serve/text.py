@@ -1,0 +1,135 @@
+"""Text to tokens and tokens to text, through `tokenizers` alone.
+
+Knows nothing of conversations; `slimdeploy.serve.chat_template` makes the prompt that is encoded here.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from slimdeploy.errors import ArtifactError
+
+from .engine import RequestError
+from .model_files import read_json_if_there
+
+# Unicode keeps these two for a program's own use: no text may hold them.
+_QUOTE, _UNQUOTE = "\ufdd0", "\ufdd1"
+_QUOTED = re.compile(f"{_QUOTE}(.*?){_UNQUOTE}", re.DOTALL)
+_REPLACEMENT = "\ufffd"
+
+
+class Text:
+    """A model's tokenizer."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = _load(folder / "tokenizer.json")
+        self._literal = _load(folder / "tokenizer.json")
+        self._literal.encode_special_tokens = True
+        self.special_tokens = special_tokens(folder)
+        controls = {token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special}
+        controls |= set(self.special_tokens.values())
+        longest_first = sorted(filter(None, controls), key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def quote(self, text: str) -> str:
+        """The text with control tokens such as `<image>` marked, so that `encode` reads them as plain characters.
+
+        Without this whoever writes a message could end a turn, or claim a picture that is not there.
+        """
+        if _QUOTE in text or _UNQUOTE in text:
+            raise RequestError("text holds U+FDD0 or U+FDD1, which are no characters", param="messages")
+        return self._control.sub(lambda match: f"{_QUOTE}{match.group()}{_UNQUOTE}", text)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Ids of a rendered prompt. Special tokens are added as the tokenizer says, unless the prompt has them."""
+        bos = self.special_tokens.get("bos_token")
+        add_special_tokens = not (bos and prompt.startswith(bos))
+        ids: list[int] = []
+        for number, piece in enumerate(_QUOTED.split(prompt)):
+            tokenizer = self._literal if number % 2 else self._tokenizer
+            ids += tokenizer.encode(piece, add_special_tokens=add_special_tokens and number == 0).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer, without special tokens."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+class AnswerStream:
+    """Turns an answer's tokens into text that is certain, piece by piece.
+
+    Never gives half of a UTF-8 character, nor a part of a stop string. All pieces together are the decoded answer up to
+    the first stop string; the bytes of a character that never became whole are left out.
+    """
+
+    def __init__(self, text: Text, stop: Sequence[str]) -> None:
+        self._text = text
+        self._stop = stop
+        self._ids: list[int] = []
+        self._read = 0  # ids[:_read] already gave all of their text
+        self._held = ""  # certain, but perhaps the beginning of a stop string
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """The text that this token made certain; sets `stopped` when it completes a stop string."""
+        self._ids.append(token)
+        before = self._text.decode(self._ids[: self._read])
+        whole = self._text.decode(self._ids)
+        if len(whole) <= len(before) or whole.endswith(_REPLACEMENT):
+            return ""
+        # Older tokens matter no more; those that gave this text do, because a word's first token may lose its space.
+        self._ids = self._ids[self._read :]
+        self._read = len(self._ids)
+        return self._release(whole[len(before) :])
+
+    def flush(self) -> str:
+        """What was held back, once no token follows."""
+        before = self._text.decode(self._ids[: self._read])
+        rest = self._text.decode(self._ids)[len(before) :].rstrip(_REPLACEMENT)
+        released = self._release(rest)
+        held, self._held = self._held, ""
+        return released if self.stopped else released + held
+
+    def _release(self, certain: str) -> str:
+        self._held += certain
+        found = [position for stop in self._stop if (position := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            end = min(found)
+        else:
+            end = len(self._held) - self._undecided()
+        released, self._held = self._held[:end], self._held[end:]
+        return released
+
+    def _undecided(self) -> int:
+        """Length of the longest end of the held text that begins a stop string."""
+        return max((n for stop in self._stop for n in _prefix_lengths(stop) if self._held.endswith(stop[:n])), default=0)
+
+
+def _prefix_lengths(stop: str) -> Iterator[int]:
+    yield from range(1, len(stop))
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """`bos_token`, `eos_token` and their like, by the names under which chat templates ask for them."""
+    values = read_json_if_there(folder / "special_tokens_map.json") | read_json_if_there(folder / "tokenizer_config.json")
+    tokens = {}
+    for name, value in values.items():
+        content = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(content, str):
+            tokens[name] = content
+    return tokens
+
+
+def _load(file: Path) -> Tokenizer:
+    if not file.is_file():
+        raise ArtifactError(f"{file} is missing; export the artifact again")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception for whatever it cannot parse
+        raise ArtifactError(f"{file} is no tokenizer that this server can read: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
