@@ -43,7 +43,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class TargetResult:
-    """A target's verdict. goal, measured: in the metric's unit, which is ms, tokens/s, a share from 0 to 1, or MB (10^6).
+    """A target's verdict. goal, measured: in the metric's unit, which is ms, tokens/s, a share (0 to 1) or MB (10^6).
 
     measured: None when there is nothing to compare; the target is then missed and `reason` says why.
     """
