@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
 from transformers.utils import logging as transformers_logging
 
@@ -25,7 +25,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 IGNORED_LABEL = -100
 """Marks the tokens that no loss is taken on, as in transformers."""
 
-__all__ = ["Model", "dense_weights", "encode", "load_model", "locate_model"]
+__all__ = ["Model", "encode", "load_model", "locate_model"]
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Model:
         """Paths of the vision tower's blocks that the projector's features depend on."""
         blocks = self.module.get_submodule(self.arch.vision_blocks)
         assert isinstance(blocks, nn.ModuleList)
-        chosen = getattr(self.module.config, self.arch.feature_layer)
+        chosen: int | list[int] = getattr(self.config, self.arch.feature_layer)
         indices = [chosen] if isinstance(chosen, int) else chosen
         # Hidden state i is what block i-1 puts out.
         live = max(index if index >= 0 else len(blocks) + 1 + index for index in indices)
@@ -68,6 +68,17 @@ class Model:
         blocks = self.module.get_submodule(self.arch.language_blocks)
         assert isinstance(blocks, nn.ModuleList)
         return [f"{self.arch.language_blocks}.{i}" for i in range(len(blocks))]
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint that `load_model` and transformers load."""
+        with _quiet_transformers():
+            self.module.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
+
+    @property
+    def config(self) -> Any:
+        """The configuration of transformers."""
+        return self.module.config
 
     @property
     def device(self) -> torch.device:
@@ -217,8 +228,3 @@ def _answer_lengths(prompts: list[list[int]], texts: list[list[int]]) -> list[in
         shared = next((i for i, pair in enumerate(zip(prompt, text, strict=False)) if pair[0] != pair[1]), len(prompt))
         lengths.append(len(text) - shared)
     return lengths
-
-
-def dense_weights(model: Model) -> dict[str, Tensor]:
-    """Copies of every prunable matrix as it is now, by name."""
-    return {layer.name: model.linear(layer.name).weight.detach().clone() for layer in model.layers()}

@@ -1,0 +1,40 @@
+"""How important each weight is. One line of mathematics per criterion; walks over no model."""
+
+from typing import assert_never
+
+from torch import Tensor
+
+from ..config import Criterion
+from ..errors import PruneError
+from ..model import Model
+from .stats import Stats
+
+
+def wanda_scores(weight: Tensor, input_sq_sum: Tensor) -> Tensor:
+    """|W| · ‖X‖₂ per input feature; the smallest are pruned first (Wanda, Sun et al. 2024, eq. 1).
+
+    weight: (out, in).  input_sq_sum: (in,), sum of squared inputs over calibration tokens.
+    Returns (out, in), in the weight's unit times the input's norm.
+    """
+    return weight.abs() * input_sq_sum.sqrt().to(weight)
+
+
+def magnitude_scores(weight: Tensor) -> Tensor:
+    """|W|, whatever the inputs. weight and result: (out, in)."""
+    return weight.abs()
+
+
+def layer_scores(model: Model, name: str, criterion: Criterion, stats: Stats) -> Tensor:
+    """Scores of one layer's weights, (out, in). Raises PruneError where a weight is NaN or statistics are missing."""
+    weight = model.linear(name).weight.detach()
+    if not bool(weight.isfinite().all()):
+        raise PruneError(f"the weights of {name} hold NaN or infinity; the checkpoint is damaged")
+    match criterion:
+        case "magnitude":
+            return magnitude_scores(weight)
+        case "wanda":
+            if name not in stats.input_sq_sum:
+                raise PruneError(f"the statistics hold nothing on {name}; collect them on this model again")
+            return wanda_scores(weight, stats.input_sq_sum[name])
+        case _:
+            assert_never(criterion)

@@ -1,0 +1,45 @@
+"""From scores to masks: which weights of a row, or of a group of M, are kept at a level.
+
+Weights compete within their row (within their group for N:M), for every criterion: Wanda found rows to work best, and
+rows of equal counts are what a packed format and its kernels like. So masks are nested over levels: one rank per weight
+holds all of them, and a mask is a comparison.
+"""
+
+import torch
+from torch import Tensor
+
+from ..policy import Level, kept_per_row
+
+
+def ranks(scores: Tensor, group: int) -> Tensor:
+    """Place of every weight in its row (group 0) or in its group of `group` columns; 0 is the most important.
+
+    scores: (out, in). Equal scores: the earlier column wins. Returns int32 (out, in).
+    """
+    rows, columns = scores.shape
+    size = group or columns
+    whole = columns // size * size
+    parts = [_places(scores[:, :whole].reshape(-1, size)).view(rows, whole)]
+    if whole < columns:
+        parts.append(_places(scores[:, whole:]))
+    return torch.cat(parts, dim=1)
+
+
+def _places(scores: Tensor) -> Tensor:
+    """Rank within each row, largest first."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device).expand(scores.shape)
+    return torch.empty_like(order, dtype=torch.int32).scatter_(1, order, places.contiguous())
+
+
+def mask_at(rank: Tensor, level: Level) -> Tensor:
+    """The mask of a level: True where a weight is kept, exactly `kept_per_row` in every row.
+
+    rank: what `ranks` gave for this level's group, (out, in).
+    """
+    columns = rank.shape[1]
+    if not level.group:
+        return rank < kept_per_row(columns, level)
+    whole = columns // level.group * level.group
+    rest = kept_per_row(columns - whole, level)
+    return torch.cat([rank[:, :whole] < level.kept_per_group, rank[:, whole:] < rest], dim=1)
