@@ -38,8 +38,8 @@ class Manifest:
     format: "onnx", "vllm" or "checkpoint". model: name of the source model, as users ask for it in a request.
     family: its architecture's `model_type`. sparsity: share of the prunable weights that is zero.
     layers: one row per prunable matrix, as `policy.describe` gives them. quality: share of right answers on the test
-    split, by stage ("dense", "pruned", "restored"). verification: what was compared with torch, and how far apart they were.
-    versions: packages that made it.
+    split, by stage ("dense", "pruned", "restored"). verification: what was compared with torch, and how far apart they
+    were. versions: packages that made it.
     """
 
     format: str
@@ -127,12 +127,21 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(json.dumps(asdict(replace(manifest, files=files)), indent=1))
 
 
+def is_artifact(path: Path) -> bool:
+    """Whether an artifact, or a run folder with one in it, lies at `path`; says nothing of its state."""
+    return (_artifact_folder(path) / MANIFEST).is_file()
+
+
+def _artifact_folder(path: Path) -> Path:
+    return path / "artifact" if (path / "artifact" / MANIFEST).is_file() else path
+
+
 def open_artifact(path: Path) -> Artifact:
     """The artifact at `path`, or in the run folder `path`, every file compared with the manifest.
 
     Raises ArtifactError that names the first file that is missing, truncated or altered.
     """
-    folder = path / "artifact" if (path / "artifact" / MANIFEST).is_file() else path
+    folder = _artifact_folder(path)
     manifest = _read_manifest(folder)
     for name, entry in manifest.files.items():
         file = folder / name

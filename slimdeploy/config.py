@@ -50,6 +50,7 @@ class DataConfig(Table):
     train: Positive = Field(2000, description="Samples that restoration trains on.")
     validation: Positive = Field(256, description="Held-out samples that judge between searched and uniform policy.")
     test: Positive = Field(2000, description="Samples behind every reported accuracy.")
+    batch_size: Positive = Field(64, description="Samples per forward pass where nothing is trained.")
 
 
 class PruneConfig(Table):

@@ -1,0 +1,235 @@
+"""The command line. The only place that prints or exits.
+
+Exit codes: 0 done; 1 a target was missed; 2 something a user can mend, in one sentence; 130 interrupted.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from . import __version__
+from .config import Config, ServeConfig
+from .config_file import load_config, render_config
+from .errors import ConfigError, SlimdeployError
+from .progress import Progress
+
+DEFAULT_CONFIG = "deploy.toml"
+DEFAULT_HELP = "default: %(default)s"
+PIPELINE_STEPS = {
+    "run": "the whole path: search, prune, restore, export, serve, validate",
+    "search": "search a pruning policy on the calibration samples, and show it",
+    "prune": "search, then prune",
+    "restore": "search, prune, then restore with SparseLoRA",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; its exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+    except SlimdeployError as error:
+        Console(stderr=True).print(f"slimdeploy: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        Console(stderr=True).print("slimdeploy: interrupted; finished steps are kept")
+        return 130
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="slimdeploy", description="From a vision-language model to a measured endpoint."
+    )
+    parser.add_argument("--version", action="version", version=f"slimdeploy {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    init = commands.add_parser("init", help="write a documented deploy.toml")
+    init.add_argument("file", type=Path, nargs="?", default=Path(DEFAULT_CONFIG))
+    init.set_defaults(command=_init)
+
+    for name, meaning in PIPELINE_STEPS.items():
+        step = commands.add_parser(name, help=meaning)
+        _add_config(step)
+        step.set_defaults(command=_run if name == "run" else _step, step=name)
+
+    export = commands.add_parser("export", help="write the artifact, running the steps before it where needed")
+    _add_config(export)
+    export.add_argument("--to", choices=("onnx", "vllm", "checkpoint"), help="another format than the configured one")
+    export.add_argument("--output", type=Path, metavar="DIR", help="write there instead of into the run's folder")
+    export.set_defaults(command=_export)
+
+    serve = commands.add_parser("serve", help="serve an artifact over an OpenAI-compatible endpoint")
+    _add_artifact(serve)
+    serve.add_argument(
+        "--config", type=Path, metavar="TOML", help="deploy.toml whose [serve] counts; else the run's own"
+    )
+    serve.add_argument("--host", help="address to listen on")
+    serve.add_argument("--port", type=int, help="port to listen on; 0 takes a free one")
+    serve.set_defaults(command=_serve)
+
+    validate = commands.add_parser("validate", help="measure an artifact or endpoint and compare it with the targets")
+    validate.add_argument("target", metavar="ARTIFACT|URL", help="an artifact, a run's folder, or an endpoint's URL")
+    validate.add_argument(
+        "--targets", type=Path, metavar="TOML", default=Path(DEFAULT_CONFIG), help="default: %(default)s"
+    )
+    validate.add_argument("--output", type=Path, metavar="DIR", help="where report.json and report.html go")
+    validate.set_defaults(command=_validate)
+
+    evaluate = commands.add_parser("evaluate", help="accuracy on the test split, without a server")
+    evaluate.add_argument("path", metavar="ARTIFACT|MODEL", help="an artifact, a run's folder, or a checkpoint")
+    evaluate.add_argument(
+        "--data", type=Path, metavar="TOML", default=Path(DEFAULT_CONFIG), help="default: %(default)s"
+    )
+    evaluate.set_defaults(command=_evaluate)
+
+    inspect = commands.add_parser("inspect", help="shape, sparsity and pattern of every prunable layer")
+    inspect.add_argument("path", metavar="ARTIFACT|MODEL")
+    inspect.set_defaults(command=_inspect)
+
+    ask = commands.add_parser("ask", help="one answer from an artifact, without a server")
+    _add_artifact(ask)
+    ask.add_argument(
+        "--image", type=Path, action="append", default=[], metavar="FILE", help="may be given several times"
+    )
+    ask.add_argument("--max-tokens", type=int, default=64)
+    ask.add_argument("question")
+    ask.set_defaults(command=_ask)
+
+    doctor = commands.add_parser("doctor", help="what this machine has, and what is wrong with the installation")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", type=Path, nargs="?", default=Path(DEFAULT_CONFIG), help=DEFAULT_HELP)
+
+
+def _add_artifact(command: argparse.ArgumentParser) -> None:
+    command.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an ONNX artifact, or a run's folder")
+
+
+def _init(options: argparse.Namespace) -> int:
+    try:
+        with options.file.open("x", encoding="utf-8") as file:
+            file.write(render_config())
+    except FileExistsError:
+        raise ConfigError(f"{options.file} exists already; name another file") from None
+    except OSError as error:
+        raise ConfigError(f"{options.file} cannot be written: {error.strerror}") from None
+    Console().print(f"wrote {options.file}; next: slimdeploy run {options.file}", highlight=False)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .pipeline import run_pipeline
+    from .tables import verdict
+
+    console = Console()
+    with Progress(console) as progress:
+        report = run_pipeline(load_config(options.config), progress)
+    console.print(*verdict(report), sep="\n")
+    return 0 if report.met else 1
+
+
+def _step(options: argparse.Namespace) -> int:
+    from .pipeline import opened_run
+    from .tables import policy_table
+
+    console = Console()
+    with Progress(console) as progress, opened_run(load_config(options.config), progress) as run:
+        match options.step:
+            case "search":
+                run.search()
+            case "prune":
+                run.pruned()
+            case "restore":
+                run.restored()
+    console.print(policy_table(run.layer_rows()))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from .pipeline import opened_run
+
+    config = load_config(options.config)
+    if options.to:
+        config = config.model_copy(update={"export": config.export.model_copy(update={"format": options.to})})
+    console = Console()
+    with Progress(console) as progress, opened_run(config, progress) as run:
+        artifact = run.export_to(options.output) if options.output else run.artifact().path
+    console.print(f"{config.export.format} artifact: {artifact}", highlight=False)
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from .artifact import open_artifact
+    from .serve.server import run_server
+
+    config = _serve_config(options)
+    artifact = open_artifact(options.artifact)
+    console = Console()
+    run_server(artifact, config, ready=lambda url: console.print(f"serving {artifact.manifest.model} at {url}"))
+    return 0
+
+
+def _serve_config(options: argparse.Namespace) -> ServeConfig:
+    """[serve] of the file that is named, else of the run that made the artifact; flags win."""
+    of_the_run = options.artifact / DEFAULT_CONFIG
+    file = options.config or (of_the_run if of_the_run.is_file() else None)
+    config = load_config(file) if file else Config()
+    flags = {key: getattr(options, key) for key in ("host", "port") if getattr(options, key) is not None}
+    return ServeConfig(**config.serve.model_dump() | flags)
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from .tables import verdict
+    from .validation import validate
+
+    console = Console()
+    with Progress(console) as progress:
+        report = validate(options.target, load_config(options.targets), progress, options.output)
+    console.print(*verdict(report), sep="\n")
+    return 0 if report.met else 1
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from .pipeline import evaluate
+    from .tables import accuracy_table
+
+    console = Console()
+    with Progress(console) as progress:
+        accuracy = evaluate(options.path, load_config(options.data), progress)
+    console.print(accuracy_table(accuracy))
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from .pipeline import inspect
+    from .tables import policy_table
+
+    Console().print(policy_table(inspect(options.path)))
+    return 0
+
+
+def _ask(options: argparse.Namespace) -> int:
+    from .serve.runtime import load
+
+    model = load(options.artifact)
+    start = time.perf_counter()
+    answer = model.ask(options.question, images=options.image, max_tokens=options.max_tokens)
+    Console().print(answer, highlight=False, markup=False)
+    Console(stderr=True).print(f"{1000 * (time.perf_counter() - start):.0f} ms", style="dim", highlight=False)
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from .doctor import examine
+    from .tables import findings_table
+
+    findings = examine()
+    Console().print(findings_table(findings))
+    return 1 if any(finding.problem for finding in findings) else 0

@@ -1,0 +1,308 @@
+"""The data path: evaluate, collect statistics, search, prune, restore, export, validate. Nothing else.
+
+Every step leaves its result in the run's folder and is skipped when that is there and its inputs are the same
+(`run_folder`). A step reads what it needs from the steps before it, so that any of them can be the first to run
+after a kill.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .artifact import Artifact, Manifest, is_artifact, new_file, new_folder, open_artifact, write_manifest
+from .config import Config
+from .config_file import render_config
+from .data import load_samples
+from .doctor import installed_versions
+from .errors import ConfigError
+from .policy import DENSE, Policy, describe
+from .progress import Progress
+from .run_folder import RunFolder, Step, fingerprint_of_folder
+from .samples import SPLITS, Sample, Split, require_answers
+from .scoring import Accuracy, score
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .report import Report, Stage
+
+_ANSWERS = "answers.json"
+_LAYERS = "layers.json"
+_RESTORATION = "restoration.json"
+_EXPORTING_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "safetensors")
+
+
+def run_pipeline(config: Config, progress: Progress) -> "Report":
+    """From the checkpoint to a measured endpoint. Raises SlimdeployError; what is finished stays."""
+    from .validation import validate_run
+
+    with opened_run(config, progress) as run:
+        run.dense()
+        if run.prunes:
+            run.search()
+            run.pruned()
+            run.restored()
+        run.artifact()
+        return validate_run(run)
+
+
+@contextmanager
+def opened_run(config: Config, progress: Progress) -> Iterator["Run"]:
+    """The run of `config`, with its folder locked."""
+    run = Run(config, progress)
+    with run.folder.locked():
+        with new_file(run.folder.path / "deploy.toml") as file:
+            file.write_text(render_config(config), encoding="utf-8")
+        yield run
+
+
+@dataclass(frozen=True)
+class Run:
+    """One deploy.toml at work. A method that returns a `Step` runs it, and those before it, unless it is finished."""
+
+    config: Config
+    progress: Progress
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        return RunFolder(Path(self.config.out), self.progress)
+
+    @cached_property
+    def samples(self) -> dict[Split, list[Sample]]:
+        samples = load_samples(self.config.data, SPLITS)
+        require_answers(samples["test"], "accuracy")
+        return samples
+
+    @cached_property
+    def source(self) -> Path:
+        """The folder of the model as it came; one of the hub is downloaded."""
+        from .checkpoint import locate_model
+
+        return locate_model(self.config.model.path)
+
+    @cached_property
+    def source_fingerprint(self) -> str:
+        return fingerprint_of_folder(self.source)
+
+    @property
+    def prunes(self) -> bool:
+        """A sparsity of 0 means export and serve only."""
+        return self.config.search.budget.sparsity > 0
+
+    def dense(self) -> Step:
+        """The answers of the model as it came."""
+
+        def produce(folder: Path) -> None:
+            self._save_answers(self._load(self.source), folder)
+
+        return self.folder.step("dense", {"model": self.source_fingerprint, **self._test_inputs()}, produce)
+
+    def statistics(self) -> Step:
+        """What every layer's inputs look like over the calibration samples."""
+
+        def produce(folder: Path) -> None:
+            from .prune import collect_stats
+
+            model = self._load(self.source)
+            collect_stats(model, self.samples["calibration"], self.config.data.batch_size, self.progress).save(folder)
+
+        inputs = {"model": self.source_fingerprint, "calibration": self._hashes("calibration")}
+        return self.folder.step("statistics", inputs, produce)
+
+    def search(self) -> Step:
+        """The policy, a level for every prunable matrix; and the evolved projector."""
+        if not self.prunes:
+            raise ConfigError("search.budget.sparsity = 0 leaves nothing to search, prune or restore; set it above 0")
+        statistics = self.statistics()
+
+        def produce(folder: Path) -> None:
+            from .exporters import check
+            from .prune import Stats
+            from .search import search_policy
+
+            model = self._load(self.source)
+            check(model, self.config.export)  # before hours of search, not after
+            result = search_policy(model, Stats.load(statistics.path), self.samples, self.config, self.progress)
+            result.save(folder)
+            (folder / _LAYERS).write_text(json.dumps(describe(model.layers(), result.policy), indent=1))
+
+        inputs = {
+            "statistics": statistics,
+            "prune": self.config.prune.model_dump(),
+            "settings": self.config.search.model_dump(),
+            "search": self._hashes("search"),
+            "validation": self._hashes("validation"),
+        }
+        return self.folder.step("search", inputs, produce)
+
+    def pruned(self) -> Step:
+        """The masks of the policy, and the pruned model's answers."""
+        search, statistics = self.search(), self.statistics()
+
+        def produce(folder: Path) -> None:
+            from .prune import Stats, make_masks, masked, save_masks
+            from .search import SearchResult
+
+            model, found = self._load(self.source), SearchResult.load(search.path)
+            masks = make_masks(model, found.policy, self.config.prune.criterion, Stats.load(statistics.path))
+            save_masks(masks, folder)
+            found.apply_projector(model)
+            with masked(model, masks):
+                self._save_answers(model, folder)
+
+        return self.folder.step("pruned", {"search": search, **self._test_inputs()}, produce)
+
+    def restored(self) -> Step:
+        """The restored checkpoint and its answers; its zeros are the masks'."""
+        search, pruned = self.search(), self.pruned()
+
+        def produce(folder: Path) -> None:
+            from .prune import load_masks
+            from .restore import restore
+            from .search import SearchResult
+
+            model = self._load(self.source)
+            SearchResult.load(search.path).apply_projector(model)
+            losses = restore(model, load_masks(pruned.path), self.samples["train"], self.config.restore, self.progress)
+            (folder / _RESTORATION).write_text(json.dumps(asdict(losses)))
+            model.save(folder / "checkpoint")
+            self._save_answers(model, folder)
+
+        inputs = {
+            "pruned": pruned,
+            "restore": self.config.restore.model_dump(),
+            "train": self._hashes("train"),
+            **self._test_inputs(),
+        }
+        return self.folder.step("restored", inputs, produce)
+
+    def artifact(self) -> Step:
+        """What is shipped, checked against torch."""
+        inputs = {
+            "model": self.restored() if self.prunes else self.dense(),
+            "export": self.config.export.model_dump(),
+            "calibration": self._hashes("calibration"),
+        }
+        return self.folder.step("artifact", inputs, self._export, check=open_artifact)
+
+    def export_to(self, path: Path) -> Path:
+        """The same artifact somewhere else."""
+        with new_folder(path) as folder:
+            self._export(folder)
+        return path
+
+    def stages(self) -> dict["Stage", Step]:
+        """The finished steps that have an accuracy."""
+        if not self.prunes:
+            return {"dense": self.dense()}
+        return {"dense": self.dense(), "pruned": self.pruned(), "restored": self.restored()}
+
+    def engine(self) -> Step:
+        """The answers of the artifact through its engine, in this process: the export without the server."""
+        artifact = self.artifact()
+
+        def produce(folder: Path) -> None:
+            answers = engine_answers(open_artifact(artifact.path), self.samples["test"], self.config, self.progress)
+            (folder / _ANSWERS).write_text(json.dumps(answers))
+
+        return self.folder.step("engine", {"artifact": artifact, **self._test_inputs()}, produce)
+
+    def answers(self, step: Step) -> list[str]:
+        """What a step answered to the test split."""
+        answers: list[str] = json.loads((step.path / _ANSWERS).read_text())
+        return answers
+
+    def accuracy(self, step: Step) -> Accuracy:
+        return score(self.samples["test"], self.answers(step))
+
+    def layer_rows(self) -> list[dict[str, Any]]:
+        """The policy, one row per prunable layer as `policy.describe` gives them."""
+        rows: list[dict[str, Any]] = json.loads((self.search().path / _LAYERS).read_text())
+        return rows
+
+    def restoration(self) -> dict[str, Any]:
+        """What restoration recorded."""
+        record: dict[str, Any] = json.loads((self.restored().path / _RESTORATION).read_text())
+        return record
+
+    def _export(self, folder: Path) -> None:
+        from .exporters import export
+
+        model = self._load(self.restored().path / "checkpoint" if self.prunes else self.source)
+        layers = model.layers()
+        rows = self.layer_rows() if self.prunes else describe(layers, Policy({x.name: DENSE for x in layers}))
+        prompts = self.samples["calibration"][: self.config.export.verify_prompts]
+        verification = export(model, folder, self.config.export, prompts, self.progress)
+        write_manifest(
+            folder,
+            Manifest(
+                format=self.config.export.format,
+                model=model.name,
+                family=model.arch.model_type,
+                sparsity=1 - sum(row["kept"] for row in rows) / sum(layer.weights for layer in layers),
+                layers=rows,
+                quality={stage: asdict(self.accuracy(step)) for stage, step in self.stages().items()},
+                verification=verification,
+                versions=installed_versions(("slimdeploy", *_EXPORTING_PACKAGES)),
+            ),
+        )
+
+    def _load(self, folder: Path) -> "Model":
+        from .model import load_model
+
+        return load_model(str(folder), name=self.config.model.path)
+
+    def _hashes(self, split: Split) -> list[str]:
+        return [sample.content_hash() for sample in self.samples[split]]
+
+    def _test_inputs(self) -> dict[str, Any]:
+        return {"test": self._hashes("test"), "max_tokens": self.config.validate_.max_tokens}
+
+    def _save_answers(self, model: "Model", folder: Path) -> None:
+        from .evaluate import greedy_answers
+
+        data, limit = self.config.data, self.config.validate_.max_tokens
+        answers = greedy_answers(model, self.samples["test"], limit, data.batch_size, self.progress)
+        (folder / _ANSWERS).write_text(json.dumps(answers))
+
+
+def engine_answers(artifact: Artifact, samples: list[Sample], config: Config, progress: Progress) -> list[str]:
+    """Greedy answers of an ONNX artifact, one after the other, without a server."""
+    from .serve.runtime import LoadedModel
+
+    model = LoadedModel(artifact, config.serve)
+    limit = config.validate_.max_tokens
+    questions = progress.track(samples, "onnx answers", total=len(samples))
+    return [model.ask(sample.question, images=sample.images, max_tokens=limit) for sample in questions]
+
+
+def evaluate(path: str, config: Config, progress: Progress) -> Accuracy:
+    """Accuracy on the test split of an ONNX artifact, by its engine, or of a checkpoint, by torch."""
+    samples = load_samples(config.data, ["test"])["test"]
+    require_answers(samples, "accuracy")
+    if is_artifact(Path(path)):
+        return score(samples, engine_answers(open_artifact(Path(path)), samples, config, progress))
+
+    from .evaluate import greedy_answers
+    from .model import load_model
+
+    limit = config.validate_.max_tokens
+    return score(samples, greedy_answers(load_model(path), samples, limit, config.data.batch_size, progress))
+
+
+def inspect(path: str) -> list[dict[str, Any]]:
+    """One row per prunable layer: from an artifact's manifest, or counted in a checkpoint's weights."""
+    if is_artifact(Path(path)):
+        return open_artifact(Path(path)).manifest.layers
+
+    from .model import load_model
+
+    model = load_model(path)
+    rows = []
+    for layer in model.layers():
+        kept = int(model.linear(layer.name).weight.count_nonzero())
+        rows.append(asdict(layer) | {"pattern": "as found", "kept": kept, "sparsity": 1 - kept / layer.weights})
+    return rows

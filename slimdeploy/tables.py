@@ -1,0 +1,99 @@
+"""What the command line shows, as rich tables. Renders; measures and prints nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from .doctor import Finding
+from .measurements import LATENCY_METRICS
+from .report import STAGES, Report
+from .scoring import Accuracy
+
+
+def verdict(report: Report) -> list[RenderableType]:
+    """The end of a run: accuracy by stage, size, speed, targets, and what to do next."""
+    lines: list[RenderableType] = [_figures(report)]
+    if report.targets:
+        lines.append(_targets(report))
+    lines += [escape(f"note: {note}") for note in report.notes]
+    if report.targets:
+        missed = sum(not target.met for target in report.targets)
+        lines.append("all targets met" if not missed else f"{missed} of {len(report.targets)} targets missed")
+    return lines
+
+
+def _figures(report: Report) -> Table:
+    table = _table(escape(report.model), "figure", "value")
+    for stage in STAGES:
+        if accuracy := report.accuracy.get(stage):
+            where = " (through the endpoint)" if stage == "artifact" else ""
+            table.add_row(f"accuracy {stage}{where}", _share(accuracy))
+    for pair, share in (report.agreement or {}).items():
+        table.add_row(f"equal answers {pair.replace('_', ' and ')}", f"{100 * share:.2f}%")
+    sizes = report.size_bytes
+    if sizes.artifact is not None:
+        beside = "" if sizes.dense is None else f" (dense checkpoint {sizes.dense / 1e6:.1f} MB)"
+        table.add_row("size of the artifact", f"{sizes.artifact / 1e6:.1f} MB{beside}")
+    if run := report.run:
+        table.add_row("throughput", f"{run.throughput:.0f} tokens/s, {run.requests_per_second:.0f} requests/s")
+        for metric in LATENCY_METRICS:
+            distribution = run.distribution(metric)
+            percentiles = [(p, distribution.percentile(p)) for p in (50, 95)]
+            text = ", ".join(f"p{p} {'-' if value is None else f'{value:.1f} ms'}" for p, value in percentiles)
+            table.add_row(metric.upper(), text)
+    return table
+
+
+def _targets(report: Report) -> Table:
+    table = _table("targets", "target", "goal", "measured", "")
+    for target in report.targets:
+        result = "[green]met[/]" if target.met else "[red]missed[/]"
+        measured = f"{target.measured_text} ({target.reason})" if target.reason else target.measured_text
+        table.add_row(target.name, target.goal_text, escape(measured), result)
+    return table
+
+
+def accuracy_table(accuracy: Accuracy) -> Table:
+    """Overall and by type of question."""
+    table = _table("accuracy on the test split", "questions", "accuracy", "count")
+    for kind, share in accuracy.by_kind.items():
+        table.add_row(kind, _share(share), str(share.count))
+    table.add_row("all", _share(accuracy), str(accuracy.count), style="bold")
+    return table
+
+
+def policy_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """One row per prunable layer, as `policy.describe` gives them, and their sum."""
+    table = _table("prunable layers", "layer", "tower", "shape", "pattern", "sparsity", "kept")
+    for row in rows:
+        shape = f"{row['rows']} x {row['columns']}"
+        share = f"{100 * row['sparsity']:.1f}%"
+        table.add_row(row["name"], row["tower"], shape, row["pattern"], share, f"{row['kept']:,}")
+    weights = sum(row["rows"] * row["columns"] for row in rows)
+    kept = sum(row["kept"] for row in rows)
+    total = f"{100 * (1 - kept / weights):.1f}%" if weights else "-"
+    table.add_row("all", "", f"{weights:,} weights", "", total, f"{kept:,}", style="bold")
+    return table
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    table = _table("doctor", "what", "found")
+    for finding in findings:
+        problem = f"\n[red]{escape(finding.problem)}[/]" if finding.problem else ""
+        table.add_row(finding.name, f"{escape(finding.value)}{problem}")
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _share(accuracy: Accuracy) -> str:
+    return f"{100 * accuracy.value:.1f} ± {100 * accuracy.standard_error:.1f}%"

@@ -1,0 +1,149 @@
+"""Measure an endpoint and hold it against the targets: of a whole run, of an artifact, or of a URL.
+
+An artifact is served by a process of its own while it is measured, so that what is timed is what will run.
+"""
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter
+
+from .artifact import Artifact, is_artifact, open_artifact
+from .config import Config
+from .data import load_samples
+from .doctor import installed_versions
+from .errors import ValidateError
+from .measurements import Run as Load
+from .measurements import remarks
+from .progress import Progress
+from .report import (
+    LayerSparsity,
+    Report,
+    Sizes,
+    Stage,
+    first_mistakes,
+    now,
+    this_machine,
+    write_json,
+)
+from .report_html import write_html
+from .samples import Sample, require_answers
+from .scoring import Accuracy, agreement, score
+from .targets import Measured, judge
+
+if TYPE_CHECKING:
+    from .pipeline import Run
+
+_SERVING_PACKAGES = ("slimdeploy", "onnxruntime", "onnxruntime-gpu", "tokenizers", "fastapi", "uvicorn", "numpy")
+
+
+def validate(target: str, config: Config, progress: Progress, output: Path | None = None) -> Report:
+    """Measure `target`, an artifact, a run's folder or a URL, with the test split; write report.json and report.html.
+
+    output: where they go; by default beside an artifact, and for a URL into the folder that deploy.toml names.
+    Raises ValidateError when the endpoint cannot be measured.
+    """
+    samples = _asked(load_samples(config.data, ["test"])["test"], config)
+    if "://" in target:
+        report = _report(config, samples, _measure(target, samples, config, progress))
+        folder = output or Path(config.out)
+    elif is_artifact(Path(target)):
+        artifact = open_artifact(Path(target))
+        report = _report(config, samples, _serve_and_measure(artifact, samples, config, progress), artifact)
+        folder = output or artifact.path.parent
+    else:
+        raise ValidateError(f"{target} is neither a URL nor an artifact; `slimdeploy export` makes an artifact")
+    return _written(report, folder)
+
+
+def validate_run(run: "Run") -> Report:
+    """The report of a whole run: what was decided, lost, restored and measured."""
+    config, artifact = run.config, open_artifact(run.artifact().path)
+    samples = _asked(run.samples["test"], config)
+    if artifact.manifest.format == "onnx":
+        load = _serve_and_measure(artifact, samples, config, run.progress)
+        report = replace(_report(config, samples, load, artifact), agreement=_agreement(run, load))
+    else:
+        note = (
+            f"A {artifact.manifest.format} export has no engine here: serve {artifact.path} and measure it with "
+            "`slimdeploy validate URL`."
+        )
+        report = _report(config, samples, None, artifact)
+        report = replace(report, notes=(*report.notes, note))
+    if run.prunes:
+        report = replace(report, search=run.search_history(), restoration=run.losses())
+    source_bytes = sum(file.stat().st_size for file in run.source.iterdir() if file.is_file())
+    report = replace(report, size_bytes=Sizes(source_bytes, artifact.bytes))
+    return _written(report, run.folder.path)
+
+
+def _asked(samples: list[Sample], config: Config) -> list[Sample]:
+    require_answers(samples, "accuracy through the endpoint")
+    return samples[: config.validate_.requests]
+
+
+def _measure(url: str, samples: list[Sample], config: Config, progress: Progress) -> Load:
+    from .serve.bench import measure
+
+    return measure(url, samples, config.validate_, progress)
+
+
+def _serve_and_measure(artifact: Artifact, samples: list[Sample], config: Config, progress: Progress) -> Load:
+    from .serve.server import background_server
+
+    with background_server(artifact, config.serve) as url:
+        return _measure(url, samples, config, progress)
+
+
+def _report(config: Config, samples: list[Sample], load: Load | None, artifact: Artifact | None = None) -> Report:
+    """What follows from the load and from what the artifact says of itself."""
+    accuracy: dict[Stage, Accuracy | None] = {}
+    if artifact:
+        accuracy |= TypeAdapter(dict[Stage, Accuracy]).validate_python(artifact.manifest.quality)
+    if load:
+        accuracy["artifact"] = score(samples, load.answers)
+    size = artifact.bytes if artifact else None
+    measured = Measured(load, accuracy.get("artifact"), accuracy.get("dense"), size)
+    return Report(
+        model=artifact.manifest.model if artifact else load.model if load else config.model.path,
+        command=shlex.join(["slimdeploy", *sys.argv[1:]]),
+        created=now(),
+        machine=this_machine(),
+        versions=installed_versions(_SERVING_PACKAGES),
+        accuracy=accuracy,
+        size_bytes=Sizes(None, size),
+        targets=tuple(judge(config.targets, measured)),
+        run=load,
+        policy=_layers(artifact),
+        mistakes=first_mistakes(samples, load.answers) if load else (),
+        notes=tuple(remarks(load)) if load else (),
+    )
+
+
+def _layers(artifact: Artifact | None) -> tuple[LayerSparsity, ...] | None:
+    if artifact is None:
+        return None
+    names = LayerSparsity.__dataclass_fields__
+    return tuple(LayerSparsity(**{name: row[name] for name in names}) for row in artifact.manifest.layers)
+
+
+def _agreement(run: "Run", load: Load) -> dict[str, float]:
+    """Share of equal greedy answers of torch with the exported weights, the ONNX engine, and the endpoint."""
+    count = len(load.requests)
+    torch = run.answers(run.restored() if run.prunes else run.dense())[:count]
+    onnx = run.answers(run.engine())[:count]
+    endpoint = load.answers
+    return {
+        "torch_onnx": agreement(torch, onnx),
+        "onnx_endpoint": agreement(onnx, endpoint),
+        "torch_endpoint": agreement(torch, endpoint),
+    }
+
+
+def _written(report: Report, folder: Path) -> Report:
+    write_json(report, folder / "report.json")
+    write_html(report, folder / "report.html")
+    return report
