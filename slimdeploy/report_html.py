@@ -3,6 +3,7 @@
 The template is report.html beside this file; all texts go through jinja2's escaping.
 """
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def render_html(report: Report) -> str:
     return environment.get_template("report.html").render(
         report=report,
         verdict=verdict(report),
+        created=f"{datetime.fromisoformat(report.created):%d %B %Y, %H:%M} UTC",
         figures=_figures(report),
         notes=[*report.notes, *(remarks(report.run) if report.run else [])],
         accuracy=_accuracy(report),

@@ -14,7 +14,7 @@ WIDTH = 880
 _PANEL = 286
 _BINS = 28
 _CDF_POINTS = 240
-_BAR, _ROW, _LABELS, _VALUES = 16, 30, 120, 130
+_BAR, _ROW, _LABELS, _VALUES = 16, 30, 120, 190
 
 
 def accuracy_bars(accuracy: dict[Stage, Accuracy]) -> Markup:
@@ -45,13 +45,13 @@ def _bar_row(row: int, name: str, share: float, value: str, beside: str, style: 
         text(0, middle, name, "name"),
         rectangle(_LABELS, top, _bar_length(1), _BAR, "track"),
         rectangle(_LABELS, top, _bar_length(share), _BAR, style, f"{name}: {value}"),
-        text(WIDTH - _VALUES + 52, middle, value, "value", "end"),
-        text(WIDTH, middle, beside, "", "end"),
+        text(WIDTH - 112, middle, value, "value", "end"),
+        text(WIDTH - 100, middle, beside),
     ]
 
 
 def _bar_length(share: float) -> float:
-    return share * (WIDTH - _LABELS - _VALUES - 40)
+    return share * (WIDTH - _LABELS - _VALUES)
 
 
 def _whisker(middle: float, found: Accuracy) -> Markup:
@@ -102,16 +102,16 @@ def histogram(distribution: Distribution, metric: LatencyMetric, goals: dict[str
     for value in distribution.values:
         if value <= axis.high:
             counts[min(int((value - axis.low) / step), _BINS - 1)] += 1
-    plot = Plot(f"{metric.upper()} histogram", axis, Axis.from_zero(counts, wanted=3), _PANEL, 190)
+    plot = Plot(f"{metric.upper()} histogram", axis, Axis.from_zero(counts, wanted=4), _PANEL, 190)
     for index, count in enumerate(counts):
         if count:
             low = axis.low + index * step
             plot.bar(low, low + step, count, f"{low:.1f} to {low + step:.1f} ms: {count} requests")
     for row, (name, percent) in enumerate((("p50", 50), ("p95", 95))):
-        if (value := distribution.percentile(percent)) is not None:
-            plot.vertical(value, f"{name} {_ms(value)}", "quantile", row)
-    for row, (name, goal) in enumerate(goals.items(), 2):
-        plot.vertical(goal, name, "goal", row)
+        if (quantile := distribution.percentile(percent)) is not None:
+            plot.vertical(quantile, f"{name} {_ms(quantile)}", "quantile", row)
+    for row, (goal_name, goal) in enumerate(goals.items(), 2):
+        plot.vertical(goal, goal_name, "goal", row)
     beyond = Markup("<figcaption>{} slower than {} are not drawn</figcaption>").format(hidden, _ms(axis.high))
     return plot.render() + (beyond if hidden else Markup(""))
 
@@ -125,7 +125,7 @@ def cumulative(distribution: Distribution, metric: LatencyMetric, goals: dict[st
     points = [(axis.low, 0.0), *((shown[rank], (rank + 1) / distribution.count) for rank in ranks)]
     plot = Plot(f"{metric.upper()} cumulative share", axis, Axis.share(), _PANEL, 170)
     plot.steps(points, "main")
-    for row, (name, goal) in enumerate(goals.items()):
+    for row, (name, goal) in enumerate(goals.items(), 6):  # low enough to leave the curve's shoulder free
         plot.vertical(goal, name, "goal", row)
     return plot.render()
 
@@ -216,7 +216,7 @@ def _place(name: str) -> tuple[str, int]:
 
 def _whole_ticks(count: int) -> list[float]:
     step = max(1, math.ceil(count / 12))
-    return [1.0, *(float(tick) for tick in range(step, count + 1, step) if tick > 1)]
+    return [float(tick) for tick in range(step, count + 1, step)]
 
 
 def _ms(value: float) -> str:

@@ -18,7 +18,8 @@ def round_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     if span <= 0:
         return [low]
     magnitude = 10.0 ** math.floor(math.log10(span / wanted))
-    step = next(factor * magnitude for factor in (1, 2, 5, 10) if span / (factor * magnitude) <= wanted * 1.01)
+    steps = [factor * magnitude for factor in (1, 2, 5, 10)]
+    step = min(steps, key=lambda step: abs(span / step - wanted))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
 
@@ -70,6 +71,7 @@ class Plot:
     width: int = 880
     height: int = 240
     _marks: list[Markup] = field(default_factory=list)
+    _tags: list[Markup] = field(default_factory=list)
 
     def x(self, value: float) -> float:
         share = (value - self.x_axis.low) / (self.x_axis.high - self.x_axis.low)
@@ -98,29 +100,21 @@ class Plot:
         width = max(round(self.x(x_high) - left - 1, 1), 0.5)
         self._marks.append(shape.format(left, top, width, round(self.y(0) - top, 1), tip))
 
-    def vertical(self, value: float, text: str, style: str, row: int = 0) -> None:
-        """A marker across the plot, its text in line `row` from the top; beyond the axis it is left out."""
-        if not self.x_axis.low <= value <= self.x_axis.high:
-            return
-        x = self.x(value)
-        at_left = x > self.width * 0.7
-        shape = Markup(
-            '<path class="marker {}" d="M{} {}V{}"/><text class="{} tag" x="{}" y="{}" text-anchor="{}">{}</text>'
-        )
-        place = (x - 4, "end") if at_left else (x + 4, "start")
-        self._marks.append(
-            shape.format(style, x, TOP, self.height - BOTTOM, style, place[0], TOP + 9 + 13 * row, place[1], text)
-        )
+    def vertical(self, value: float, words: str, style: str, row: int = 0) -> None:
+        """A marker across the plot, its words in line `row` from the top; beyond the axis it is left out."""
+        if self.x_axis.low <= value <= self.x_axis.high:
+            x = self.x(value)
+            self._path(f"M{x} {TOP}V{self.height - BOTTOM}", f"marker {style}")
+            place, anchor = (x - 4, "end") if x > self.width * 0.7 else (x + 4, "start")
+            self._tags.append(text(place, TOP + 9 + 13 * row, words, f"{style} tag", anchor))
 
-    def horizontal(self, value: float, text: str, style: str) -> None:
-        y = self.y(value)
-        shape = Markup(
-            '<path class="marker {}" d="M{} {}H{}"/><text class="{} tag" x="{}" y="{}" text-anchor="end">{}</text>'
-        )
-        self._marks.append(shape.format(style, LEFT, y, self.width - RIGHT, style, self.width - RIGHT, y - 5, text))
+    def horizontal(self, value: float, words: str, style: str) -> None:
+        y, right = self.y(value), self.width - RIGHT
+        self._path(f"M{LEFT} {y}H{right}", f"marker {style}")
+        self._tags.append(text(right, y - 5, words, f"{style} tag", "end"))
 
     def render(self) -> Markup:
-        return svg(self.title, self.width, self.height, [*self._axes(), *self._marks])
+        return svg(self.title, self.width, self.height, [*self._axes(), *self._marks, *self._tags])
 
     def _path(self, path: str, style: str) -> None:
         self._marks.append(Markup('<path class="{}" d="{}"/>').format(style, path))
