@@ -1,0 +1,61 @@
+"""Exporters: from the model in memory to files that a runtime loads, each verified against the model before it counts.
+
+One file per format, with two functions: `check` refuses, before hours of search, a model that the format cannot hold;
+`export` fills a folder and returns what it compared with torch. Every format of today stores pruned weights as zeros,
+so each holds any policy.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, assert_never
+
+from ..config import ExportConfig, ExportFormat
+from ..progress import Progress
+from ..samples import Sample
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+__all__ = ["check", "export"]
+
+
+class Exporter(Protocol):
+    """What the module of a format offers."""
+
+    def check(self, model: "Model") -> None: ...
+
+    def export(self, model: "Model", folder: Path, prompts: Sequence[Sample], progress: Progress) -> dict[str, Any]: ...
+
+
+def check(model: "Model", config: ExportConfig) -> None:
+    """Raises ExportError when the format cannot hold the model."""
+    _exporter(config.format).check(model)
+
+
+def export(
+    model: "Model", folder: Path, config: ExportConfig, prompts: Sequence[Sample], progress: Progress
+) -> dict[str, Any]:
+    """Write the model into the empty `folder` and verify what was written on `prompts`.
+
+    Returns the comparison with torch as JSON values, the same for the same model on the same machine.
+    Raises ExportError when the format cannot hold the model, or when what was written differs from it.
+    """
+    return _exporter(config.format).export(model, folder, prompts, progress)
+
+
+def _exporter(name: ExportFormat) -> Exporter:
+    match name:
+        case "onnx":
+            from . import onnx
+
+            return onnx
+        case "vllm":
+            from . import vllm
+
+            return vllm
+        case "checkpoint":
+            from . import checkpoint
+
+            return checkpoint
+        case _:
+            assert_never(name)

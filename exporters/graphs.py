@@ -1,0 +1,163 @@
+"""The three graphs of an ONNX export, in the layout of onnx-community and transformers.js: what each computes, and
+the names and axes of what goes in and comes out. Knows no ONNX.
+
+    vision_encoder         pixel_values -> image_features
+    embed_tokens           input_ids -> inputs_embeds
+    decoder_model_merged   inputs_embeds, attention_mask, position_ids, past_key_values.N.key/value
+                           -> logits, present.N.key/value
+
+One decoder serves prefill (a past of length 0) and decode. Its logits are those of the last position alone: nothing
+else is needed to generate, and at prefill the head would cost as much as several blocks.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from transformers import DynamicCache
+
+from ..model import Model
+
+VISION_ENCODER = "vision_encoder"
+EMBED_TOKENS = "embed_tokens"
+DECODER = "decoder_model_merged"
+
+# Sizes of the samples that tracing runs on; all differ, and none is 1, which would be taken for a constant.
+_BATCH, _SEQUENCE, _PAST = 2, 3, 7
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph to write.
+
+    sample: arguments of `part` to trace with. axes: the named dynamic axes of each of them.
+    """
+
+    name: str
+    part: nn.Module
+    sample: tuple[Any, ...]
+    axes: tuple[Any, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class VisionEncoder(nn.Module):
+    """Vision tower, choice of its features, projector: pictures to tokens of the language model."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        config = model.config
+        chosen = getattr(config, model.arch.feature_layer)
+        self.tower = model.module.get_submodule(model.arch.vision_tower)
+        self.projector = model.module.get_submodule(model.arch.projector)
+        self.chosen = [chosen] if isinstance(chosen, int) else list(chosen)
+        self.first_token = 1 if config.vision_feature_select_strategy == "default" else 0
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(pictures, 3, height, width) to (pictures, image tokens, hidden); blocks behind the features are not used."""
+        states = self.tower(pixel_values, output_hidden_states=True).hidden_states
+        features: Tensor = self.projector(torch.cat([states[i][:, self.first_token :] for i in self.chosen], dim=-1))
+        return features
+
+
+class EmbedTokens(nn.Module):
+    """The table of token embeddings."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        module: Any = model.module
+        self.embeddings = module.get_input_embeddings()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        embeddings: Tensor = self.embeddings(input_ids)
+        return embeddings
+
+
+class Decoder(nn.Module):
+    """The language model with its KV cache as plain tensors."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.language_model = model.module.get_submodule(model.arch.language_model)
+        self.lm_head = model.module.get_submodule(model.arch.lm_head)
+
+    def forward(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Shapes as in `decoder_graph`; past and the outputs behind the logits alternate keys and values, by layer."""
+        cache = DynamicCache(list(zip(past[0::2], past[1::2], strict=True)))
+        states = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        present = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        return (self.lm_head(states[:, -1:]), *present)
+
+
+def graphs_of(model: Model) -> list[Graph]:
+    """The three graphs, ready to trace."""
+    return [_vision_graph(model), _embedding_graph(model), _decoder_graph(model)]
+
+
+def _vision_graph(model: Model) -> Graph:
+    vision = model.config.vision_config
+    sample = torch.zeros(_BATCH, vision.num_channels, vision.image_size, vision.image_size, device=model.device)
+    return Graph(
+        VISION_ENCODER,
+        VisionEncoder(model),
+        (sample,),
+        ({0: Dim("batch_size")},),
+        ("pixel_values",),
+        ("image_features",),
+    )
+
+
+def _embedding_graph(model: Model) -> Graph:
+    sample = torch.zeros(_BATCH, _SEQUENCE, dtype=torch.long, device=model.device)
+    return Graph(
+        EMBED_TOKENS,
+        EmbedTokens(model),
+        (sample,),
+        ({0: Dim("batch_size"), 1: Dim("sequence_length")},),
+        ("input_ids",),
+        ("inputs_embeds",),
+    )
+
+
+def _decoder_graph(model: Model) -> Graph:
+    """inputs_embeds: (batch, sequence, hidden). attention_mask: (batch, past + sequence).
+
+    position_ids: (batch, sequence). past: (batch, KV heads, past, head size). logits: (batch, 1, vocabulary).
+    """
+    text = model.config.text_config
+    batch, sequence, past = Dim("batch_size"), Dim("sequence_length"), Dim("past_sequence_length")
+    pairs = [f"{layer}.{kind}" for layer in range(text.num_hidden_layers) for kind in ("key", "value")]
+    cached = torch.zeros(_BATCH, text.num_key_value_heads, _PAST, head_size(text), device=model.device)
+    return Graph(
+        DECODER,
+        Decoder(model),
+        (
+            torch.zeros(_BATCH, _SEQUENCE, text.hidden_size, device=model.device),
+            torch.ones(_BATCH, _PAST + _SEQUENCE, dtype=torch.long, device=model.device),
+            torch.arange(_PAST, _PAST + _SEQUENCE, device=model.device).repeat(_BATCH, 1),
+            [cached.clone() for _ in pairs],
+        ),
+        (
+            {0: batch, 1: sequence},
+            {0: batch, 1: Dim("total_sequence_length")},
+            {0: batch, 1: sequence},
+            [{0: batch, 2: past} for _ in pairs],
+        ),
+        ("inputs_embeds", "attention_mask", "position_ids", *(f"past_key_values.{pair}" for pair in pairs)),
+        ("logits", *(f"present.{pair}" for pair in pairs)),
+    )
+
+
+def head_size(text_config: Any) -> int:
+    """Width of one attention head."""
+    return int(getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads)

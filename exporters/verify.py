@@ -1,0 +1,232 @@
+"""Every ONNX export is run at once against torch: part by part, and token by token from pictures to the end.
+
+The greedy loop here is the plainest one that handles a batch; the edge has its own engine, which prepares its inputs
+itself. Inputs here come from the model's own processor.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import ExportError
+from ..model import Model, encode
+from ..progress import Progress
+from ..samples import Sample
+from .graphs import DECODER, EMBED_TOKENS, VISION_ENCODER
+
+Array = NDArray[Any]
+
+MAX_RELATIVE_ERROR = 1e-4
+"""||y - reference|| / ||reference|| that a part may have; float32 and another order of summation give about 1e-6."""
+TIE = 1e-4
+"""Where torch's two best logits are closer than this share of the best, either token is right."""
+MAX_TOKENS = 16
+"""Tokens compared of each answer."""
+RAGGED_BATCH = 3
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Greedy tokens, the end token included, and how clearly each won: (best - second) / |best|."""
+
+    tokens: list[int]
+    margins: list[float]
+
+
+class OnnxGraphs:
+    """The three graphs as onnxruntime sessions; arrays in, arrays out."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self._vision, self._embedding, self._decoder = (
+            _session(folder / f"{name}.onnx", threads) for name in (VISION_ENCODER, EMBED_TOKENS, DECODER)
+        )
+        self._past = [node for node in self._decoder.get_inputs() if node.name.startswith("past_key_values.")]
+
+    def encode_images(self, pixel_values: Array) -> Array:
+        features: Array = self._vision.run(None, {"pixel_values": pixel_values})[0]
+        return features
+
+    def embed(self, input_ids: Array) -> Array:
+        embeddings: Array = self._embedding.run(None, {"input_ids": input_ids})[0]
+        return embeddings
+
+    def empty_past(self, batch: int) -> list[Array]:
+        return [np.zeros((batch, node.shape[1], 0, node.shape[3]), np.float32) for node in self._past]
+
+    def decode(self, embeddings: Array, mask: Array, positions: Array, past: list[Array]) -> tuple[Array, list[Array]]:
+        """Logits of the last position, (batch, vocabulary), and the longer past."""
+        inputs = {"inputs_embeds": embeddings, "attention_mask": mask, "position_ids": positions}
+        cached = dict(zip((node.name for node in self._past), past, strict=True))
+        logits, *present = self._decoder.run(None, inputs | cached)
+        return logits[:, -1], present
+
+
+def _session(file: Path, threads: int) -> Any:
+    runtime: Any = onnxruntime
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def verify_onnx(model: Model, folder: Path, prompts: Sequence[Sample], progress: Progress) -> dict[str, Any]:
+    """Compare the graphs in `folder` with the model they came from, on one thread count for both.
+
+    Answers are compared alone and in ragged batches, each with torch's answer to the prompt alone.
+    Raises ExportError that names the part, or the prompt and token, that differs.
+    """
+    graphs = OnnxGraphs(folder, torch.get_num_threads())
+    errors = compare_parts(model, graphs, prompts[:RAGGED_BATCH])
+    expected = [greedy_in_torch(model, prompt) for prompt in progress.track(prompts, "asking torch", len(prompts))]
+    batches = [*([i] for i in range(len(prompts))), *ragged_batches(model, prompts)]
+    ties = 0
+    for batch in progress.track(batches, "verifying the ONNX graphs", len(batches)):
+        answers = greedy_in_onnx(model, graphs, [prompts[i] for i in batch])
+        ties += sum(count_tie(prompts[i], expected[i], answer) for i, answer in zip(batch, answers, strict=True))
+    return {
+        **errors,
+        "prompts": len(prompts),
+        "tokens": sum(len(answer.tokens) for answer in expected),
+        "batch_sizes": [1, RAGGED_BATCH],
+        "ties": ties,
+    }
+
+
+def ragged_batches(model: Model, prompts: Sequence[Sample]) -> list[list[int]]:
+    """Indices of prompts in batches of (up to) three: a short, a middling and a long one where there are such."""
+    lengths = [int(encode(model, [prompt])["input_ids"].shape[1]) for prompt in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda i: lengths[i])
+    count = -(-len(prompts) // RAGGED_BATCH)
+    return [by_length[first::count] for first in range(count)]
+
+
+@torch.no_grad()
+def compare_parts(model: Model, graphs: OnnxGraphs, prompts: Sequence[Sample]) -> dict[str, Any]:
+    """Largest absolute and relative error of each graph on a padded batch of prompts."""
+    batch = encode(model, prompts)
+    ids = batch["input_ids"]
+    module: Any = model.module
+    pixels = batch["pixel_values"] if "pixel_values" in batch else _noise(model)
+    features = torch.cat(list(module.get_image_features(pixel_values=pixels).pooler_output))
+    embeddings = module.get_input_embeddings()(ids)
+    pairs = {
+        VISION_ENCODER: (features, graphs.encode_images(_array(pixels))),
+        EMBED_TOKENS: (embeddings, graphs.embed(_array(ids))),
+    }
+    if "pixel_values" in batch:
+        is_image = ids == model.config.image_token_id
+        embeddings = embeddings.masked_scatter(is_image[..., None], features)
+    mask, positions = _array(batch["attention_mask"]), _array(batch["position_ids"])
+    logits, _ = graphs.decode(_array(embeddings), mask, positions, graphs.empty_past(len(ids)))
+    pairs[DECODER] = (model.module(**batch, logits_to_keep=1).logits[:, -1], logits)
+    return _errors(pairs)
+
+
+def _noise(model: Model) -> Tensor:
+    """A picture for prompts that have none."""
+    vision = model.config.vision_config
+    shape = (1, vision.num_channels, vision.image_size, vision.image_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+
+
+def _errors(pairs: Mapping[str, tuple[Tensor, Array]]) -> dict[str, Any]:
+    largest, relative = {}, {}
+    for part, (reference, output) in pairs.items():
+        expected = _array(reference).astype(np.float64)
+        difference = output.reshape(expected.shape) - expected
+        error = float(np.linalg.norm(difference) / np.linalg.norm(expected))
+        if not error <= MAX_RELATIVE_ERROR:  # also where it is no number
+            raise ExportError(
+                f"{part}.onnx differs from torch by a relative error of {error:.2g}, more than {MAX_RELATIVE_ERROR:g}; "
+                "set export.format = 'checkpoint' and report this model"
+            )
+        largest[part], relative[part] = _rounded(float(np.abs(difference).max())), _rounded(error)
+    return {"max_abs_error": largest, "relative_error": relative}
+
+
+def _rounded(value: float) -> float:
+    """Two digits, so that a manifest does not change with the last bit of a sum."""
+    return float(f"{value:.1e}")
+
+
+@torch.no_grad()
+def greedy_in_torch(model: Model, prompt: Sample) -> Answer:
+    """What the whole model answers, through its own forward and KV cache."""
+    inputs: dict[str, Any] = dict(encode(model, [prompt]))
+    mask, ends = inputs["attention_mask"], end_tokens(model)
+    answer = Answer([], [])
+    cache = None
+    while len(answer.tokens) < MAX_TOKENS:
+        output = model.module(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits, cache = output.logits[0, -1].double(), output.past_key_values
+        best, second = logits.topk(2).values.tolist()
+        token = int(logits.argmax())
+        answer.tokens.append(token)
+        answer.margins.append((best - second) / max(abs(best), 1e-30))
+        if token in ends:
+            break
+        mask = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
+        positions = mask.sum(dim=1, keepdim=True) - 1
+        inputs = {"input_ids": positions.new_tensor([[token]]), "attention_mask": mask, "position_ids": positions}
+    return answer
+
+
+def greedy_in_onnx(model: Model, graphs: OnnxGraphs, prompts: Sequence[Sample]) -> list[list[int]]:
+    """What the graphs answer to a batch of prompts, padded on the left."""
+    batch = {name: _array(tensor) for name, tensor in encode(model, prompts).items()}
+    ids, mask, positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
+    embeddings = graphs.embed(ids)
+    if "pixel_values" in batch:
+        features = graphs.encode_images(batch["pixel_values"])
+        embeddings[ids == model.config.image_token_id] = features.reshape(-1, embeddings.shape[-1])
+    past, ends = graphs.empty_past(len(ids)), end_tokens(model)
+    answers: list[list[int]] = [[] for _ in prompts]
+    running = set(range(len(prompts)))
+    for _ in range(MAX_TOKENS):
+        logits, past = graphs.decode(embeddings, mask, positions, past)
+        tokens = logits.argmax(axis=-1)
+        for i in sorted(running):
+            answers[i].append(int(tokens[i]))
+        running -= {i for i in running if answers[i][-1] in ends}
+        if not running:
+            break
+        mask = np.concatenate([mask, np.ones_like(mask[:, :1])], axis=1)
+        positions = positions[:, -1:] + 1
+        embeddings = graphs.embed(tokens[:, None])
+    return answers
+
+
+def count_tie(prompt: Sample, expected: Answer, tokens: Sequence[int]) -> int:
+    """0 when the tokens are torch's; 1 when they part where torch could as well have taken another token.
+
+    Raises ExportError when they part anywhere else.
+    """
+    for step, (ours, theirs) in enumerate(zip(tokens, expected.tokens, strict=False)):
+        if ours != theirs and expected.margins[step] < TIE:
+            return 1  # from here on both continue different texts
+        if ours != theirs:
+            raise ExportError(
+                f"on prompt {prompt.id} the ONNX graphs answer token {ours} at step {step} where torch answers "
+                f"{theirs} (by a margin of {expected.margins[step]:.2g}); set export.format = 'checkpoint' and report "
+                "this model"
+            )
+    assert len(tokens) == len(expected.tokens), "equal tokens end at the same one"
+    return 0
+
+
+def end_tokens(model: Model) -> frozenset[int]:
+    """Ids that end an answer."""
+    module: Any = model.module
+    ends = module.generation_config.eos_token_id
+    return frozenset([] if ends is None else ends if isinstance(ends, list) else [ends])
+
+
+def _array(tensor: Tensor) -> Array:
+    array: Array = tensor.detach().cpu().numpy()
+    return array
