@@ -1,6 +1,6 @@
 """What an engine is: the one interface between the server and whatever runs the model."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -77,7 +77,7 @@ class Engine(Protocol):
     def model(self) -> str:
         """The name that requests ask for."""
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[Chunk]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """Raises RequestError before the first chunk when the request does not fit (prompt too long)."""
 
     async def close(self) -> None:

@@ -44,12 +44,11 @@ def read_facts(folder: Path) -> ModelFacts:
     config = read_json(folder / "config.json")
     text = config.get("text_config", config)
     generation = read_json_if_there(folder / "generation_config.json")
-    context = text.get("max_position_embeddings")
-    image_token = config.get("image_token_id", config.get("image_token_index"))
-    ends = next((c["eos_token_id"] for c in (generation, config, text) if c.get("eos_token_id") is not None), None)
+    context: Any = text.get("max_position_embeddings")
+    image_token: Any = config.get("image_token_id", config.get("image_token_index"))
+    ends: Any = next((c["eos_token_id"] for c in (generation, config, text) if c.get("eos_token_id") is not None), None)
     found = {"max_position_embeddings": context, "image_token_id": image_token, "eos_token_id": ends}
     for key, value in found.items():
         if value is None:
             raise ArtifactError(f"{folder / 'config.json'} has no {key}; export the artifact again")
-    assert isinstance(context, int) and isinstance(image_token, int) and ends is not None
-    return ModelFacts(context, image_token, frozenset(ends if isinstance(ends, list) else [ends]))
+    return ModelFacts(int(context), int(image_token), frozenset(ends if isinstance(ends, list) else [ends]))

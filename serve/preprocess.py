@@ -71,8 +71,8 @@ class Preprocessor:
         width, height = self._resized(image.width, image.height)
         if width * height > MAX_PIXELS:
             raise DataError(
-                f"image of {image.width} x {image.height} pixels is too elongated: resized for this model it would have "
-                f"{width} x {height}; crop it"
+                f"image of {image.width} x {image.height} pixels is too elongated: resized for this model it would "
+                f"have {width} x {height}; crop it"
             )
         if (width, height) != image.size:
             image = image.resize((width, height), self.resample)

@@ -105,7 +105,9 @@ class AnswerStream:
 
     def _undecided(self) -> int:
         """Length of the longest end of the held text that begins a stop string."""
-        return max((n for stop in self._stop for n in _prefix_lengths(stop) if self._held.endswith(stop[:n])), default=0)
+        return max(
+            (n for stop in self._stop for n in _prefix_lengths(stop) if self._held.endswith(stop[:n])), default=0
+        )
 
 
 def _prefix_lengths(stop: str) -> Iterator[int]:
@@ -114,7 +116,9 @@ def _prefix_lengths(stop: str) -> Iterator[int]:
 
 def special_tokens(folder: Path) -> dict[str, str]:
     """`bos_token`, `eos_token` and their like, by the names under which chat templates ask for them."""
-    values = read_json_if_there(folder / "special_tokens_map.json") | read_json_if_there(folder / "tokenizer_config.json")
+    values = read_json_if_there(folder / "special_tokens_map.json") | read_json_if_there(
+        folder / "tokenizer_config.json"
+    )
     tokens = {}
     for name, value in values.items():
         content = value.get("content") if isinstance(value, dict) else value

@@ -6,7 +6,7 @@ server's requests without ever blocking the event loop.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
@@ -66,8 +66,8 @@ class OnnxGenerator:
         ids = self._text.encode(self._render(messages))
         if ids.count(self._facts.image_token) != len(images):
             raise RequestError(
-                f"the model's chat template has places for {ids.count(self._facts.image_token)} of {len(images)} images; "
-                "put images into user messages",
+                f"of {len(images)} images the model's chat template has places for "
+                f"{ids.count(self._facts.image_token)}; put images into user messages",
                 param="messages",
             )
         if not images:
@@ -93,7 +93,9 @@ class OnnxGenerator:
             # Many templates of vision-language models pass over system messages, and nobody would notice.
             texts = [part.strip() for part in message.parts if isinstance(part, str)]
             if message.role == "system" and not all(text in prompt for text in texts):
-                raise RequestError("this model's chat template has no place for a system message", f"messages[{number}]")
+                raise RequestError(
+                    "this model's chat template has no place for a system message", f"messages[{number}]"
+                )
         return prompt
 
     def _pixels(self, images: Sequence[Image.Image]) -> Floats:
@@ -105,8 +107,8 @@ class OnnxGenerator:
     def _check_length(self, prompt_tokens: int) -> None:
         if prompt_tokens >= self._facts.context:
             raise RequestError(
-                f"the prompt has {prompt_tokens} tokens, images included, and the model holds {self._facts.context} tokens "
-                "of prompt and answer; shorten the messages",
+                f"the prompt has {prompt_tokens} tokens, images included, and the model holds {self._facts.context} "
+                "tokens of prompt and answer; shorten the messages",
                 param="messages",
                 code="context_length_exceeded",
             )
@@ -126,7 +128,7 @@ class OnnxEngine:
     def model(self) -> str:
         return self._model
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Chunk]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """Closing the iterator, or cancelling its task, ends the request with the token that is being made."""
         loop = asyncio.get_running_loop()
         async with self._slots:

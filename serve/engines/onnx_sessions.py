@@ -43,7 +43,8 @@ def import_onnxruntime() -> ModuleType:
 class KeyValueCache:
     """What the decoder remembers of one sequence.
 
-    length: tokens in it. values: an OrtValue (1, heads, length, head size) for every input `past_key_values.N.key/value`.
+    length: tokens in it. values: an OrtValue (1, heads, length, head size) for every input `past_key_values.N.key`
+    and `.value`.
     """
 
     length: int
@@ -55,15 +56,15 @@ class OnnxSessions:
 
     def __init__(self, folder: Path, threads: int, context: int) -> None:
         self._onnxruntime = import_onnxruntime()
-        self._vision, self._embedding, self._decoder = (self._session(folder / f"{name}.onnx", threads) for name in GRAPHS)
+        self._vision, self._embedding, self._decoder = (
+            self._session(folder / f"{name}.onnx", threads) for name in GRAPHS
+        )
         past = [node for node in self._decoder.get_inputs() if node.name.startswith("past_key_values.")]
         self._outputs = ["logits", *(node.name.replace("past_key_values", "present") for node in past)]
         missing = set(self._outputs) - {node.name for node in self._decoder.get_outputs()}
         if not past or missing:
-            raise ArtifactError(
-                f"{folder / 'decoder_model_merged.onnx'} has no {', '.join(sorted(missing)) or 'past_key_values inputs'}; "
-                "export the artifact again"
-            )
+            what = ", ".join(sorted(missing)) or "past_key_values inputs"
+            raise ArtifactError(f"{folder / GRAPHS[2]}.onnx has no {what}; export the artifact again")
         # An OrtValue that is only read may be shared: every sequence starts from the same empty past.
         self._empty = {n.name: self._value(np.zeros((1, n.shape[1], 0, n.shape[3]), np.float32)) for n in past}
         # Slices of these are a run's mask and positions, with nothing to allocate per token.

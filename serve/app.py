@@ -1,0 +1,196 @@
+"""The web application: OpenAI's routes and the chat page, over any engine.
+
+Every refusal has OpenAI's shape, and no library's message reaches a client.
+"""
+
+import asyncio
+import base64
+import hashlib
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from slimdeploy.config import ServeConfig
+from slimdeploy.errors import ServeError
+
+from .completion import INTERNAL_ERROR, CompletionHead, EventStream, whole_answer
+from .engine import Engine, GenerationRequest, RequestError, Sampling
+from .media import decode_messages
+from .protocol import ChatRequest, error_body, parse_request
+
+T = TypeVar("T")
+PAGE = Path(__file__).parent / "static" / "index.html"
+_CLIENT_CLOSED_REQUEST = 499
+
+
+def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
+    """The application closes the engine when it ends."""
+
+    @asynccontextmanager
+    async def closing_engine(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await engine.close()
+
+    # FastAPI's own documentation pages load scripts from a third party.
+    app = FastAPI(title="slimdeploy", lifespan=closing_engine, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_exception_handler(RequestError, _refused)
+    app.add_exception_handler(HTTPException, _no_such_route)
+    app.add_exception_handler(ClientDisconnect, _nobody_listens)
+    app.add_exception_handler(ServeError, _unavailable)
+    app.add_exception_handler(Exception, _failed)
+    _add_chat(app, engine, config)
+    _add_models(app, engine)
+    _add_page(app)
+    return app
+
+
+def _add_chat(app: FastAPI, engine: Engine, config: ServeConfig) -> None:
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        # In a thread: a large body, or a large picture, must not hold up those whose answers are streaming.
+        body = await _read_body(request, int(config.max_body_mb * 1e6))
+        wanted = await asyncio.to_thread(parse_request, body)
+        if wanted.model != engine.model:
+            raise _unknown_model(wanted.model, engine)
+        messages = await asyncio.to_thread(decode_messages, wanted, config)
+        chunks = engine.generate(GenerationRequest(messages, _sampling(wanted, config)))
+        head = CompletionHead(engine.model)
+        if not wanted.stream:
+            answer = await _unless_disconnected(request, whole_answer(head, chunks))
+            return Response(answer.model_dump_json(), media_type="application/json")
+        first = await _unless_disconnected(request, anext(chunks))
+        include_usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)
+        return EventStream(head, first, chunks, include_usage)
+
+
+def _add_models(app: FastAPI, engine: Engine) -> None:
+    model = {"id": engine.model, "object": "model", "created": int(time.time()), "owned_by": "slimdeploy"}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        if name != engine.model:
+            raise _unknown_model(name, engine)
+        return model
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+
+def _add_page(app: FastAPI) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    policy = content_security_policy(page)
+
+    @app.get("/")
+    async def chat_page() -> HTMLResponse:
+        return HTMLResponse(
+            page,
+            headers={
+                "Content-Security-Policy": policy,
+                "X-Content-Type-Options": "nosniff",
+                "Referrer-Policy": "no-referrer",
+            },
+        )
+
+
+def content_security_policy(page: str) -> str:
+    """Allows the page's own inline script and style, by their hashes, and requests to this server; nothing else."""
+
+    def hashes(tag: str) -> str:
+        bodies = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digests = (base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() for body in bodies)
+        return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; img-src data: blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _sampling(wanted: ChatRequest, config: ServeConfig) -> Sampling:
+    """An answer is never longer than the server's limit; one that was cut says so by its finish reason."""
+    defaults = Sampling(config.max_tokens)
+    asked = wanted.max_completion_tokens or wanted.max_tokens or config.max_tokens
+    return Sampling(
+        max_tokens=min(asked, config.max_tokens),
+        temperature=defaults.temperature if wanted.temperature is None else wanted.temperature,
+        top_p=defaults.top_p if wanted.top_p is None else wanted.top_p,
+        seed=wanted.seed,
+        stop=tuple(wanted.stop or ()),
+    )
+
+
+async def _read_body(request: Request, max_bytes: int) -> bytes:
+    """Raises RequestError as soon as the body is known to be too large, which may be before it has arrived."""
+    too_large = RequestError(f"the body is larger than the {max_bytes} bytes that are taken", status=413)
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise too_large
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > max_bytes:
+            raise too_large
+    return bytes(body)
+
+
+async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
+    """The work's result. Cancels it, and raises ClientDisconnect, when the client goes away first."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _unknown_model(name: str, engine: Engine) -> RequestError:
+    message = f"the model '{name[:200]}' does not exist here; this server has '{engine.model}'"
+    return RequestError(message, param="model", status=404, code="model_not_found")
+
+
+def _error(status: int, message: str, kind: str, param: str | None = None, code: str | None = None) -> JSONResponse:
+    return JSONResponse(error_body(message, kind, param, code), status_code=status)
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return _error(error.status, str(error), "invalid_request_error", error.param, error.code)
+
+
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}", "invalid_request_error")
+
+
+async def _nobody_listens(_: Request, __: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+
+async def _unavailable(_: Request, error: Exception) -> Response:
+    return _error(503, str(error), "server_error")
+
+
+async def _failed(_: Request, __: Exception) -> Response:
+    return _error(500, INTERNAL_ERROR, "server_error")

@@ -1,0 +1,116 @@
+"""Starting the server: in this process until it is stopped, or as a child process for as long as a caller needs it."""
+
+import errno
+import logging
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import uvicorn
+
+from slimdeploy.artifact import Artifact
+from slimdeploy.config import ServeConfig
+from slimdeploy.errors import ServeError
+
+from .app import create_app
+from .engines import create_engine
+
+_SECONDS_FOR_RUNNING_REQUESTS = 10
+_SECONDS_TO_STOP = _SECONDS_FOR_RUNNING_REQUESTS + 5
+_LINES_OF_LOG = 5
+
+
+def run_server(artifact: Artifact, config: ServeConfig, ready: Callable[[str], None] | None = None) -> None:
+    """Serve until the process is interrupted; `ready` gets the URL once requests are answered.
+
+    Raises ServeError at once, before the model is loaded, when the port is taken.
+    """
+    with listen(config) as listener:
+        engine = create_engine(artifact, config)
+        server = Server(uvicorn.Config(create_app(engine, config), **uvicorn_settings()), url_of(listener), ready)
+        try:
+            server.run(sockets=[listener])
+        except KeyboardInterrupt:
+            # uvicorn has already let running requests end.
+            logging.getLogger(__name__).info("stopped")
+
+
+def uvicorn_settings() -> dict[str, object]:
+    return {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": _SECONDS_FOR_RUNNING_REQUESTS}
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server that says when it is ready."""
+
+    def __init__(self, config: uvicorn.Config, url: str, ready: Callable[[str], None] | None) -> None:
+        super().__init__(config)
+        self._url = url
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._ready is not None:
+            self._ready(self._url)
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """A listening socket. Raises ServeError that names the port, or the host."""
+    try:
+        family = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0][0]
+        # Listening from the start, so that a second server fails now and not when its model is loaded.
+        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+    except socket.gaierror:
+        raise ServeError(f"serve.host = '{config.host}' is no address of this machine") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ServeError(
+                f"port {config.port} on {config.host} is in use; stop what listens there or choose another with --port"
+            ) from None
+        raise ServeError(f"cannot listen on {config.host} port {config.port}: {error.strerror or error}") from None
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where a program on this machine reaches the server."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextmanager
+def background_server(artifact: Artifact, config: ServeConfig) -> Iterator[str]:
+    """The server as a child process, on a free port of this machine; gives its base URL, and ends it afterwards.
+
+    A process of its own, so that what is measured is what a device would run: no torch, and no share in the caller's
+    interpreter. Raises ServeError with the child's last words when it does not start.
+    """
+    settings = config.model_copy(update={"host": "127.0.0.1", "port": 0})
+    command = [sys.executable, "-m", "slimdeploy.serve", str(artifact.path.absolute()), settings.model_dump_json()]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            assert child.stdout is not None
+            url = child.stdout.readline().strip()
+            if not url:
+                child.wait()
+                raise ServeError(f"the server for {artifact.path} did not start: {_last_lines(log)}")
+            yield url
+        finally:
+            _stop(child)
+
+
+def _stop(child: "subprocess.Popen[str]") -> None:
+    child.terminate()
+    try:
+        child.communicate(timeout=_SECONDS_TO_STOP)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+
+
+def _last_lines(log: IO[str]) -> str:
+    log.seek(0)
+    return " / ".join(log.read().strip().splitlines()[-_LINES_OF_LOG:]) or "it left no message"
