@@ -64,6 +64,22 @@ class PruneConfig(Table):
     )
     skip: tuple[str, ...] = Field((), description='Layers left dense, as globs on their names: ["*.layers.0.*"].')
 
+    @model_validator(mode="after")
+    def _group_holds_what_is_kept(self) -> Self:
+        if self.highest_sparsity < 0:
+            raise ValueError(
+                f"prune.pattern = '{self.pattern}' keeps more weights than a group has; write N:M with N <= M"
+            )
+        return self
+
+    @property
+    def highest_sparsity(self) -> float:
+        """Share of weights that the pattern can remove at most."""
+        if self.pattern == "unstructured":
+            return 0.95
+        kept, group = self.pattern.replace("*", "1").split(":")
+        return 1 - int(kept) / int(group)
+
 
 class BudgetConfig(Table):
     """What the policy may cost."""
@@ -189,6 +205,16 @@ class Config(Table):
     serve: ServeConfig = ServeConfig()
     validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
     targets: tuple[Target, ...] = ()
+
+    @model_validator(mode="after")
+    def _pattern_can_meet_the_budget(self) -> Self:
+        sparsity, most = self.search.budget.sparsity, self.prune.highest_sparsity
+        if sparsity > most:
+            raise ValueError(
+                f"search.budget.sparsity = {sparsity} is more than prune.pattern = '{self.prune.pattern}' can remove, "
+                f"which is {most:g}; lower the one or change the other"
+            )
+        return self
 
     def anchored(self, folder: Path) -> "Config":
         """The same settings with relative paths made to start from `folder`; names that are no path stay."""

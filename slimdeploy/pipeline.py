@@ -273,7 +273,7 @@ def engine_answers(artifact: Artifact, samples: list[Sample], config: Config, pr
     """Greedy answers of an ONNX artifact, one after the other, without a server."""
     from .serve.runtime import LoadedModel
 
-    model = LoadedModel(artifact, config.serve)
+    model = LoadedModel(artifact, config.serve.threads)
     limit = config.validate_.max_tokens
     questions = progress.track(samples, "onnx answers", total=len(samples))
     return [model.ask(sample.question, images=sample.images, max_tokens=limit) for sample in questions]

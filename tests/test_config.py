@@ -54,6 +54,8 @@ def test_relative_paths_start_from_the_file_and_hub_names_stay(tmp_path: Path) -
         ({"search": {"budget": {"sparsity": 1.0}}}, "search.budget.sparsity = 1.0 should be less than 1"),
         ({"prune": {"criterion": "wnda"}}, "did you mean 'wanda'?"),
         ({"prune": {"pattern": "2;4"}}, 'prune.pattern = "2;4"'),
+        ({"prune": {"pattern": "5:4"}}, "keeps more weights than a group has"),
+        ({"prune": {"pattern": "2:4"}}, "search.budget.sparsity = 0.6 is more than prune.pattern = '2:4' can remove"),
         ({"serve": 3}, "serve = 3"),
         ({"serve": {"port": 70000}}, "serve.port = 70000"),
         ({"targets": [{"max_ms": 3}]}, "targets.0.metric is missing"),

@@ -1,0 +1,90 @@
+"""The command line: what it exits with, and one clear sentence for whatever a user can mend."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from slimdeploy.artifact import Manifest, new_artifact
+from slimdeploy.cli import main
+from slimdeploy.config_file import render_config
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The sentence that a command is refused with."""
+    assert main([str(argument) for argument in arguments]) == 2
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err
+    assert len(output.err.strip().splitlines()) == 1
+    return output.err
+
+
+def test_init_writes_the_documented_example_and_never_over_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "deploy.toml"
+    assert main(["init", str(file)]) == 0
+    assert file.read_text() == render_config()
+    file.write_text("# mine")
+    assert "exists already" in refused(capsys, "init", file)
+    assert file.read_text() == "# mine"
+
+
+@pytest.mark.parametrize("command", ["run", "search", "prune", "restore", "export"])
+def test_a_missing_configuration_is_named(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "slimdeploy init" in refused(capsys, command, tmp_path / "deploy.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[search]\ngenerationz = 3", "did you mean 'generations'?"),
+        ('[model]\npath = "./nowhere"', "nowhere does not exist"),
+        ('[data]\nsource = "nowhere.jsonl"', "nowhere.jsonl does not exist"),
+        ('[prune]\npattern = "5:4"', "5:4"),
+    ],
+)
+def test_a_run_that_cannot_start_says_why_and_leaves_no_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, sentence: str
+) -> None:
+    (tmp_path / "deploy.toml").write_text(f'out = "run"\n{text}\n')
+    assert sentence in refused(capsys, "run", tmp_path / "deploy.toml")
+    steps = [path.name for path in (tmp_path / "run").glob("*") if path.is_dir()]
+    assert steps in ([], ["inputs"])
+
+
+@pytest.mark.parametrize("command", [("serve",), ("ask",)])
+def test_a_folder_that_is_no_artifact_is_refused(
+    command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = ["What is it?"] if command == ("ask",) else []
+    assert "manifest.json" in refused(capsys, *command, tmp_path, *question)
+
+
+def test_an_altered_artifact_is_not_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with new_artifact(tmp_path / "artifact", Manifest("onnx", "demo", "llava")) as folder:
+        (folder / "model").write_text("weights")
+    (tmp_path / "artifact" / "model").write_text("weightz")
+    assert "sha256" in refused(capsys, "serve", tmp_path / "artifact")
+
+
+def test_a_port_in_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with new_artifact(tmp_path / "artifact", Manifest("onnx", "demo", "llava")):
+        pass
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert str(port) in refused(capsys, "serve", tmp_path / "artifact", "--port", port)
+
+
+def test_a_server_that_is_down_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "deploy.toml").write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    assert url in refused(capsys, "validate", url, "--targets", tmp_path / "deploy.toml")
+
+
+def test_doctor_tells_versions_and_extras(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "onnxruntime" in shown
+    assert "slimdeploy" in shown

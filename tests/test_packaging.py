@@ -1,0 +1,106 @@
+"""The wheel holds all there is, and what the edge extra installs is enough to serve."""
+
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import httpx
+import pytest
+from tiny import make_samples, make_tiny_llava
+
+from slimdeploy.artifact import Manifest, new_artifact
+from slimdeploy.config import ExportConfig
+from slimdeploy.progress import Progress
+
+ROOT = Path(__file__).parent.parent
+INSTALLED_AS = {"slimdeploy": "slimdeploy", "exporters": "slimdeploy/exporters", "serve": "slimdeploy/serve"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy: building leaves its traces beside the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in INSTALLED_AS:
+        shutil.copytree(ROOT / name, folder / "source" / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    pip(sys.executable, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, folder / "source")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def pip(python: Path | str, *arguments: object) -> None:
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    expected = {
+        f"{installed}/{file.relative_to(ROOT / folder).as_posix()}"
+        for folder, installed in INSTALLED_AS.items()
+        for file in (ROOT / folder).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert expected - packed == set()
+    assert {name for name in packed if not name.startswith(("slimdeploy/", "slimdeploy-"))} == set()
+
+
+def test_nothing_of_the_edge_imports_torch() -> None:
+    modules = (
+        "slimdeploy, slimdeploy.cli, slimdeploy.validation, slimdeploy.pipeline, slimdeploy.tables, slimdeploy.data, "
+        "slimdeploy.demo, slimdeploy.report_html, slimdeploy.serve.server, slimdeploy.serve.runtime, "
+        "slimdeploy.serve.engines.onnx, slimdeploy.serve.bench"
+    )
+    heavy = "{'torch', 'transformers', 'onnx', 'safetensors', 'sklearn', 'scipy'}"
+    script = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/")
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+@pytest.mark.network
+def test_the_edge_extra_alone_serves(wheel: Path, tmp_path: Path) -> None:
+    from slimdeploy.exporters import export
+
+    from slimdeploy.model import load_model
+
+    with new_artifact(tmp_path / "artifact", Manifest("onnx", "tiny", "llava")) as folder:
+        model = load_model(str(make_tiny_llava(tmp_path / "model")))
+        export(model, folder, ExportConfig(verify_prompts=2), make_samples(2), Progress.silent())
+
+    venv.create(tmp_path / "edge", with_pip=True)
+    python = tmp_path / "edge" / "bin" / "python"
+    pip(python, "install", "--quiet", "--constraint", ROOT / "constraints.txt", f"{wheel}[edge]")
+    installed = {path.name for path in (tmp_path / "edge").glob("lib/python*/site-packages/*")}
+    assert not installed & {"torch", "transformers", "onnx", "sklearn", "safetensors"}
+
+    command = tmp_path / "edge" / "bin" / "slimdeploy"
+    # A machine without a compiler and without the source tree.
+    bare = {"PATH": str(command.parent), "HOME": str(tmp_path)}
+    shown = subprocess.run([command, "--help"], capture_output=True, text=True, env=bare, cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "serve" in shown.stdout
+    ask = [command, "ask", tmp_path / "artifact", "--max-tokens", "4", "What is it?"]
+    assert subprocess.run(ask, capture_output=True, env=bare, cwd=tmp_path).returncode == 0
+
+    serve = [command, "serve", tmp_path / "artifact", "--port", "0"]
+    server = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True, env=bare | {"COLUMNS": "200"}, cwd=tmp_path)
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().split()[-1]
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "What is it?"}], "max_tokens": 4}
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30)
+        assert answer.status_code == 200
+        assert answer.json()["usage"]["completion_tokens"] >= 1
+        maps = Path(f"/proc/{server.pid}/maps")
+        if maps.exists():
+            assert "libtorch" not in maps.read_text()
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+        assert server.stdout is not None
+        server.stdout.close()

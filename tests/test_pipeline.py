@@ -1,0 +1,164 @@
+"""The whole path on a tiny random model: what a kill, a changed setting or an altered file leads to."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import make_samples, make_tiny_llava
+
+from slimdeploy.artifact import open_artifact
+from slimdeploy.config import Config
+from slimdeploy.config_file import load_config, parse_config
+from slimdeploy.errors import ConfigError
+from slimdeploy.pipeline import evaluate, inspect, opened_run, run_pipeline
+from slimdeploy.progress import Progress
+from slimdeploy.samples import Sample, Split
+
+COUNTS: dict[Split, int] = {"calibration": 6, "search": 6, "train": 8, "validation": 6, "test": 10}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and one file of samples per split."""
+    folder = tmp_path_factory.mktemp("source")
+    make_tiny_llava(folder / "model")
+    samples = iter(make_samples(sum(COUNTS.values())))
+    (folder / "data").mkdir()
+    for split, count in COUNTS.items():
+        lines = [record(next(samples), folder / "data") for _ in range(count)]
+        (folder / "data" / f"{split}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def record(sample: Sample, folder: Path) -> str:
+    names = []
+    for number, image in enumerate(sample.images):
+        assert isinstance(image, bytes)
+        names.append(f"{sample.id}-{number}.png")
+        (folder / names[-1]).write_bytes(image)
+    return json.dumps({"id": sample.id, "images": names, "question": sample.question, "answers": sample.answers})
+
+
+def configure(source: Path, out: Path, sparsity: float = 0.5, seed: int = 0, format_: str = "onnx") -> Config:
+    return parse_config(
+        {
+            "out": str(out),
+            "model": {"path": str(source / "model")},
+            "data": {"source": str(source / "data"), **COUNTS},
+            "search": {
+                "generations": 2,
+                "offspring": 3,
+                "survivors": 2,
+                "projector_steps": 1,
+                "seed": seed,
+                "budget": {"sparsity": sparsity},
+            },
+            "restore": {"steps": 3, "batch_size": 4},
+            "export": {"verify_prompts": 4, "format": format_},
+            "validate": {"max_tokens": 4, "warmup": 1, "requests": 10},
+            "targets": [{"metric": "artifact_mb", "max": 50}, {"metric": "accuracy", "min": 0}],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run that went through, for tests that only look at it."""
+    config = configure(source, tmp_path_factory.mktemp("finished") / "run")
+    run_pipeline(config, Progress.silent())
+    return config
+
+
+def artifact_bytes(config: Config) -> dict[str, bytes]:
+    folder = Path(config.out) / "artifact"
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_run_ends_in_a_report_with_every_stage(finished: Config) -> None:
+    report = json.loads((Path(finished.out) / "report.json").read_text())
+    assert all(0 <= report["accuracy"][stage] <= 1 for stage in ("dense", "pruned", "restored", "artifact"))
+    assert report["size_bytes"]["dense"] > 0
+    assert report["size_bytes"]["artifact"] == open_artifact(Path(finished.out)).bytes
+    assert [target["met"] for target in report["targets"]] == [True, True]
+    assert (Path(finished.out) / "report.html").stat().st_size > 0
+
+
+def test_torch_the_export_and_the_endpoint_agree(finished: Config) -> None:
+    report = json.loads((Path(finished.out) / "report.json").read_text())
+    assert report["agreement"] == {"torch_onnx": 1.0, "onnx_endpoint": 1.0, "torch_endpoint": 1.0}
+
+
+def test_the_artifact_is_as_sparse_as_the_budget_asks(finished: Config) -> None:
+    manifest = open_artifact(Path(finished.out)).manifest
+    assert manifest.sparsity >= 0.5
+    kept = {row["name"]: row["kept"] for row in manifest.layers}
+    counted = {row["name"]: row["kept"] for row in inspect(str(Path(finished.out) / "restored" / "checkpoint"))}
+    assert counted == kept
+
+
+def test_the_run_folder_holds_its_settings(finished: Config) -> None:
+    assert load_config(Path(finished.out) / "deploy.toml") == finished
+
+
+def test_a_finished_run_repeats_no_step(finished: Config) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (Path(finished.out) / "inputs").iterdir()}
+    with opened_run(finished, Progress.silent()) as run:
+        run.artifact()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {path.stem for path in before} == {
+        *("dense", "statistics", "search", "pruned", "restored", "artifact", "engine"),
+    }
+
+
+def test_evaluate_agrees_with_the_report(finished: Config) -> None:
+    report = json.loads((Path(finished.out) / "report.json").read_text())
+    assert evaluate(finished.out, finished, Progress.silent()).value == report["accuracy"]["artifact"]
+    assert evaluate(finished.model.path, finished, Progress.silent()).value == report["accuracy"]["dense"]
+
+
+def run_silently(config: Config) -> None:
+    run_pipeline(config, Progress.silent())
+
+
+def kill_when(condition: Callable[[], bool], config: Config) -> None:
+    """Start the run in a process of its own and kill it, hard, once the condition holds."""
+    process = multiprocessing.get_context("fork").Process(target=run_silently, args=(config,))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.is_alive(), "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def test_a_run_killed_in_every_step_ends_with_the_same_artifact(source: Path, finished: Config, tmp_path: Path) -> None:
+    config = configure(source, tmp_path / "run")
+    for step in ("dense", "statistics", "search", "pruned", "restored", "artifact", "engine"):
+        kill_when(lambda step=step: any((tmp_path / "run").glob(f".{step}.*.partial")), config)
+        assert not (tmp_path / "run" / step).exists()
+    run_silently(config)
+    assert artifact_bytes(config) == artifact_bytes(finished)
+
+
+def test_sparsity_zero_only_exports(source: Path, tmp_path: Path) -> None:
+    config = configure(source, tmp_path / "run", sparsity=0.0)
+    report = run_pipeline(config, Progress.silent())
+    assert report.accuracy.keys() == {"dense", "artifact"}
+    assert open_artifact(tmp_path / "run").manifest.sparsity == 0
+    with opened_run(config, Progress.silent()) as run, pytest.raises(ConfigError, match="nothing to search"):
+        run.search()
+
+
+def test_an_export_without_an_engine_here_says_what_to_do(source: Path, tmp_path: Path) -> None:
+    report = run_pipeline(configure(source, tmp_path / "run", sparsity=0.0, format_="vllm"), Progress.silent())
+    assert report.run is None
+    assert not report.met, "a target that could not be measured is not met"
+    assert any("slimdeploy validate URL" in note for note in report.notes)
