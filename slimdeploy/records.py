@@ -126,7 +126,8 @@ def _openai(entry: dict[str, Any], messages: list[Any], where: str, images: Path
 
 
 def _read_parts(content: Any, images: Path, texts: list[str], pictures: list[ImageSource]) -> None:
-    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or ():
+    text_only = [{"type": "text", "text": "" if content is None else content}]
+    for part in content if isinstance(content, list) else text_only:
         match part:
             case {"type": "text", "text": str(text)}:
                 texts.extend([text.strip()] if text.strip() else [])
