@@ -2,13 +2,14 @@
 
 import os
 import platform
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import __version__
+
+Lookup = Callable[[str], str]
 
 # What each extra brings, by the packages that only it needs.
 EXTRAS: Mapping[str, tuple[str, ...]] = {
@@ -28,29 +29,35 @@ class Finding:
     problem: str = ""
 
 
-def examine() -> list[Finding]:
-    """Versions, hardware, extras; every problem with its remedy."""
+def examine(lookup: Lookup = version) -> list[Finding]:
+    """Versions, hardware, extras; every problem with its remedy. lookup: version of an installed package."""
+    packages = sorted({package for extra in EXTRAS.values() for package in extra})
+    found = installed_versions(packages, lookup)
     return [
         Finding("slimdeploy", __version__),
         Finding("python", platform.python_version()),
         Finding("system", f"{platform.system()} {platform.machine()}"),
         Finding("cpu", cpu_name()),
-        Finding("cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())),
-        *(_extra(name, packages) for name, packages in EXTRAS.items()),
-        *_two_onnxruntimes(),
-        *_virtual_environment(),
+        Finding("cores", str(cores())),
+        *(_extra(name, packages, found) for name, packages in EXTRAS.items()),
+        *_two_onnxruntimes(found),
     ]
 
 
-def installed_versions(packages: tuple[str, ...]) -> dict[str, str]:
+def installed_versions(packages: Iterable[str], lookup: Lookup = version) -> dict[str, str]:
     """Version by package, for those that are installed."""
     found = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            found[package] = lookup(package)
         except PackageNotFoundError:
             continue
     return found
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:
@@ -63,25 +70,19 @@ def cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def _extra(name: str, packages: tuple[str, ...]) -> Finding:
-    found = installed_versions(packages)
-    value = ", ".join(f"{package} {number}" for package, number in found.items())
+def _extra(name: str, packages: Sequence[str], found: Mapping[str, str]) -> Finding:
     missing = [package for package in packages if package not in found]
-    if not missing:
-        return Finding(f"extra {name}", value)
-    return Finding(f"extra {name}", f"not installed (missing {', '.join(missing)})")
+    if missing:
+        return Finding(f"extra {name}", f"not installed (missing {', '.join(missing)})")
+    return Finding(f"extra {name}", ", ".join(f"{package} {found[package]}" for package in packages))
 
 
-def _two_onnxruntimes() -> list[Finding]:
-    found = installed_versions(("onnxruntime", "onnxruntime-gpu"))
-    if len(found) < 2:
+def _two_onnxruntimes(found: Mapping[str, str]) -> list[Finding]:
+    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if name in found]
+    if len(both) < 2:
         return []
     problem = (
         "onnxruntime and onnxruntime-gpu overwrite each other's files; "
         "`pip uninstall onnxruntime onnxruntime-gpu`, then install one of slimdeploy[edge] and slimdeploy[edge-gpu]"
     )
-    return [Finding("onnxruntime", ", ".join(f"{name} {number}" for name, number in found.items()), problem)]
-
-
-def _virtual_environment() -> list[Finding]:
-    return [] if sys.prefix != sys.base_prefix else [Finding("environment", "not a virtual environment")]
+    return [Finding("onnxruntime", ", ".join(f"{name} {found[name]}" for name in both), problem)]
