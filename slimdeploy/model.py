@@ -49,6 +49,11 @@ class Model:
             for name, linear in linears_in(self.module, path)
         ]
 
+    @property
+    def generator(self) -> Any:
+        """The module as transformers' own type, which has `config` and `generate`."""
+        return self.module
+
     def linear(self, name: str) -> nn.Linear:
         linear = self.module.get_submodule(name)
         assert isinstance(linear, nn.Linear)
@@ -77,8 +82,8 @@ class Model:
 
     @property
     def config(self) -> Any:
-        """The configuration of transformers."""
-        return self.module.config
+        """The module's configuration, a transformers type."""
+        return self.generator.config
 
     @property
     def device(self) -> torch.device:
@@ -146,6 +151,9 @@ def _load_processor(folder: Path) -> Any:
         raise ModelError(f"{folder} has no usable tokenizer or image processor: {_first_line(error)}") from error
     if not getattr(processor, "chat_template", None):
         raise ModelError(f"{folder} has no chat template; add a chat_template.jinja beside config.json")
+    for argument in ("backend", "is_local", "local_files_only"):
+        # What loading was told would be saved with the tokenizer.
+        processor.tokenizer.init_kwargs.pop(argument, None)
     return processor
 
 

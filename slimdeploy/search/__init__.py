@@ -1,0 +1,94 @@
+"""The policy search: how much of each weight matrix goes, so that the whole meets its budget and loses least."""
+
+from collections.abc import Mapping, Sequence
+
+from ..config import Config
+from ..errors import PruneError
+from ..model import Model
+from ..policy import Policy
+from ..progress import Progress
+from ..prune import Stats
+from ..samples import Sample, Split
+from .evolution import Generation, Plan, evolve
+from .fitness import Judge, PrunedModel
+from .projector import ProjectorEvolution
+from .result import SearchResult
+from .space import Space, search_space
+
+__all__ = ["Generation", "SearchResult", "search_policy"]
+
+# Samples per forward pass; small enough that a gradient step sees a part of the samples only.
+_BATCH = 32
+
+
+def search_policy(
+    model: Model, stats: Stats, samples: Mapping[Split, Sequence[Sample]], config: Config, progress: Progress
+) -> SearchResult:
+    """The best policy within `search.budget`, and the uniform one where that is better on held-out samples.
+
+    samples: `search` to search on, `validation` to judge on. The model comes dense and is left dense.
+    Deterministic: equal inputs and seeds give equal results. Raises PruneError where the budget cannot be met.
+    """
+    space = search_space(model.layers(), config)
+    uniform = space.uniform()
+    if config.search.method == "uniform" or config.search.budget.sparsity == 0:
+        return SearchResult(uniform, "uniform", 0.0, 0.0)
+    return _search(model, stats, samples, config, progress, space)
+
+
+def _search(
+    model: Model,
+    stats: Stats,
+    samples: Mapping[Split, Sequence[Sample]],
+    config: Config,
+    progress: Progress,
+    space: Space,
+) -> SearchResult:
+    pruned = PrunedModel(model, config.prune.criterion, stats, group=space.levels[-1].group)
+    # While the model is dense: a judge notes what the dense model says about its samples.
+    eta = config.search.eta
+    train, held_out, final = (Judge.on(pruned, part, eta, _BATCH) for part in _parts(samples))
+    projector = ProjectorEvolution(train, held_out, config.search)
+    checkpoint_projector = projector.parameters()
+    bar = progress.bar("search", total=config.search.generations)
+
+    def report(generation: Generation) -> None:
+        bar.advance(f"best J {generation.best:.3f}, uniform {generation.uniform:.3f}")
+
+    uniform = space.uniform()
+    outcome = evolve(space, [], train, _plan(config), projector.refine, report)
+    searched_validation = final(outcome.best)
+    projector.install(checkpoint_projector)
+    uniform_validation = final(uniform)
+    pruned.apply(_dense(space))
+    searched_wins = searched_validation < uniform_validation
+    return SearchResult(
+        policy=outcome.best if searched_wins else uniform,
+        chosen="evolution" if searched_wins else "uniform",
+        uniform_validation=uniform_validation,
+        searched_validation=searched_validation,
+        history=outcome.history,
+        projector=projector.weights if searched_wins else {},
+    )
+
+
+def _parts(samples: Mapping[Split, Sequence[Sample]]) -> tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]:
+    """Samples to search on, to accept projectors on, and to compare with the uniform policy on."""
+    search, validation = samples["search"], samples["validation"]
+    if not search or len(validation) < 2:
+        raise PruneError(
+            f"the search has {len(search)} search and {len(validation)} validation samples; it needs at least 1 and 2 "
+            "(data.search, data.validation), or set search.method = 'uniform'"
+        )
+    # Projectors are judged often, so on no more samples than a policy is.
+    count = min(len(search), len(validation) // 2)
+    return search, validation[:count], validation[count:]
+
+
+def _plan(config: Config) -> Plan:
+    settings = config.search
+    return Plan(settings.generations, settings.offspring, settings.survivors, settings.seed)
+
+
+def _dense(space: Space) -> Policy:
+    return space.policy(space.levels[0])
