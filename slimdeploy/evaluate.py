@@ -23,7 +23,7 @@ def greedy_answers(
         batch = encode(model, [samples[index] for index in indices])
         inputs = {name: tensor for name, tensor in batch.items() if name != "position_ids"}  # generate makes its own
         with torch.inference_mode():
-            tokens = model.generator.generate(
+            tokens = model.pretrained.generate(
                 **inputs,
                 max_new_tokens=max_tokens,
                 do_sample=False,

@@ -50,8 +50,8 @@ class Model:
         ]
 
     @property
-    def generator(self) -> Any:
-        """The module as transformers' own type, which has `config` and `generate`."""
+    def pretrained(self) -> Any:
+        """The module, seen as what transformers made it: it has `config`, `generate` and `save_pretrained`."""
         return self.module
 
     def linear(self, name: str) -> nn.Linear:
@@ -77,13 +77,13 @@ class Model:
     def save(self, folder: Path) -> None:
         """Write a checkpoint that `load_model` and transformers load."""
         with _quiet_transformers():
-            self.module.save_pretrained(folder)
+            self.pretrained.save_pretrained(folder)
             self.processor.save_pretrained(folder)
 
     @property
     def config(self) -> Any:
         """The module's configuration, a transformers type."""
-        return self.generator.config
+        return self.pretrained.config
 
     @property
     def device(self) -> torch.device:
