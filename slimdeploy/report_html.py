@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from . import report_plots as plots
-from .measurements import LATENCY_METRICS, LatencyMetric, Run, latency_table, remarks
+from .measurements import LATENCY_METRICS, LatencyMetric, Run, latency_table
 from .report import LayerSparsity, Report, write_whole
 from .targets import TargetResult
 
@@ -33,7 +33,6 @@ def render_html(report: Report) -> str:
         verdict=verdict(report),
         created=f"{datetime.fromisoformat(report.created):%d %B %Y, %H:%M} UTC",
         figures=_figures(report),
-        notes=[*report.notes, *(remarks(report.run) if report.run else [])],
         accuracy=_accuracy(report),
         size=plots.size_bars(report.size_bytes) if report.size_bytes.artifact else None,
         run=report.run,

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from fake_server import DONE, MODELS, Script, event, piece, serving, usage
 from PIL import Image
-from slimdeploy.serve.bench.client import measure
 
 from slimdeploy.config import ValidateConfig
 from slimdeploy.errors import ValidateError
 from slimdeploy.measurements import LATENCY_METRICS, RequestRecord, Run, remarks
 from slimdeploy.progress import Progress
 from slimdeploy.samples import Sample
+from slimdeploy.serve.bench.client import measure
 
 ENDING = [(0.0, piece(finish="stop")), (0.0, usage(9, 3)), (0.0, DONE)]
 GOOD = [(0.0, piece("")), (0.0, piece("dark ")), (0.0, piece("red")), *ENDING]
