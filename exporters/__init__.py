@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol, assert_never
 from ..config import ExportConfig, ExportFormat
 from ..progress import Progress
 from ..samples import Sample
+from .card import write_card
 
 if TYPE_CHECKING:
     from ..model import Model
 
-__all__ = ["check", "export"]
+__all__ = ["check", "export", "write_card"]
 
 
 class Exporter(Protocol):
@@ -40,7 +41,10 @@ def export(
     Returns the comparison with torch as JSON values, the same for the same model on the same machine.
     Raises ExportError when the format cannot hold the model, or when what was written differs from it.
     """
-    return _exporter(config.format).export(model, folder, prompts, progress)
+    verification = _exporter(config.format).export(model, folder, prompts, progress)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner alone, and another user may serve
+    return verification
 
 
 def _exporter(name: ExportFormat) -> Exporter:

@@ -1,0 +1,138 @@
+"""The model card (README.md) of an artifact: where it comes from, what was removed, how good it is, how to load it.
+
+It says what the manifest says and nothing beyond, so that a card can be trusted like a measurement.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from ..artifact import Manifest
+from ..config import ExportFormat
+from ..policy import Tower
+
+CARD = "README.md"
+
+_TOWERS: dict[Tower, str] = {"vision": "vision tower", "projector": "projector", "language": "language model"}
+
+_LOADING: dict[ExportFormat, str] = {
+    "onnx": """\
+Three ONNX graphs in the layout of onnx-community, float32. With `slimdeploy[edge]` (no torch needed):
+
+```
+slimdeploy serve FOLDER
+slimdeploy ask FOLDER --image picture.png "What is in the picture?"
+```
+
+`decoder_model_merged.onnx` gives the logits of the last position only, which is all that generation needs.""",
+    "checkpoint": """\
+A checkpoint in Hugging Face layout:
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained(FOLDER)
+processor = AutoProcessor.from_pretrained(FOLDER)
+```""",
+    "vllm": """\
+A checkpoint under the weight names that vLLM's loader expects; no plugin and no flag is needed:
+
+```
+vllm serve FOLDER
+```""",
+}
+
+_CARD = """\
+---
+library_name: {library}
+pipeline_tag: image-text-to-text
+tags: [slimdeploy, {family}]
+---
+
+# {model}, {what}
+
+Made from `{model}` (family {family}) with slimdeploy {version}. The source model's license and limits hold for it too.
+
+## What was removed
+
+{removed}
+
+## Quality
+
+{quality}
+
+## How to load it
+
+{loading}
+
+## How it was checked
+
+{checks}
+
+`manifest.json` holds the level of every matrix, the versions of the packages that made this, and the size and sha256 of
+each file.
+"""
+
+
+def write_card(folder: Path, manifest: Manifest) -> None:
+    """Write README.md beside the exported files; before the manifest, which lists it."""
+    text = _CARD.format(
+        library="onnx" if manifest.format == "onnx" else "transformers",
+        model=manifest.model,
+        family=manifest.family,
+        version=manifest.versions.get("slimdeploy", "(unknown version)"),
+        what=f"{manifest.sparsity:.1%} pruned" if manifest.sparsity else "not pruned",
+        removed=_removed(manifest),
+        quality=_quality(manifest.quality),
+        loading=_LOADING[cast(ExportFormat, manifest.format)],
+        checks=_checks(manifest.verification),
+    )
+    (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def _removed(manifest: Manifest) -> str:
+    if not manifest.sparsity:
+        return "Nothing: all weights are those of the source model."
+    rows = []
+    for tower in get_args(Tower):
+        layers = [layer for layer in manifest.layers if layer["tower"] == tower]
+        if layers:
+            weights = sum(layer["rows"] * layer["columns"] for layer in layers)
+            kept = sum(layer["kept"] for layer in layers)
+            patterns = ", ".join(sorted({layer["pattern"] for layer in layers}))
+            rows.append([_TOWERS[tower], str(len(layers)), f"{weights:,}", f"{1 - kept / weights:.1%}", patterns])
+    table = _table(["Part", "Matrices", "Weights", "Removed", "Patterns"], rows)
+    return f"{table}\n\nRemoved weights are stored as zeros. Embeddings and the head are not pruned."
+
+
+def _quality(quality: Mapping[str, Any]) -> str:
+    if not quality:
+        return "Not measured."
+    rows = [
+        [stage, f"{accuracy['value']:.1%}", f"{accuracy['standard_error']:.1%}", f"{accuracy['count']:,}"]
+        for stage, accuracy in quality.items()
+    ]
+    table = _table(["Stage", "Right answers", "Standard error", "Questions"], rows)
+    return f"Greedy answers to the test split, by stage of the pipeline.\n\n{table}"
+
+
+def _checks(verification: Mapping[str, Any]) -> str:
+    """What the export compared with torch, in words; see `verify_onnx` and `verify_checkpoint`."""
+    if "relative_error" in verification:
+        errors = ", ".join(f"{part} {error:g}" for part, error in verification["relative_error"].items())
+        sizes = " and ".join(map(str, verification["batch_sizes"]))
+        return (
+            f"In onnxruntime against torch: relative errors {errors}; greedy tokens equal on {verification['prompts']} "
+            f"prompts ({verification['tokens']:,} tokens) in batches of {sizes}, {verification['ties']} ties aside."
+        )
+    if "weights_equal" in verification:
+        return (
+            f"Loaded again by transformers: {verification['weights_equal']} weights and the logits on "
+            f"{verification['prompts_with_equal_logits']} prompts are equal bit for bit."
+        )
+    return "Not checked."
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,279 @@
+"""The ONNX export: it computes what torch computes, holds nothing it should not, and is the same every time."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from exported import Exported
+from onnx import numpy_helper
+
+from slimdeploy.config import ExportConfig
+from slimdeploy.errors import ExportError
+from slimdeploy.exporters import check, export
+from slimdeploy.exporters import onnx as onnx_exporter
+from slimdeploy.exporters.graphs import DECODER, EMBED_TOKENS, VISION_ENCODER, VisionEncoder, graphs_of
+from slimdeploy.exporters.verify import (
+    Answer,
+    OnnxGraphs,
+    compare_parts,
+    count_tie,
+    greedy_in_onnx,
+    greedy_in_torch,
+    ragged_batches,
+    verify_onnx,
+)
+from slimdeploy.model import Model, encode
+from slimdeploy.progress import Progress
+from slimdeploy.samples import Sample
+
+GRAPHS = (VISION_ENCODER, EMBED_TOKENS, DECODER)
+
+
+@pytest.fixture(scope="session")
+def graphs(onnx_export: Exported) -> OnnxGraphs:
+    return OnnxGraphs(onnx_export.folder, threads=1)
+
+
+# -- the same answers -------------------------------------------------------------------------------------------
+
+
+def test_every_part_is_within_float32_of_torch(onnx_export: Exported) -> None:
+    assert set(onnx_export.verification["relative_error"]) == set(GRAPHS)
+    assert max(onnx_export.verification["relative_error"].values()) < 1e-5
+
+
+def test_a_ragged_batch_gets_the_answers_that_torch_gives_to_each_prompt_alone(
+    model: Model, graphs: OnnxGraphs, prompts: list[Sample]
+) -> None:
+    lengths = encode(model, prompts)["attention_mask"].sum(dim=1)
+    assert len(set(lengths.tolist())) > 2, "the batch is not ragged"
+    alone = [greedy_in_torch(model, prompt).tokens for prompt in prompts]
+    assert greedy_in_onnx(model, graphs, prompts) == alone
+    assert len({tuple(tokens) for tokens in alone}) > 1, "the answers do not depend on the prompt"
+
+
+def test_the_reference_is_what_transformers_generates(model: Model, prompts: list[Sample]) -> None:
+    inputs = encode(model, prompts[:1])
+    inputs.pop("position_ids")
+    generated = model.module.generate(**inputs, max_new_tokens=16, do_sample=False)  # type: ignore[operator]
+    answer = greedy_in_torch(model, prompts[0]).tokens
+    assert generated[0, inputs["input_ids"].shape[1] :].tolist() == answer
+
+
+def test_a_prompt_without_a_picture_is_answered_alike(model: Model, graphs: OnnxGraphs) -> None:
+    prompt = Sample("text", "Which day is it?")
+    assert greedy_in_onnx(model, graphs, [prompt]) == [greedy_in_torch(model, prompt).tokens]
+    assert compare_parts(model, graphs, [prompt])["relative_error"][VISION_ENCODER] < 1e-5
+
+
+def test_two_pictures_in_one_prompt_keep_their_order(model: Model, graphs: OnnxGraphs, prompts: list[Sample]) -> None:
+    first, second = prompts[0].images[0], prompts[1].images[0]
+    for images in ((first, second), (second, first)):
+        prompt = Sample("two", "Which is larger?", images)
+        assert greedy_in_onnx(model, graphs, [prompt]) == [greedy_in_torch(model, prompt).tokens]
+
+
+def test_decoding_after_a_prefill_equals_one_prefill(model: Model, graphs: OnnxGraphs, prompts: list[Sample]) -> None:
+    ids = encode(model, prompts[:1])["input_ids"].numpy()
+    embeddings, count = graphs.embed(ids), ids.shape[1]
+    mask, positions = np.ones((1, count), np.int64), np.arange(count, dtype=np.int64)[None]
+    whole, _ = graphs.decode(embeddings, mask, positions, graphs.empty_past(1))
+    cut = count // 2
+    _, past = graphs.decode(embeddings[:, :cut], mask[:, :cut], positions[:, :cut], graphs.empty_past(1))
+    rest, _ = graphs.decode(embeddings[:, cut:], mask, positions[:, cut:], past)
+    np.testing.assert_allclose(rest, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_ragged_batches_mix_lengths_and_hold_every_prompt_once(model: Model, prompts: list[Sample]) -> None:
+    batches = ragged_batches(model, prompts)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(prompts)))
+    assert max(map(len, batches)) <= 3
+
+
+# -- the check can fail -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def altered(model: Model, name: str, factor: float) -> Iterator[None]:
+    weight = model.module.get_parameter(name)
+    original = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(factor)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            weight.copy_(original)
+
+
+@pytest.mark.parametrize(
+    ("weight", "part"),
+    [
+        ("model.vision_tower.encoder.layers.1.mlp.fc1.weight", VISION_ENCODER),
+        ("model.multi_modal_projector.linear_2.bias", VISION_ENCODER),
+        ("model.language_model.embed_tokens.weight", EMBED_TOKENS),
+        ("model.language_model.layers.1.self_attn.k_proj.weight", DECODER),
+        ("lm_head.weight", DECODER),
+    ],
+)
+def test_a_model_that_differs_by_one_matrix_is_told_apart(
+    weight: str, part: str, model: Model, onnx_export: Exported, prompts: list[Sample]
+) -> None:
+    with altered(model, weight, 1.01), pytest.raises(ExportError, match=f"{part}.onnx differs"):
+        verify_onnx(model, onnx_export.folder, prompts, Progress.silent())
+
+
+def test_a_wrong_token_is_an_error_that_names_prompt_and_step(prompts: list[Sample]) -> None:
+    with pytest.raises(ExportError, match=r"prompt 1 .* token 9 at step 1 where torch answers 6"):
+        count_tie(prompts[1], Answer([5, 6, 2], [0.1, 0.1, 0.1]), [5, 9, 2])
+
+
+def test_a_tie_is_counted(prompts: list[Sample]) -> None:
+    expected = Answer([5, 6, 2], [0.1, 1e-6, 0.1])
+    assert count_tie(prompts[0], expected, [5, 9, 8, 2]) == 1
+    assert count_tie(prompts[0], expected, [5, 6, 2]) == 0
+
+
+# -- what is in the files ---------------------------------------------------------------------------------------
+
+
+def test_two_exports_are_byte_for_byte_equal(
+    model: Model, onnx_export: Exported, prompts: list[Sample], tmp_path: Path
+) -> None:
+    verification = export(model, tmp_path, ExportConfig(format="onnx"), prompts, Progress.silent())
+    assert verification == onnx_export.verification
+    files = sorted(file.name for file in tmp_path.iterdir())
+    assert files == sorted(file.name for file in onnx_export.folder.iterdir())
+    for name in files:
+        assert (tmp_path / name).read_bytes() == (onnx_export.folder / name).read_bytes(), name
+
+
+def test_no_file_tells_of_the_machine_that_made_it(onnx_export: Exported, checkpoint: Path) -> None:
+    traces = [str(onnx_export.folder), str(checkpoint), str(Path.home()), "site-packages", "Traceback", ".py"]
+    for file in onnx_export.folder.iterdir():
+        contents = file.read_bytes()
+        assert not [trace for trace in traces if trace.encode() in contents], file.name
+
+
+def test_inputs_and_outputs_are_named_as_transformers_js_names_them(onnx_export: Exported, model: Model) -> None:
+    pairs = [f"{i}.{kind}" for i in range(2) for kind in ("key", "value")]
+    expected = {
+        VISION_ENCODER: (["pixel_values"], ["image_features"]),
+        EMBED_TOKENS: (["input_ids"], ["inputs_embeds"]),
+        DECODER: (
+            ["inputs_embeds", "attention_mask", "position_ids", *(f"past_key_values.{pair}" for pair in pairs)],
+            ["logits", *(f"present.{pair}" for pair in pairs)],
+        ),
+    }
+    for name in GRAPHS:
+        graph = read(onnx_export.folder, name).graph
+        assert ([i.name for i in graph.input], [o.name for o in graph.output]) == expected[name]
+    logits = read(onnx_export.folder, DECODER).graph.output[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in logits] == ["batch_size", 1, model.config.text_config.vocab_size]
+
+
+def test_every_pruned_matrix_keeps_its_name_and_its_zeros(onnx_export: Exported, model: Model) -> None:
+    stored = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for name in GRAPHS
+        for tensor in read(onnx_export.folder, name).graph.initializer
+    }
+    for layer in model.layers():
+        weight = model.linear(layer.name).weight.detach().numpy()
+        np.testing.assert_array_equal(stored[f"{layer.name}.weight"], weight.T)
+
+
+def test_vision_blocks_behind_the_features_are_left_out(onnx_export: Exported, model: Model) -> None:
+    names = [tensor.name for tensor in read(onnx_export.folder, VISION_ENCODER).graph.initializer]
+    blocks = {int(match[1]) for name in names if (match := re.search(r"encoder\.layers\.(\d+)\.", name))}
+    assert blocks == set(range(len(model.vision_blocks())))
+    assert len(blocks) == model.config.vision_config.num_hidden_layers - 1
+
+
+@pytest.mark.parametrize(("layer", "strategy"), [(-1, "full"), ([-2, 1], "default"), (1, "default")])
+def test_the_vision_encoder_follows_the_choice_of_features(
+    layer: int | list[int], strategy: str, model: Model, prompts: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.config, "vision_feature_layer", layer)
+    monkeypatch.setattr(model.config, "vision_feature_select_strategy", strategy)
+    encoder = VisionEncoder(model)
+    encoder.projector = torch.nn.Identity()
+    monkeypatch.setitem(model.module.get_submodule("model")._modules, "multi_modal_projector", torch.nn.Identity())
+    pixels = encode(model, prompts[:2])["pixel_values"]
+    with torch.no_grad():
+        expected = model.module.get_image_features(pixel_values=pixels).pooler_output  # type: ignore[operator]
+        assert torch.equal(encoder(pixels), torch.stack(list(expected)))
+
+
+def test_large_weights_lie_beside_their_graph(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_exporter, "SINGLE_FILE_BYTES", 10_000)
+    (graph,) = (graph for graph in graphs_of(model) if graph.name == EMBED_TOKENS)
+    file = tmp_path / "large.onnx"
+    onnx_exporter.write(onnx_exporter.trace(graph), file)
+    assert {file.name for file in tmp_path.iterdir()} == {"large.onnx", "large.onnx_data"}
+    assert file.stat().st_size < 10_000
+    ids = np.array([[5, 7]])
+    session = onnxruntime.InferenceSession(file)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(session.run(None, {"input_ids": ids})[0], graph.part(torch.tensor(ids)).detach())
+
+
+def test_the_folder_holds_what_the_edge_needs(onnx_export: Exported) -> None:
+    files = {file.name for file in onnx_export.folder.iterdir()}
+    assert {f"{name}.onnx" for name in GRAPHS} | {
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "processor_config.json",
+        "chat_template.jinja",
+    } == files
+    assert json.loads((onnx_export.folder / "config.json").read_text())["model_type"] == "llava"
+
+
+def read(folder: Path, name: str) -> onnx.ModelProto:
+    return onnx.load(folder / f"{name}.onnx")
+
+
+# -- what cannot be exported ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "message"),
+    [
+        ("vision_config", "model_type", "pixtral", "vision tower of type 'pixtral'"),
+        ("text_config", "rope_parameters", {"rope_type": "dynamic"}, "rotary embeddings of type 'dynamic'"),
+        ("text_config", "layer_types", ["sliding_attention"], "sliding_attention"),
+        ("text_config", "sliding_window", 64, "sliding-window attention"),
+    ],
+)
+def test_a_model_that_onnx_cannot_hold_is_refused_before_the_search(
+    part: str, key: str, value: object, message: str, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(getattr(model.config, part), key, value, raising=False)
+    with pytest.raises(ExportError, match=message):
+        check(model, ExportConfig(format="onnx"))
+
+
+def test_half_precision_is_refused(model: Model, checkpoint: Path) -> None:
+    from slimdeploy.model import load_model
+
+    with pytest.raises(ExportError, match="bfloat16"):
+        check(load_model(str(checkpoint), dtype="bfloat16"), ExportConfig(format="onnx"))
+
+
+def test_a_full_disk_is_not_swallowed(
+    model: Model, prompts: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(onnx_exporter.ir, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        onnx_exporter.write(onnx_exporter.ir.Model(onnx_exporter.ir.Graph([], [], nodes=[]), ir_version=10), tmp_path)
