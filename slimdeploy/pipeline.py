@@ -229,26 +229,25 @@ class Run:
         return record
 
     def _export(self, folder: Path) -> None:
-        from .exporters import export
+        from .exporters import export, write_card
 
         model = self._load(self.restored().path / "checkpoint" if self.prunes else self.source)
         layers = model.layers()
         rows = self.layer_rows() if self.prunes else describe(layers, Policy({x.name: DENSE for x in layers}))
         prompts = self.samples["calibration"][: self.config.export.verify_prompts]
         verification = export(model, folder, self.config.export, prompts, self.progress)
-        write_manifest(
-            folder,
-            Manifest(
-                format=self.config.export.format,
-                model=model.name,
-                family=model.arch.model_type,
-                sparsity=1 - sum(row["kept"] for row in rows) / sum(layer.weights for layer in layers),
-                layers=rows,
-                quality={stage: asdict(self.accuracy(step)) for stage, step in self.stages().items()},
-                verification=verification,
-                versions=installed_versions(("slimdeploy", *_EXPORTING_PACKAGES)),
-            ),
+        manifest = Manifest(
+            format=self.config.export.format,
+            model=model.name,
+            family=model.arch.model_type,
+            sparsity=1 - sum(row["kept"] for row in rows) / sum(layer.weights for layer in layers),
+            layers=rows,
+            quality={stage: asdict(self.accuracy(step)) for stage, step in self.stages().items()},
+            verification=verification,
+            versions=installed_versions(("slimdeploy", *_EXPORTING_PACKAGES)),
         )
+        write_card(folder, manifest)
+        write_manifest(folder, manifest)
 
     def _load(self, folder: Path) -> "Model":
         from .model import load_model
