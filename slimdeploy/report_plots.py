@@ -102,7 +102,8 @@ def histogram(distribution: Distribution, metric: LatencyMetric, goals: dict[str
     for value in distribution.values:
         if value <= axis.high:
             counts[min(int((value - axis.low) / step), _BINS - 1)] += 1
-    plot = Plot(f"{metric.upper()} histogram", axis, Axis.from_zero(counts, wanted=4), _PANEL, 190)
+    headroom = Axis.from_zero([1.25 * max(counts)], wanted=4)  # for the words beside the markers
+    plot = Plot(f"{metric.upper()} histogram", axis, headroom, _PANEL, 190)
     for index, count in enumerate(counts):
         if count:
             low = axis.low + index * step
