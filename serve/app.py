@@ -6,6 +6,7 @@ Every refusal has OpenAI's shape, and no library's message reaches a client.
 import asyncio
 import base64
 import hashlib
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable
@@ -27,6 +28,7 @@ from .media import decode_messages
 from .protocol import ChatRequest, error_body, parse_request
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "static" / "index.html"
 _CLIENT_CLOSED_REQUEST = 499
 
@@ -45,7 +47,6 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
     app.add_exception_handler(HTTPException, _no_such_route)
     app.add_exception_handler(ClientDisconnect, _nobody_listens)
     app.add_exception_handler(ServeError, _unavailable)
-    app.add_exception_handler(Exception, _failed)
     _add_chat(app, engine, config)
     _add_models(app, engine)
     _add_page(app)
@@ -55,20 +56,30 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
 def _add_chat(app: FastAPI, engine: Engine, config: ServeConfig) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        # In a thread: a large body, or a large picture, must not hold up those whose answers are streaming.
-        body = await _read_body(request, int(config.max_body_mb * 1e6))
-        wanted = await asyncio.to_thread(parse_request, body)
-        if wanted.model != engine.model:
-            raise _unknown_model(wanted.model, engine)
-        messages = await asyncio.to_thread(decode_messages, wanted, config)
-        chunks = engine.generate(GenerationRequest(messages, _sampling(wanted, config)))
-        head = CompletionHead(engine.model)
-        if not wanted.stream:
-            answer = await _unless_disconnected(request, whole_answer(head, chunks))
-            return Response(answer.model_dump_json(), media_type="application/json")
-        first = await _unless_disconnected(request, anext(chunks))
-        include_usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)
-        return EventStream(head, first, chunks, include_usage)
+        try:
+            return await _complete(request, engine, config)
+        except (RequestError, ServeError, ClientDisconnect):
+            raise
+        except Exception:  # left to the framework, it would cost the client its connection as well
+            log.exception("a request failed")
+            return _error(500, INTERNAL_ERROR, "server_error")
+
+
+async def _complete(request: Request, engine: Engine, config: ServeConfig) -> Response:
+    body = await _read_body(request, int(config.max_body_mb * 1e6))
+    # In threads: a large body, or a large picture, must not hold up those whose answers are streaming.
+    wanted = await asyncio.to_thread(parse_request, body)
+    if wanted.model != engine.model:
+        raise _unknown_model(wanted.model, engine)
+    messages = await asyncio.to_thread(decode_messages, wanted, config)
+    chunks = engine.generate(GenerationRequest(messages, _sampling(wanted, config)))
+    head = CompletionHead(engine.model)
+    if not wanted.stream:
+        answer = await _unless_disconnected(request, whole_answer(head, chunks))
+        return Response(answer.model_dump_json(), media_type="application/json")
+    first = await _unless_disconnected(request, anext(chunks))
+    include_usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)
+    return EventStream(head, first, chunks, include_usage)
 
 
 def _add_models(app: FastAPI, engine: Engine) -> None:
@@ -190,7 +201,3 @@ async def _nobody_listens(_: Request, __: Exception) -> Response:
 
 async def _unavailable(_: Request, error: Exception) -> Response:
     return _error(503, str(error), "server_error")
-
-
-async def _failed(_: Request, __: Exception) -> Response:
-    return _error(500, INTERNAL_ERROR, "server_error")

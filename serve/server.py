@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import IO
 
 import uvicorn
+from fastapi import FastAPI
 
 from slimdeploy.artifact import Artifact
 from slimdeploy.config import ServeConfig
@@ -31,7 +32,7 @@ def run_server(artifact: Artifact, config: ServeConfig, ready: Callable[[str], N
     """
     with listen(config) as listener:
         engine = create_engine(artifact, config)
-        server = Server(uvicorn.Config(create_app(engine, config), **uvicorn_settings()), url_of(listener), ready)
+        server = Server(create_app(engine, config), url_of(listener), ready)
         try:
             server.run(sockets=[listener])
         except KeyboardInterrupt:
@@ -39,15 +40,14 @@ def run_server(artifact: Artifact, config: ServeConfig, ready: Callable[[str], N
             logging.getLogger(__name__).info("stopped")
 
 
-def uvicorn_settings() -> dict[str, object]:
-    return {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": _SECONDS_FOR_RUNNING_REQUESTS}
-
-
 class Server(uvicorn.Server):
-    """uvicorn's server that says when it is ready."""
+    """uvicorn's server, quiet, that says when it is ready."""
 
-    def __init__(self, config: uvicorn.Config, url: str, ready: Callable[[str], None] | None) -> None:
-        super().__init__(config)
+    def __init__(self, app: FastAPI, url: str, ready: Callable[[str], None] | None) -> None:
+        settings = uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SECONDS_FOR_RUNNING_REQUESTS
+        )
+        super().__init__(settings)
         self._url = url
         self._ready = ready
 

@@ -1,0 +1,66 @@
+"""A tiny checkpoint and its ONNX export, made once; an engine that echoes; servers in a thread."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import openai
+import pytest
+from echo_engine import EchoEngine
+from live_server import live_server
+from requests_to_send import client_of
+from tiny import make_samples, make_tiny_llava
+
+from slimdeploy.artifact import Artifact, Manifest, new_artifact, open_artifact
+from slimdeploy.config import ExportConfig, ServeConfig
+from slimdeploy.progress import Progress
+from slimdeploy.serve.engine import Engine
+
+Serve = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llava(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def hub_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llava(tmp_path_factory.mktemp("hub_checkpoint"), hub_layout=True)
+
+
+@pytest.fixture(scope="session")
+def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    from slimdeploy.exporters import export
+    from slimdeploy.model import load_model
+
+    path = tmp_path_factory.mktemp("artifacts") / "tiny"
+    with new_artifact(path, Manifest("onnx", "tiny", "llava")) as folder:
+        export(load_model(str(checkpoint)), folder, ExportConfig(), make_samples(2), Progress.silent())
+    return open_artifact(path)
+
+
+@pytest.fixture
+def engine() -> EchoEngine:
+    return EchoEngine()
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Serves an engine until the test ends; gives the base URL."""
+    with ExitStack() as servers:
+
+        def start(engine: Engine, config: ServeConfig | None = None) -> str:
+            return servers.enter_context(live_server(engine, config or ServeConfig()))
+
+        yield start
+
+
+@pytest.fixture
+def url(serve: Serve, engine: EchoEngine) -> str:
+    return serve(engine)
+
+
+@pytest.fixture
+def client(url: str) -> openai.OpenAI:
+    return client_of(url)

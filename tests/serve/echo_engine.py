@@ -1,0 +1,53 @@
+"""A small real engine without a model: it answers with the last message's text, a word per token."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from slimdeploy.serve.engine import Chunk, FinishReason, GenerationRequest, RequestError, Usage
+
+TOO_LONG = "too long"
+
+
+class EchoEngine:
+    """seconds_per_token: how long each word takes. running and ended count requests, to see that slots are freed."""
+
+    def __init__(self, seconds_per_token: float = 0.0) -> None:
+        self.model = "echo"
+        self.seconds_per_token = seconds_per_token
+        self.running = 0
+        self.ended = 0
+        self.requests: list[GenerationRequest] = []
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        self.requests.append(request)
+        parts = request.messages[-1].parts
+        text = " ".join(part if isinstance(part, str) else f"[{part.width}x{part.height}]" for part in parts)
+        if text == TOO_LONG:
+            raise RequestError("the prompt is too long", param="messages", code="context_length_exceeded")
+        if text == "break at once":
+            raise OSError("/secret/path")
+        self.running += 1
+        try:
+            async for chunk in self._words(text, request.sampling.max_tokens):
+                yield chunk
+        finally:
+            self.running -= 1
+            self.ended += 1
+
+    async def _words(self, text: str, max_tokens: int) -> AsyncGenerator[Chunk, None]:
+        words = text.split(" ")
+        for number, word in enumerate(words, start=1):
+            await asyncio.sleep(self.seconds_per_token)
+            if word == "break":
+                raise OSError("/secret/path")
+            finish: FinishReason | None = None
+            if number == len(words):
+                finish = "stop"
+            elif number == max_tokens:
+                finish = "length"
+            yield Chunk(word if number == 1 else f" {word}", Usage(len(words), number), finish)
+            if finish:
+                return
+
+    async def close(self) -> None:
+        pass

@@ -1,0 +1,27 @@
+"""A server in a thread of the test's process, on a free port."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from slimdeploy.config import ServeConfig
+from slimdeploy.serve.app import create_app
+from slimdeploy.serve.engine import Engine
+from slimdeploy.serve.server import Server, listen, url_of
+
+
+@contextmanager
+def live_server(engine: Engine, config: ServeConfig) -> Iterator[str]:
+    ready = threading.Event()
+    listener = listen(config.model_copy(update={"port": 0}))
+    url = url_of(listener)
+    server = Server(create_app(engine, config), url, ready=lambda _: ready.set())
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()

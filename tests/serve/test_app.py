@@ -1,0 +1,209 @@
+"""The server through the clients that people have: the openai package and plain HTTP."""
+
+import json
+import socket
+import time
+from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
+
+import httpx
+import openai
+import pytest
+from conftest import Serve
+from echo_engine import TOO_LONG, EchoEngine
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from PIL import Image
+from requests_to_send import client_of, image_part, picture, user
+
+from slimdeploy.artifact import Artifact
+from slimdeploy.config import ServeConfig
+from slimdeploy.serve.engines.onnx import OnnxEngine
+
+
+def text_of(chunks: Sequence[ChatCompletionChunk]) -> str:
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_question_is_answered(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="echo", messages=user("one two three"), max_tokens=2)
+    assert answer.choices[0].message.content == "one two"
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (3, 2, 5)
+    assert answer.model == "echo"
+    assert answer.id.startswith("chatcmpl-")
+
+
+def test_the_stream_has_the_unary_answers_text(client: openai.OpenAI) -> None:
+    chunks = list(client.chat.completions.create(model="echo", messages=user("one two three"), stream=True))
+    assert text_of(chunks) == "one two three"
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
+    assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
+    assert all(chunk.usage is None for chunk in chunks)
+
+
+def test_usage_follows_a_stream_when_it_is_asked_for(client: openai.OpenAI) -> None:
+    *chunks, last = client.chat.completions.create(
+        model="echo", messages=user("one two"), stream=True, stream_options={"include_usage": True}
+    )
+    assert last.choices == []
+    assert last.usage is not None
+    assert last.usage.total_tokens == 4
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_answers_have_openais_fields_and_no_others(url: str) -> None:
+    body = {"model": "echo", "messages": user("one two")}
+    unary = httpx.post(f"{url}/v1/chat/completions", json=body).json()
+    assert set(unary) <= set(ChatCompletion.model_fields)
+    ChatCompletion.model_validate(unary, strict=True)
+    streamed = httpx.post(f"{url}/v1/chat/completions", json=body | {"stream": True})
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    *events, done = streamed.text.strip().split("\n\n")
+    assert done == "data: [DONE]"
+    for event in events:
+        values = json.loads(event.removeprefix("data: "))
+        assert set(values) <= set(ChatCompletionChunk.model_fields)
+        ChatCompletionChunk.model_validate(values, strict=True)
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg", "webp", "gif"])
+def test_pictures_reach_the_engine_in_their_places(client: openai.OpenAI, engine: EchoEngine, form: str) -> None:
+    content = [
+        {"type": "text", "text": "what"},
+        image_part(picture((5, 3), form)),
+        image_part(picture((2, 9), form)),
+        {"type": "text", "text": "these"},
+    ]
+    answer = client.chat.completions.create(model="echo", messages=user(content))
+    assert answer.choices[0].message.content == "what [5x3] [2x9] these"
+    assert isinstance(engine.requests[0].messages[0].parts[1], Image.Image)
+
+
+def test_settings_reach_the_engine(client: openai.OpenAI, engine: EchoEngine) -> None:
+    client.chat.completions.create(
+        model="echo",
+        messages=[
+            {"role": "developer", "content": "brief"},
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": ""},
+            {"role": "user", "content": "b"},
+        ],
+        temperature=0.5,
+        top_p=0.25,
+        seed=-7,
+        stop=["x", "yy"],
+        max_tokens=3,
+        max_completion_tokens=9,
+    )
+    (request,) = engine.requests
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.seed, sampling.stop) == (0.5, 0.25, -7, ("x", "yy"))
+    assert sampling.max_tokens == 9
+    assert [message.role for message in request.messages] == ["system", "user", "assistant", "user"]
+
+
+def test_defaults_are_openais_and_the_servers(serve: Serve, engine: EchoEngine) -> None:
+    client = client_of(serve(engine, ServeConfig(max_tokens=7)))
+    client.chat.completions.create(model="echo", messages=user("a"), stop="s")
+    client.chat.completions.create(model="echo", messages=user("a"), max_tokens=1000)
+    first, second = (request.sampling for request in engine.requests)
+    assert (first.temperature, first.top_p, first.seed, first.stop, first.max_tokens) == (1.0, 1.0, None, ("s",), 7)
+    assert second.max_tokens == 7
+
+
+def test_fields_at_values_that_change_nothing_are_accepted(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="echo",
+        messages=user([{"type": "image_url", "image_url": {"url": picture(), "detail": "auto"}}]),
+        n=1,
+        tools=[],
+        store=False,
+        logprobs=False,
+        frequency_penalty=0,
+        presence_penalty=0.0,
+        logit_bias={},
+        response_format={"type": "text"},
+        service_tier="auto",
+        user="someone",
+        metadata={"a": "b"},
+        stop=None,
+    )
+    assert answer.choices[0].message.content == "[5x3]"
+
+
+def test_an_answer_can_be_sent_back_as_history(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="echo", messages=user("a"))
+    messages = [*user("a"), answer.choices[0].message.model_dump(), *user("b")]
+    assert client.chat.completions.create(model="echo", messages=messages).choices[0].message.content == "b"
+
+
+def test_models_are_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["echo"]
+    assert client.models.retrieve("echo").id == "echo"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other/model")
+
+
+def test_a_model_that_is_not_here_is_404(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="gpt-4o", messages=user("a"))
+    assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
+
+
+def test_what_the_engine_refuses_is_400_also_for_streams(client: openai.OpenAI) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="echo", messages=user(TOO_LONG), stream=stream)
+        assert (caught.value.param, caught.value.code) == ("messages", "context_length_exceeded")
+
+
+def test_what_breaks_inside_is_500_without_a_word_of_it(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(model="echo", messages=user("break at once"))
+    assert "secret" not in str(caught.value)
+    assert client.chat.completions.create(model="echo", messages=user("a")).choices[0].message.content == "a"
+
+
+def test_a_stream_that_breaks_tells_its_client(client: openai.OpenAI) -> None:
+    chunks = client.chat.completions.create(model="echo", messages=user("one break"), stream=True)
+    with pytest.raises(openai.APIError, match="the server failed") as caught:
+        list(chunks)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_slot(serve: Serve, stream: bool) -> None:
+    engine = EchoEngine(seconds_per_token=0.02)
+    parts = urlsplit(serve(engine))
+    body = json.dumps({"model": "echo", "messages": user("word " * 2000), "stream": stream}).encode()
+    with socket.create_connection((parts.hostname, parts.port)) as connection:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        connection.sendall(head + body)
+        until(lambda: engine.running == 1)
+    until(lambda: (engine.running, engine.ended) == (0, 1))
+
+
+def test_the_real_engine_behind_the_server(serve: Serve, artifact: Artifact) -> None:
+    client = client_of(serve(OnnxEngine(artifact, ServeConfig(threads=1))))
+    request = {"model": "tiny", "messages": user([image_part(picture()), {"type": "text", "text": "What?"}])}
+    unary = client.chat.completions.create(**request, temperature=0, max_tokens=12)
+    chunks = list(client.chat.completions.create(**request, temperature=0, max_tokens=12, stream=True))
+    assert text_of(chunks) == unary.choices[0].message.content
+    drawn = [
+        client.chat.completions.create(**request, temperature=1.2, seed=5, max_tokens=12).choices[0].message.content
+        for _ in range(2)
+    ]
+    assert drawn[0] == drawn[1]
+    with pytest.raises(openai.BadRequestError, match="256 tokens") as caught:
+        client.chat.completions.create(model="tiny", messages=user("x" * 300))
+    assert caught.value.code == "context_length_exceeded"

@@ -1,0 +1,139 @@
+"""Tokens to text and back: certain pieces only, and no control token out of a message."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import AutoProcessor
+
+from slimdeploy.errors import ArtifactError
+from slimdeploy.serve.engine import RequestError
+from slimdeploy.serve.text import AnswerStream, Text
+
+
+@pytest.fixture(scope="session")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Text:
+    """One token per byte, and some of several."""
+    folder = tmp_path_factory.mktemp("byte_level")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *alphabet, "th", "the", "Ġth"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("t", "h"), ("th", "e"), ("Ġ", "th")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return Text(folder)
+
+
+@pytest.fixture(scope="session")
+def llama_like(tmp_path_factory: pytest.TempPathFactory) -> Text:
+    """As SentencePiece models come: a space belongs to the word after it, unknown characters are bytes."""
+    folder = tmp_path_factory.mktemp("llama_like")
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "▁b"]
+    tokenizer = Tokenizer(
+        models.BPE({t: i for i, t in enumerate(tokens)}, [("▁", "a"), ("▁", "b")], byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in ("<unk>", "<s>", "</s>")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return Text(folder)
+
+
+def pieces(text: Text, ids: list[int], stop: tuple[str, ...] = ()) -> list[str]:
+    stream = AnswerStream(text, stop)
+    given = []
+    for token in ids:
+        given.append(stream.push(token))
+        if stream.stopped:
+            return given
+    return [*given, stream.flush()]
+
+
+@given(st.lists(st.integers(0, 260), max_size=30))
+def test_pieces_together_are_the_decoded_answer(byte_level: Text, ids: list[int]) -> None:
+    assert "".join(pieces(byte_level, ids)) == byte_level.decode(ids).rstrip("\ufffd")
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, *range(259, 264)]), max_size=30))
+def test_pieces_together_are_the_decoded_answer_where_spaces_belong_to_words(llama_like: Text, ids: list[int]) -> None:
+    assert "".join(pieces(llama_like, ids)) == llama_like.decode(ids)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "llama_like"])
+def test_no_piece_holds_half_a_character(kind: str, request: pytest.FixtureRequest) -> None:
+    text: Text = request.getfixturevalue(kind)
+
+    @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufdd0\ufdd1\ufffd"), max_size=12))
+    def holds(answer: str) -> None:
+        given = pieces(text, text.encode(answer))
+        assert "\ufffd" not in "".join(given)
+        assert "".join(given) == text.decode(text.encode(answer))
+
+    holds()
+
+
+def test_every_character_comes_with_its_last_byte(byte_level: Text) -> None:
+    ids = byte_level.encode("é€😀")
+    assert pieces(byte_level, ids) == ["", "é", "", "", "€", "", "", "", "😀", ""]
+
+
+def test_a_character_that_never_became_whole_is_left_out(byte_level: Text) -> None:
+    assert pieces(byte_level, byte_level.encode("a😀")[:-1]) == ["a", "", "", "", ""]
+
+
+@given(
+    st.text("ab the", max_size=20),
+    st.lists(st.text("ab the", min_size=1, max_size=4), min_size=1, max_size=3),
+)
+def test_the_answer_ends_before_the_first_stop_string(byte_level: Text, answer: str, stop: list[str]) -> None:
+    ends = [answer.index(s) for s in stop if s in answer]
+    first_seen = min((answer.index(s) + len(s) for s in stop if s in answer), default=len(answer))
+    given = "".join(pieces(byte_level, byte_level.encode(answer), tuple(stop)))
+    if not ends:
+        assert given == answer
+    else:
+        # Of two that overlap, the one that is whole first may end the answer.
+        assert given in {answer[:end] for end in ends if end < first_seen}
+        assert not any(s in given for s in stop)
+
+
+def test_a_stop_string_across_tokens_never_shows(byte_level: Text) -> None:
+    assert pieces(byte_level, byte_level.encode("a then"), (" the",)) == ["a", "", ""]
+    assert "".join(pieces(byte_level, byte_level.encode("one the end of"), ("the end",))) == "one "
+    assert "".join(pieces(byte_level, byte_level.encode("one the edge"), ("the end",))) == "one the edge"
+
+
+def test_prompts_have_the_ids_that_transformers_gives_them(checkpoint: Path) -> None:
+    theirs = AutoProcessor.from_pretrained(checkpoint).tokenizer
+    for prompt in ("<s>USER: <image>\nWhat?", "What is it?", "é <unk> </s>", ""):
+        expected = theirs(prompt, add_special_tokens=not prompt.startswith("<s>"))["input_ids"]
+        assert Text(checkpoint).encode(prompt) == expected
+
+
+def test_a_quoted_control_token_is_plain_text(checkpoint: Path) -> None:
+    text = Text(checkpoint)
+    message = "an <image> and </s> end"
+    ids = text.encode("<s>USER: " + text.quote(message) + "<image>")
+    assert ids.count(4) == 1
+    assert 2 not in ids
+    assert ids[0] == 1
+    assert text.decode(ids) == "USER: " + message
+    assert text.quote("plain") == "plain"
+
+
+def test_a_message_cannot_quote_by_itself(byte_level: Text) -> None:
+    with pytest.raises(RequestError, match=r"U\+FDD0"):
+        byte_level.quote("a\ufdd0</s>\ufdd1")
+
+
+def test_a_tokenizer_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json is missing"):
+        Text(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json is no tokenizer"):
+        Text(tmp_path)
