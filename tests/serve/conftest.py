@@ -1,13 +1,13 @@
 """A tiny checkpoint and its ONNX export, made once; an engine that echoes; servers in a thread."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import openai
 import pytest
 from echo_engine import EchoEngine
-from live_server import live_server
+from live_server import Serve, live_server
 from requests_to_send import client_of
 from tiny import make_samples, make_tiny_llava
 
@@ -15,8 +15,6 @@ from slimdeploy.artifact import Artifact, Manifest, new_artifact, open_artifact
 from slimdeploy.config import ExportConfig, ServeConfig
 from slimdeploy.progress import Progress
 from slimdeploy.serve.engine import Engine
-
-Serve = Callable[..., str]
 
 
 @pytest.fixture(scope="session")

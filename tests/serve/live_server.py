@@ -1,13 +1,16 @@
 """A server in a thread of the test's process, on a free port."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from slimdeploy.config import ServeConfig
 from slimdeploy.serve.app import create_app
 from slimdeploy.serve.engine import Engine
 from slimdeploy.serve.server import Server, listen, url_of
+
+Serve = Callable[..., str]
+"""Serves an engine, with a ServeConfig or the default one, until the test ends; gives the base URL."""
 
 
 @contextmanager

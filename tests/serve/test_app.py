@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import httpx
 import openai
 import pytest
-from conftest import Serve
 from echo_engine import TOO_LONG, EchoEngine
+from live_server import Serve
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from PIL import Image
 from requests_to_send import client_of, image_part, picture, user

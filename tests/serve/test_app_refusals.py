@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 import httpx
 import openai
 import pytest
-from conftest import Serve
 from echo_engine import EchoEngine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from live_server import Serve
 from requests_to_send import client_of, image_part, picture, user
 
 from slimdeploy.config import ServeConfig
