@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
 
 from .model import IGNORED_LABEL, Model, encode
 from .samples import Sample
@@ -64,7 +64,7 @@ def divergence(logits: Tensor, dense: Tensor, weight: Tensor) -> Tensor:
 
     logits: (samples, tail, vocabulary). dense: log-probabilities of the same shape. weight: (samples, tail).
     """
-    per_token = F.kl_div(logits.log_softmax(-1), dense, reduction="none", log_target=True).sum(-1)
+    per_token = kl_div(logits.log_softmax(-1), dense, reduction="none", log_target=True).sum(-1)
     return (per_token * weight).sum() / weight.sum()
 
 
@@ -72,4 +72,4 @@ def answer_loss(logits: Tensor, batch: TextBatch) -> Tensor:
     """Mean cross-entropy of the answers' tokens, in nats; 0 where no answer is known."""
     if not bool(batch.is_answer.any()):
         return logits.new_zeros(())
-    return F.cross_entropy(logits[batch.is_answer], batch.targets[batch.is_answer])
+    return cross_entropy(logits[batch.is_answer], batch.targets[batch.is_answer])

@@ -25,7 +25,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 IGNORED_LABEL = -100
 """Marks the tokens that no loss is taken on, as in transformers."""
 
-__all__ = ["Model", "encode", "load_model", "locate_model"]
+__all__ = ["Model", "encode", "load_model", "locate_model", "quiet_transformers"]
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Model:
     source: Path
 
     def layers(self) -> list[Layer]:
-        """The weight matrices that may be pruned, in forward order.
+        """The weight matrices that may be pruned, block by block in forward order.
 
         Left out: embeddings, the head, and vision blocks behind the features that the projector reads.
         """
@@ -76,7 +76,7 @@ class Model:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that `load_model` and transformers load."""
-        with _quiet_transformers():
+        with quiet_transformers():
             self.pretrained.save_pretrained(folder)
             self.processor.save_pretrained(folder)
 
@@ -112,7 +112,7 @@ def load_model(path: str, dtype: DType = "float32", device: str = "cpu", name: s
     """
     folder = locate_model(path)
     arch = check_checkpoint(folder)
-    with _quiet_transformers():
+    with quiet_transformers():
         module = _load_module(folder, getattr(torch, dtype))
         processor = _load_processor(folder)
     return Model(module.to(device).eval(), processor, arch, model_name(name or path), folder)
@@ -127,13 +127,14 @@ def _load_module(folder: Path, dtype: torch.dtype) -> nn.Module:
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are an error below, in a sentence that names one
         )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
         raise ModelError(
             f"{folder} cannot be loaded: {_first_line(error)}; download or save the model again"
         ) from error
     # transformers fills what a checkpoint lacks with random numbers.
-    absent = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
+    absent = sorted(loading["missing_keys"]) + sorted(name for name, *_ in loading["mismatched_keys"])
     if absent:
         raise ModelError(
             f"{folder} is incomplete: {len(absent)} weights are missing or of another shape, such as {absent[0]}; "
@@ -162,7 +163,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No bars and no advice on the terminal: what matters of it becomes an error here."""
     verbosity, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

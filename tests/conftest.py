@@ -2,12 +2,17 @@
 
 import os
 import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before torch, numpy or onnxruntime start their threads: two cores shared by threads of three libraries are slower
 # than one thread each, and results that depend on the number of threads would differ between machines.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+if TYPE_CHECKING:
+    from slimdeploy.model import Model
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,3 +39,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> object:
         report.outcome = "failed"
         report.longrepr = f"skipped, which --everything does not allow: {report.longrepr[2]}"
     return report
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny import make_tiny_llava
+
+    return make_tiny_llava(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def tiny_model(tiny_checkpoint: Path) -> "Model":
+    """A fresh one for every test, which may prune it."""
+    from slimdeploy.model import load_model
+
+    return load_model(str(tiny_checkpoint))

@@ -1,0 +1,91 @@
+"""Statistics gathered block by block equal those of one plain forward pass, whatever the batches and the padding."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_samples
+from torch import Tensor, nn
+
+from slimdeploy.errors import PruneError
+from slimdeploy.model import Model, encode
+from slimdeploy.progress import Progress
+from slimdeploy.prune import Stats, collect_stats
+
+
+def _with_plain_hooks(model: Model, samples: list[Any]) -> dict[str, Tensor]:
+    """One sample at a time, so that there is no padding to leave out."""
+    sums: dict[str, Tensor] = {}
+
+    def count(name: str) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            sums[name] = sums.get(name, 0) + arguments[0].detach().double().flatten(0, -2).square().sum(0)
+
+        return hook
+
+    handles = [model.linear(layer.name).register_forward_pre_hook(count(layer.name)) for layer in model.layers()]
+    for sample in samples:
+        batch = {name: tensor for name, tensor in encode(model, [sample], answers=True).items() if name != "labels"}
+        model.module(**batch)
+    for handle in handles:
+        handle.remove()
+    return sums
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_block_by_block_equals_a_plain_forward_pass(tiny_model: Model, batch_size: int) -> None:
+    samples = make_samples(5)
+    stats = collect_stats(tiny_model, samples, batch_size, Progress.silent())
+    expected = _with_plain_hooks(tiny_model, samples)
+    assert set(stats.input_sq_sum) == {layer.name for layer in tiny_model.layers()}
+    for name, squares in expected.items():
+        torch.testing.assert_close(stats.input_sq_sum[name], squares, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_padding_is_not_counted(tiny_model: Model) -> None:
+    samples = make_samples(4)
+    stats = collect_stats(tiny_model, samples, 4, Progress.silent())
+    tokens = int(encode(tiny_model, samples, answers=True)["attention_mask"].sum())
+    assert {stats.tokens[layer.name] for layer in tiny_model.layers() if layer.tower == "language"} == {tokens}
+
+
+def test_samples_without_a_picture_count_in_the_language_model_only(tiny_model: Model) -> None:
+    seeing, blind = make_samples(2)
+    both = collect_stats(tiny_model, [seeing, replace(blind, images=())], 1, Progress.silent())
+    alone = collect_stats(tiny_model, [seeing], 1, Progress.silent())
+    towers = {layer.name: layer.tower for layer in tiny_model.layers()}
+    assert all((both.tokens[name] == alone.tokens[name]) == (tower != "language") for name, tower in towers.items())
+
+
+def test_the_model_is_left_as_it_was(tiny_model: Model) -> None:
+    batch = encode(tiny_model, make_samples(2))
+    with torch.inference_mode():
+        before = tiny_model.module(**batch).logits
+        collect_stats(tiny_model, make_samples(2), 2, Progress.silent())
+        assert torch.equal(tiny_model.module(**batch).logits, before)
+
+
+def test_without_a_picture_there_are_no_statistics(tiny_model: Model) -> None:
+    with pytest.raises(PruneError, match="has a picture"):
+        collect_stats(tiny_model, [replace(make_samples(1)[0], images=())], 1, Progress.silent())
+
+
+@pytest.mark.parametrize(
+    "name", ["model.vision_tower.encoder.layers.0.mlp.fc1", "model.language_model.layers.0.mlp.up_proj"]
+)
+def test_activations_that_are_not_finite_are_named_by_layer(tiny_model: Model, name: str) -> None:
+    with torch.no_grad():
+        tiny_model.linear(name).weight[0, 0] = float("nan")
+    following = name.replace("fc1", "fc2").replace("up_proj", "down_proj")
+    with pytest.raises(PruneError, match=f"inputs of {following} hold NaN"):
+        collect_stats(tiny_model, make_samples(1), 1, Progress.silent())
+
+
+def test_saved_statistics_load_equal(tiny_model: Model, tmp_path: Path) -> None:
+    stats = collect_stats(tiny_model, make_samples(2), 2, Progress.silent())
+    stats.save(tmp_path)
+    again = Stats.load(tmp_path)
+    assert again.tokens == stats.tokens
+    assert all(torch.equal(again.input_sq_sum[name], squares) for name, squares in stats.input_sq_sum.items())
