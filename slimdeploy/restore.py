@@ -32,13 +32,11 @@ _LARGEST_GRADIENT_NORM = 1.0
 class RestoreReport:
     """What restoration did.
 
-    first_loss, last_loss: means over the first and the last tenth of the steps. answered: share of the samples that
-    have an answer; the others teach by the dense model's predictions alone. kept: weights inside the masks.
+    losses: of every step. answered: share of the samples that have an answer; the others teach by the dense model's
+    predictions alone. kept: weights inside the masks.
     """
 
-    steps: int
-    first_loss: float
-    last_loss: float
+    losses: tuple[float, ...]
     answered: float
     kept: int
 
@@ -77,7 +75,7 @@ def restore(
     kept = sum(int(mask.sum()) for mask in masks.values())
     if config.method == "none":
         apply_masks(model, masks)
-        return RestoreReport(0, 0.0, 0.0, 0.0, kept)
+        return RestoreReport((), 0.0, kept)
     if not samples:
         raise PruneError("restoration has no samples; give a train split, or set restore.method = 'none'")
     answered = sum(bool(sample.answers) for sample in samples) / len(samples)
@@ -86,8 +84,7 @@ def restore(
     with _adapted(model, masks, config) as adapters:
         losses = _train(model, adapters, samples, config, progress)
     assert all(not bool(model.linear(name).weight[~mask].any()) for name, mask in masks.items())
-    tenth = max(1, len(losses) // 10)
-    return RestoreReport(len(losses), _mean(losses[:tenth]), _mean(losses[-tenth:]), answered, kept)
+    return RestoreReport(tuple(losses), answered, kept)
 
 
 @contextmanager
@@ -177,7 +174,3 @@ def _shuffled_batches(samples: Sequence[Sample], size: int, rng: random.Random) 
             waiting += rng.sample(samples, len(samples))
         yield waiting[:size]
         waiting = waiting[size:]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

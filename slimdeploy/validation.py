@@ -21,7 +21,9 @@ from .measurements import remarks
 from .progress import Progress
 from .report import (
     LayerSparsity,
+    Loss,
     Report,
+    SearchHistory,
     Sizes,
     Stage,
     first_mistakes,
@@ -74,7 +76,7 @@ def validate_run(run: "Run") -> Report:
         report = _report(config, samples, None, artifact)
         report = replace(report, notes=(*report.notes, note))
     if run.prunes:
-        report = replace(report, search=run.search_history(), restoration=run.losses())
+        report = replace(report, search=_search_history(run), restoration=_losses(run))
     source_bytes = sum(file.stat().st_size for file in run.source.iterdir() if file.is_file())
     report = replace(report, size_bytes=Sizes(source_bytes, artifact.bytes))
     return _written(report, run.folder.path)
@@ -86,7 +88,7 @@ def _asked(samples: list[Sample], config: Config) -> list[Sample]:
 
 
 def _measure(url: str, samples: list[Sample], config: Config, progress: Progress) -> Load:
-    from .serve.bench import measure
+    from .serve.bench.client import measure
 
     return measure(url, samples, config.validate_, progress)
 
@@ -128,6 +130,23 @@ def _layers(artifact: Artifact | None) -> tuple[LayerSparsity, ...] | None:
         return None
     names = LayerSparsity.__dataclass_fields__
     return tuple(LayerSparsity(**{name: row[name] for name in names}) for row in artifact.manifest.layers)
+
+
+def _search_history(run: "Run") -> SearchHistory:
+    from .search import SearchResult
+
+    found = SearchResult.load(run.search().path)
+    return SearchHistory(
+        best=tuple(generation.best for generation in found.history),
+        uniform=found.history[-1].uniform if found.history else None,
+        chosen=found.chosen,
+        validation_uniform=found.uniform_validation,
+        validation_searched=found.searched_validation,
+    )
+
+
+def _losses(run: "Run") -> tuple[Loss, ...]:
+    return tuple(Loss(step, loss) for step, loss in enumerate(run.restoration()["losses"], start=1))
 
 
 def _agreement(run: "Run", load: Load) -> dict[str, float]:
