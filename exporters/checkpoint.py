@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ExportError, ModelError
-from ..model import DType, Model, encode, load_model
+from ..model import DType, Model, encode, load_model, quiet_transformers
 from ..progress import Progress
 from ..samples import Sample
 from .limits import refuse_quantized
@@ -38,15 +38,15 @@ def save_settings(model: Model, folder: Path) -> None:
     config.dtype = dtype_name(model)
     # The zeros are stored like any other number, and vLLM refuses a checkpoint that speaks of sparsity.
     vars(config).pop("sparsity_config", None)
-    config.save_pretrained(folder)
-    module: Any = model.module
-    module.generation_config.save_pretrained(folder)
-    model.processor.save_pretrained(folder)
+    with quiet_transformers():
+        config.save_pretrained(folder)
+        model.pretrained.generation_config.save_pretrained(folder)
+        model.processor.save_pretrained(folder)
 
 
 def dtype_name(model: Model) -> DType:
     """The type of the weights."""
-    match model.module.dtype:
+    match model.pretrained.dtype:
         case torch.float32:
             return "float32"
         case torch.bfloat16:

@@ -67,8 +67,7 @@ class EmbedTokens(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        module: Any = model.module
-        self.embeddings = module.get_input_embeddings()
+        self.embeddings = model.pretrained.get_input_embeddings()
 
     def forward(self, input_ids: Tensor) -> Tensor:
         embeddings: Tensor = self.embeddings(input_ids)

@@ -111,10 +111,9 @@ def compare_parts(model: Model, graphs: OnnxGraphs, prompts: Sequence[Sample]) -
     """Largest absolute and relative error of each graph on a padded batch of prompts."""
     batch = encode(model, prompts)
     ids = batch["input_ids"]
-    module: Any = model.module
     pixels = batch["pixel_values"] if "pixel_values" in batch else _noise(model)
-    features = torch.cat(list(module.get_image_features(pixel_values=pixels).pooler_output))
-    embeddings = module.get_input_embeddings()(ids)
+    features = torch.cat(list(model.pretrained.get_image_features(pixel_values=pixels).pooler_output))
+    embeddings = model.pretrained.get_input_embeddings()(ids)
     pairs = {
         VISION_ENCODER: (features, graphs.encode_images(_array(pixels))),
         EMBED_TOKENS: (embeddings, graphs.embed(_array(ids))),
@@ -222,8 +221,7 @@ def count_tie(prompt: Sample, expected: Answer, tokens: Sequence[int]) -> int:
 
 def end_tokens(model: Model) -> frozenset[int]:
     """Ids that end an answer."""
-    module: Any = model.module
-    ends = module.generation_config.eos_token_id
+    ends = model.pretrained.generation_config.eos_token_id
     return frozenset([] if ends is None else ends if isinstance(ends, list) else [ends])
 
 

@@ -36,12 +36,11 @@ def export(model: Model, folder: Path, prompts: Sequence[Sample], progress: Prog
 
 def renamed_weights(model: Model) -> dict[str, Tensor]:
     """Weights under the hub's names; one that is tied to another is left to that one."""
-    module: Any = model.module
     try:
         return {
             model.arch.hub_name(name): weight.detach()
             for name, weight in model.module.state_dict().items()
-            if name not in module.all_tied_weights_keys
+            if name not in model.pretrained.all_tied_weights_keys
         }
     except ModelError as error:
         raise ExportError(f"{model.name} cannot be exported to vLLM: {error}") from error

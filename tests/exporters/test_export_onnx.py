@@ -62,7 +62,7 @@ def test_a_ragged_batch_gets_the_answers_that_torch_gives_to_each_prompt_alone(
 def test_the_reference_is_what_transformers_generates(model: Model, prompts: list[Sample]) -> None:
     inputs = encode(model, prompts[:1])
     inputs.pop("position_ids")
-    generated = model.module.generate(**inputs, max_new_tokens=16, do_sample=False)  # type: ignore[operator]
+    generated = model.pretrained.generate(**inputs, max_new_tokens=16, do_sample=False)
     answer = greedy_in_torch(model, prompts[0]).tokens
     assert generated[0, inputs["input_ids"].shape[1] :].tolist() == answer
 
@@ -208,7 +208,7 @@ def test_the_vision_encoder_follows_the_choice_of_features(
     monkeypatch.setitem(model.module.get_submodule("model")._modules, "multi_modal_projector", torch.nn.Identity())
     pixels = encode(model, prompts[:2])["pixel_values"]
     with torch.no_grad():
-        expected = model.module.get_image_features(pixel_values=pixels).pooler_output  # type: ignore[operator]
+        expected = model.pretrained.get_image_features(pixel_values=pixels).pooler_output
         assert torch.equal(encoder(pixels), torch.stack(list(expected)))
 
 
