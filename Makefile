@@ -4,7 +4,7 @@ CONFIG ?= deploy.toml
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test check format clean
+.PHONY: install demo test check format bench-demo clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -27,6 +27,9 @@ check: .venv/installed
 	rm -rf build/installed
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/installed .
 	MYPYPATH=build/installed $(BIN)/mypy --package slimdeploy
+
+bench-demo: .venv/installed
+	$(BIN)/python benchmarks/demo.py
 
 format: .venv/installed
 	$(BIN)/ruff format .

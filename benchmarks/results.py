@@ -1,0 +1,53 @@
+"""One form for every benchmark: a table for people, and rows with goals as JSON in benchmarks/results/."""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from slimdeploy.report import now, this_machine
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure that has a goal. goal: a bound in `unit`; at_most: whether it is an upper one."""
+
+    name: str
+    value: float
+    unit: str
+    goal: float
+    at_most: bool
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.goal if self.at_most else self.value >= self.goal
+
+
+def publish(name: str, rows: Sequence[Row]) -> None:
+    """Print the table and write benchmarks/results/NAME.json."""
+    table = Table("figure", "value", "goal", "met", box=box.MARKDOWN)
+    for row in rows:
+        bound = "at most" if row.at_most else "at least"
+        table.add_row(row.name, f"{row.value:.4g} {row.unit}", f"{bound} {row.goal:g}", "yes" if row.met else "no")
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(table)
+    text = "\n".join(line.rstrip() for line in capture.get().strip().splitlines())
+    console.print(text, highlight=False)
+    result = {
+        "machine": asdict(this_machine()),
+        "date": now(),
+        "command": shlex.join(["python", *sys.argv]),
+        "rows": [asdict(row) | {"met": row.met} for row in rows],
+        "table": text,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
