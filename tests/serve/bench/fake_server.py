@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ class Script:
     """What every chat completion is: pieces of the body, each sent after its delay in seconds.
 
     cut: close the connection after the last piece instead of ending the response. hang: never end it.
+    bodies: the requests that came. moments: for each, by time.perf_counter(), its arrival and every piece's departure.
     """
 
     pieces: list[tuple[float, bytes]]
@@ -24,6 +26,7 @@ class Script:
     cut: bool = False
     hang: bool = False
     bodies: list[dict[str, object]] = field(default_factory=list)
+    moments: list[list[float]] = field(default_factory=list)
 
 
 def event(payload: object) -> bytes:
@@ -97,12 +100,12 @@ async def _requests(reader: asyncio.StreamReader) -> AsyncIterator[tuple[str, by
 
 async def _answer(script: Script, writer: asyncio.StreamWriter) -> None:
     writer.write(_head(script.status, script.content_type, "transfer-encoding: chunked"))
-    clock = asyncio.get_running_loop().time
-    due = clock()
+    moments = [time.perf_counter()]
+    script.moments.append(moments)
     for delay, data in script.pieces:
-        due += delay  # a late wake-up must not delay what follows
-        if (wait := due - clock()) > 0:
-            await asyncio.sleep(wait)
+        if delay:
+            await asyncio.sleep(delay)
+        moments.append(time.perf_counter())
         writer.write(b"%x\r\n%b\r\n" % (len(data), data))
         await writer.drain()
     if script.hang:

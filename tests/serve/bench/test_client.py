@@ -12,7 +12,7 @@ from PIL import Image
 
 from slimdeploy.config import ValidateConfig
 from slimdeploy.errors import ValidateError
-from slimdeploy.measurements import LATENCY_METRICS, RequestRecord, Run, remarks
+from slimdeploy.measurements import LATENCY_METRICS, LatencyMetric, RequestRecord, Run, remarks
 from slimdeploy.progress import Progress
 from slimdeploy.samples import Sample
 from slimdeploy.serve.bench.client import measure
@@ -39,27 +39,30 @@ def only_error(script: Script, timeout_s: float = 30.0) -> RequestRecord:
     return measured.requests[0]
 
 
+def true_latencies(moments: list[float]) -> dict[LatencyMetric, float]:
+    """In ms, of an answer whose second piece is the first token and whose fifth is the last of four."""
+    arrived, _, first, _, _, last, *_ = moments
+    return {"ttft": 1e3 * (first - arrived), "e2e": 1e3 * (last - arrived), "tpot": 1e3 * (last - first) / 3}
+
+
 class TestTimes:
     @pytest.mark.parametrize("first", [0.03, 0.12])
-    def test_known_delays_are_measured(self, first: float) -> None:
-        """The first chunk carries no text and must not end TTFT; the empty last one ends E2E."""
-        gap = 0.025
-        pieces = [
-            (0.0, piece("")),
-            (first, piece("a")),
-            (gap, piece("b")),
-            (gap, piece("c")),
-            (gap, piece(finish="stop")),
-        ]
-        script = Script([*pieces, (0.0, usage(9, 4)), (0.0, DONE)])
-        measured = run(script, count=20, concurrency=1)
-        expected = {"ttft": 1e3 * first, "tpot": 1e3 * gap, "e2e": 1e3 * (first + 3 * gap)}
+    def test_latencies_are_the_servers(self, first: float) -> None:
+        """The first chunk carries no text and must not end TTFT; the empty last one ends E2E.
+
+        Held against the server's own clock: on a busy machine its delays are longer than asked for.
+        """
+        texts = [(0.0, piece("")), (first, piece("a")), (0.025, piece("b")), (0.025, piece("c"))]
+        script = Script([*texts, (0.025, piece(finish="stop")), (0.0, usage(9, 4)), (0.0, DONE)])
+        measured = run(script, count=12, concurrency=1)
         for metric in LATENCY_METRICS:
-            # The lower quartile: other programs on this machine may delay many of the server's wake-ups.
-            quartile = measured.distribution(metric).percentile(25)
-            assert quartile is not None
-            # 2 ms or 2%, and 1 ms by which the server's own timer rings late.
-            assert expected[metric] - 1 <= quartile <= expected[metric] + 1 + max(2.0, 0.02 * expected[metric]), metric
+            off = [
+                abs((record.latency(metric) or 0) - true[metric]) - 0.02 * true[metric]
+                for record, true in zip(measured.requests, map(true_latencies, script.moments), strict=True)
+            ]
+            # What the client adds, it adds to every request; what other programs on this machine add, not to all.
+            # On a quiet machine that is below 1 ms; the rest is for one where coverage and other tests run as well.
+            assert min(off) < 5.0, (metric, off)
 
     def test_a_stall_shows_in_the_tail_only(self) -> None:
         script = Script([(0.2, piece("a")), *ENDING])
