@@ -23,7 +23,7 @@ from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ServeError
 
 from .completion import INTERNAL_ERROR, CompletionHead, EventStream, whole_answer
-from .engine import Engine, GenerationRequest, RequestError, Sampling
+from .engine import Engine, GenerationRequest, Message, RequestError, Sampling
 from .media import decode_messages
 from .protocol import ChatRequest, error_body, parse_request
 
@@ -67,11 +67,8 @@ def _add_chat(app: FastAPI, engine: Engine, config: ServeConfig) -> None:
 
 async def _complete(request: Request, engine: Engine, config: ServeConfig) -> Response:
     body = await _read_body(request, int(config.max_body_mb * 1e6))
-    # In threads: a large body, or a large picture, must not hold up those whose answers are streaming.
-    wanted = await asyncio.to_thread(parse_request, body)
-    if wanted.model != engine.model:
-        raise _unknown_model(wanted.model, engine)
-    messages = await asyncio.to_thread(decode_messages, wanted, config)
+    # In a thread: a large body, or a large picture, must not hold up those whose answers are streaming.
+    wanted, messages = await asyncio.to_thread(_understand, body, engine.model, config)
     chunks = engine.generate(GenerationRequest(messages, _sampling(wanted, config)))
     head = CompletionHead(engine.model)
     if not wanted.stream:
@@ -80,6 +77,13 @@ async def _complete(request: Request, engine: Engine, config: ServeConfig) -> Re
     first = await _unless_disconnected(request, anext(chunks))
     include_usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)
     return EventStream(head, first, chunks, include_usage)
+
+
+def _understand(body: bytes, model: str, config: ServeConfig) -> tuple[ChatRequest, tuple[Message, ...]]:
+    wanted = parse_request(body)
+    if wanted.model != model:
+        raise _unknown_model(wanted.model, model)
+    return wanted, decode_messages(wanted, config)
 
 
 def _add_models(app: FastAPI, engine: Engine) -> None:
@@ -92,7 +96,7 @@ def _add_models(app: FastAPI, engine: Engine) -> None:
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
         if name != engine.model:
-            raise _unknown_model(name, engine)
+            raise _unknown_model(name, engine.model)
         return model
 
     @app.get("/health")
@@ -176,8 +180,8 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _unknown_model(name: str, engine: Engine) -> RequestError:
-    message = f"the model '{name[:200]}' does not exist here; this server has '{engine.model}'"
+def _unknown_model(name: str, served: str) -> RequestError:
+    message = f"the model '{name[:200]}' does not exist here; this server has '{served}'"
     return RequestError(message, param="model", status=404, code="model_not_found")
 
 

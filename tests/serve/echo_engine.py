@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 
+from slimdeploy.errors import ServeError
 from slimdeploy.serve.engine import Chunk, FinishReason, GenerationRequest, RequestError, Usage
 
 TOO_LONG = "too long"
@@ -24,6 +25,8 @@ class EchoEngine:
         text = " ".join(part if isinstance(part, str) else f"[{part.width}x{part.height}]" for part in parts)
         if text == TOO_LONG:
             raise RequestError("the prompt is too long", param="messages", code="context_length_exceeded")
+        if text == "close":
+            raise ServeError("the server is shutting down")
         if text == "break at once":
             raise OSError("/secret/path")
         self.running += 1

@@ -174,6 +174,12 @@ def test_what_breaks_inside_is_500_without_a_word_of_it(client: openai.OpenAI) -
     assert client.chat.completions.create(model="echo", messages=user("a")).choices[0].message.content == "a"
 
 
+def test_a_server_that_is_shutting_down_says_so(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.InternalServerError, match="shutting down") as caught:
+        client.chat.completions.create(model="echo", messages=user("close"))
+    assert caught.value.status_code == 503
+
+
 def test_a_stream_that_breaks_tells_its_client(client: openai.OpenAI) -> None:
     chunks = client.chat.completions.create(model="echo", messages=user("one break"), stream=True)
     with pytest.raises(openai.APIError, match="the server failed") as caught:

@@ -16,12 +16,13 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import slimdeploy.serve.engines.onnx_sessions as onnx_sessions
-from slimdeploy.artifact import Artifact, Manifest
+from slimdeploy.artifact import Artifact, Manifest, new_artifact
 from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ArtifactError, ServeError
 from slimdeploy.serve.engine import Chunk, GenerationRequest, Message, RequestError, Sampling
 from slimdeploy.serve.engines import create_engine
 from slimdeploy.serve.engines.onnx import OnnxEngine
+from slimdeploy.serve.model_files import ModelFacts, read_facts
 from slimdeploy.serve.runtime import LoadedModel, load
 
 QUESTIONS = ("What is it?", "And é?", "How many are there of them, all in all?")
@@ -259,3 +260,19 @@ def test_the_server_imports_nothing_that_a_device_lacks() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+def test_a_picture_that_cannot_be_resized_is_the_requests_error(engine: OnnxEngine) -> None:
+    with pytest.raises(RequestError, match="too elongated"):
+        asyncio.run(collect(engine, ask("What?", [Image.new("RGB", (1, 500_000))])))
+
+
+def test_an_artifact_of_another_format_is_not_loaded(tmp_path: Path) -> None:
+    with new_artifact(tmp_path / "other", Manifest("vllm", "m", "llava")) as folder:
+        (folder / "config.json").write_text("{}")
+    with pytest.raises(ServeError, match="the format 'vllm'"):
+        load(tmp_path / "other")
+
+
+def test_both_layouts_of_a_configuration_say_the_same(checkpoint: Path, hub_checkpoint: Path) -> None:
+    assert read_facts(checkpoint) == read_facts(hub_checkpoint) == ModelFacts(256, 4, frozenset({2}))
