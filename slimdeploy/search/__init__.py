@@ -9,13 +9,13 @@ from ..policy import Policy
 from ..progress import Progress
 from ..prune import Stats
 from ..samples import Sample, Split
-from .evolution import Generation, Plan, evolve
+from .evolution import Generation, Outcome, Plan, evolve
 from .fitness import Judge, PrunedModel
 from .projector import ProjectorEvolution
 from .result import SearchResult
 from .space import Space, search_space
 
-__all__ = ["Generation", "SearchResult", "search_policy"]
+__all__ = ["Generation", "Outcome", "SearchResult", "Space", "search_policy"]
 
 # Samples per forward pass; small enough that a gradient step sees a part of the samples only.
 _BATCH = 32

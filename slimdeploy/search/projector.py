@@ -13,18 +13,19 @@ from torch import Tensor
 from ..config import SearchConfig
 from ..model import linears_in
 from ..policy import Policy
+from .evolution import Fitness
 from .fitness import Judge, proxy_loss
 
 
 @dataclass
 class ProjectorEvolution:
-    """train: where the steps are taken. held_out: where J must fall for them to be kept.
+    """train: where the steps are taken. held_out: what must fall for them to be kept, J on other samples.
 
     weights: the projector's parameters by name, as last accepted, unpruned; empty while they are the checkpoint's.
     """
 
     train: Judge
-    held_out: Judge
+    held_out: Fitness
     config: SearchConfig
     weights: dict[str, Tensor] = field(default_factory=dict)
 

@@ -1,0 +1,170 @@
+"""The whole search on a tiny model: J is its formula, the model comes out dense, uniform wins where it is better."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_samples
+from torch.nn.functional import cross_entropy
+
+from slimdeploy import search
+from slimdeploy.config import BudgetConfig, Config, PruneConfig, SearchConfig
+from slimdeploy.errors import PruneError
+from slimdeploy.model import IGNORED_LABEL, Model, encode
+from slimdeploy.policy import DENSE, Level, Policy
+from slimdeploy.progress import Progress
+from slimdeploy.prune import Stats, collect_stats, make_masks, masked
+from slimdeploy.samples import Sample, Split
+from slimdeploy.search import SearchResult, search_policy
+from slimdeploy.search.fitness import Judge, PrunedModel
+from slimdeploy.search.projector import ProjectorEvolution
+
+SAMPLES: dict[Split, Sequence[Sample]] = {"search": make_samples(4, seed=1), "validation": make_samples(8, seed=2)}
+
+
+@pytest.fixture
+def stats(tiny_model: Model) -> Stats:
+    return collect_stats(tiny_model, make_samples(3), 3, Progress.silent())
+
+
+def _config(**settings: Any) -> Config:
+    values: dict[str, Any] = {
+        "generations": 3,
+        "offspring": 4,
+        "survivors": 2,
+        "budget": BudgetConfig(sparsity=0.5),
+    } | settings
+    return Config(search=SearchConfig(**values))
+
+
+def _run(model: Model, stats: Stats, config: Config) -> SearchResult:
+    return search_policy(model, stats, SAMPLES, config, Progress.silent())
+
+
+def _uniform(model: Model, level: Level) -> Policy:
+    return Policy({layer.name: level for layer in model.layers()})
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_j_is_divergence_plus_cross_entropy_plus_the_norm_term(tiny_model: Model, stats: Stats, eta: float) -> None:
+    samples = make_samples(3)
+    policy = _uniform(tiny_model, Level(0.5))
+    masks = make_masks(tiny_model, policy, "wanda", stats)
+    batch = dict(encode(tiny_model, samples, answers=True))
+    labels = batch.pop("labels")
+    with torch.inference_mode():
+        dense = tiny_model.module(**batch).logits.log_softmax(-1)
+        norms = sum(
+            math.log(float((weight * mask).norm() / weight.norm()))
+            for name, mask in masks.items()
+            for weight in [tiny_model.linear(name).weight]
+        )
+        with masked(tiny_model, masks):
+            logits = tiny_model.module(**batch).logits
+    last_image = [int((ids == tiny_model.config.image_token_id).nonzero().max()) for ids in batch["input_ids"]]
+    divergence = [
+        (dense[i, t].exp() * (dense[i, t] - logits[i, t].log_softmax(-1))).sum()
+        for i, start in enumerate(last_image)
+        for t in range(start + 1, labels.shape[1] - 1)  # what follows the answer's end is not asked for
+    ]
+    answers = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED_LABEL)
+    expected = float(torch.stack(divergence).mean() + answers) + eta * norms
+
+    judge = Judge.on(PrunedModel(tiny_model, "wanda", stats, group=0), samples, eta, batch_size=3)
+    assert judge(policy) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_result_is_within_budget_and_repeats_by_seed(tiny_model: Model, stats: Stats) -> None:
+    first, second = (_run(tiny_model, stats, _config()) for _ in range(2))
+    assert first.policy == second.policy
+    assert first.history == second.history
+    assert first.projector.keys() == second.projector.keys()
+    assert all(torch.equal(first.projector[name], tensor) for name, tensor in second.projector.items())
+    assert first.policy.sparsity(tiny_model.layers()) >= 0.5
+
+
+def test_the_model_comes_out_dense(tiny_model: Model, stats: Stats) -> None:
+    before = {name: parameter.detach().clone() for name, parameter in tiny_model.module.named_parameters()}
+    _run(tiny_model, stats, _config(projector_learning_rate=1e-2))
+    for name, parameter in tiny_model.module.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+        assert parameter.grad is None
+
+
+def test_projector_steps_that_do_not_help_held_out_samples_are_dropped(tiny_model: Model, stats: Stats) -> None:
+    before = {name: parameter.detach().clone() for name, parameter in tiny_model.module.named_parameters()}
+    train = Judge.on(PrunedModel(tiny_model, "wanda", stats, group=0), make_samples(2), eta=0.0, batch_size=2)
+    verdicts = iter([1.0, 1.0])
+    evolution = ProjectorEvolution(train, lambda _: next(verdicts), SearchConfig(projector_learning_rate=1.0))
+    assert not evolution.refine(_uniform(tiny_model, DENSE))
+    assert evolution.weights == {}
+    assert all(torch.equal(parameter, before[name]) for name, parameter in tiny_model.module.named_parameters())
+
+
+def test_projector_steps_that_help_are_kept_beneath_the_masks(tiny_model: Model, stats: Stats) -> None:
+    result = _run(tiny_model, stats, _config(projector_learning_rate=1e-3, projector_steps=8))
+    assert result.chosen == "evolution"
+    assert any(generation.refined for generation in result.history)
+    before = {name: parameter.detach().clone() for name, parameter in tiny_model.module.named_parameters()}
+    masks = make_masks(tiny_model, result.policy, "wanda", stats)
+    result.apply_projector(tiny_model)
+    changed = {name for name, now in tiny_model.module.named_parameters() if not torch.equal(now, before[name])}
+    assert changed == set(result.projector)
+    assert all("projector" in name for name in changed)
+    for name in (name for name in masks if "projector" in name):
+        unpruned, mask = result.projector[f"{name}.weight"], masks[name]
+        assert torch.equal(unpruned[~mask], before[f"{name}.weight"][~mask]), "what is hidden stays as it was"
+
+
+def test_uniform_is_returned_where_it_wins_held_out(
+    tiny_model: Model, stats: Stats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worst(space: search.Space, *_: object) -> Any:
+        policy = space.policy(space.levels[-1]).with_level(space.layers[0].name, space.levels[0])
+        return search.Outcome(policy, ())
+
+    monkeypatch.setattr(search, "evolve", worst)
+    result = _run(tiny_model, stats, _config())
+    assert result.chosen == "uniform"
+    assert result.uniform_validation <= result.searched_validation
+    assert len(set(result.policy.levels.values())) == 1
+
+
+@pytest.mark.parametrize("settings", [{"method": "uniform"}, {"budget": BudgetConfig(sparsity=0)}])
+def test_what_needs_no_search_is_not_searched(tiny_model: Model, settings: dict[str, Any]) -> None:
+    result = search_policy(tiny_model, Stats(), {}, _config(**settings), Progress.silent())
+    assert result.chosen == "uniform"
+    assert result.history == ()
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "*:8"])
+def test_patterns_in_groups_are_searched(tiny_model: Model, stats: Stats, pattern: str) -> None:
+    config = _config(generations=1, budget=BudgetConfig(sparsity=0.4))
+    result = _run(tiny_model, stats, config.model_copy(update={"prune": PruneConfig(pattern=pattern)}))
+    assert {level.group for level in result.policy.levels.values()} <= {0, int(pattern[2:])}
+    assert result.policy.sparsity(tiny_model.layers()) >= 0.4
+
+
+def test_without_samples_there_is_no_search(tiny_model: Model, stats: Stats) -> None:
+    with pytest.raises(PruneError, match="needs at least 1 and 2"):
+        search_policy(tiny_model, stats, {"search": [], "validation": []}, _config(), Progress.silent())
+
+
+def test_samples_without_answers_are_searched_on_by_divergence(tiny_model: Model, stats: Stats) -> None:
+    unknown: dict[Split, Sequence[Sample]] = {
+        split: [replace(sample, answers=()) for sample in samples] for split, samples in SAMPLES.items()
+    }
+    result = search_policy(tiny_model, stats, unknown, _config(generations=1, eta=0.0), Progress.silent())
+    assert 0 < result.searched_validation < 10
+
+
+def test_a_saved_result_loads_equal(tiny_model: Model, stats: Stats, tmp_path: Path) -> None:
+    result = _run(tiny_model, stats, _config(projector_learning_rate=1e-3))
+    result.save(tmp_path)
+    again = SearchResult.load(tmp_path)
+    assert replace(again, projector={}) == replace(result, projector={})
+    assert all(torch.equal(again.projector[name], tensor) for name, tensor in result.projector.items())

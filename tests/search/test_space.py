@@ -1,0 +1,94 @@
+"""No policy that a search can visit is over budget, and none leaves an upgrade unspent."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slimdeploy.config import BudgetConfig, Config, PruneConfig, SearchConfig
+from slimdeploy.errors import PruneError
+from slimdeploy.policy import DENSE, Layer, Level, kept_weights
+from slimdeploy.search.space import Space, search_space
+
+LAYERS = (
+    Layer("vision.0.fc1", "vision", 96, 64),
+    Layer("projector.1", "projector", 64, 64),
+    Layer("language.0.up", "language", 130, 70),
+    Layer("language.0.down", "language", 70, 130),
+    Layer("language.1.q", "language", 64, 64),
+)
+
+
+def _space(sparsity: float, pattern: str = "unstructured", skip: tuple[str, ...] = (), step: float = 0.05) -> Space:
+    search = SearchConfig(level_step=step, budget=BudgetConfig(sparsity=sparsity))
+    return search_space(LAYERS, Config(prune=PruneConfig(pattern=pattern, skip=skip), search=search))
+
+
+settings = given(
+    sparsity=st.floats(0, 0.85),
+    pattern=st.sampled_from(["unstructured", "*:8", "*:64", "1:8"]),
+    skip=st.sampled_from([(), ("language.1.*",), ("vision.*", "projector.*")]),
+    seed=st.integers(0, 10**6),
+)
+
+
+@settings
+def test_every_mutation_keeps_the_budget_and_spends_it(
+    sparsity: float, pattern: str, skip: tuple[str, ...], seed: int
+) -> None:
+    space = _space(sparsity, pattern, skip)
+    rng = random.Random(seed)
+    policy = space.uniform()
+    assert space.fits(policy)
+    for _ in range(3):
+        policy = space.spend(space.mutate(policy, rng), space.layers, rng)
+        assert space.fits(policy)
+        left = space.budget - policy.kept(space.layers)
+        for layer in space.layers:
+            level = policy.levels[layer.name]
+            richer = space.richer(level)
+            assert richer is None or kept_weights(layer, richer) - kept_weights(layer, level) > left
+        assert all(policy.levels[layer.name] == DENSE for layer in space.skipped)
+
+
+@given(sparsity=st.floats(0, 0.94))
+def test_uniform_is_the_densest_single_level_within_budget(sparsity: float) -> None:
+    space = _space(sparsity)
+    uniform = space.uniform()
+    (level,) = set(uniform.levels.values())
+    assert space.fits(uniform)
+    denser = Level(round(level.sparsity - 1e-4, 6))
+    assert level == DENSE or not space.fits(space.policy(denser))
+
+
+def test_an_n_of_m_pattern_gives_a_uniform_policy_of_that_pattern() -> None:
+    assert set(_space(0.5, "32:64").uniform().levels.values()) == {Level(0.5, 64)}
+    assert set(_space(0.6, "*:64").uniform().levels.values()) == {Level(1 - 25 / 64, 64)}
+
+
+def test_sparsity_zero_leaves_everything_dense() -> None:
+    assert set(_space(0).uniform().levels.values()) == {DENSE}
+
+
+def test_a_skipped_layer_stays_dense_and_does_not_count() -> None:
+    space = _space(0.5, skip=("language.0.*",))
+    assert [layer.name for layer in space.skipped] == ["language.0.up", "language.0.down"]
+    assert space.budget == sum(layer.weights for layer in space.layers) // 2
+    assert space.uniform().levels["language.0.up"] == DENSE
+
+
+def test_a_budget_that_rounding_puts_out_of_reach_is_refused() -> None:
+    # 5 of 7 removes 28.57%, but the odd columns at the end of a row keep more than their share.
+    with pytest.raises(PruneError, match=r"sparsity = 0.2857 cannot be met: pattern '5:7' removes at most 0.28"):
+        _space(0.2857, "5:7")
+
+
+def test_a_glob_that_names_no_layer_is_refused() -> None:
+    with pytest.raises(PruneError, match=r"prune.skip = 'langauge.\*' names no layer"):
+        _space(0.5, skip=("langauge.*",))
+
+
+def test_skipping_everything_is_refused() -> None:
+    with pytest.raises(PruneError, match="names every layer"):
+        _space(0.5, skip=("*",))

@@ -1,0 +1,31 @@
+"""Greedy answers are what the model's highest logits spell, whatever the batches."""
+
+import torch
+from tiny import make_samples
+
+from slimdeploy.evaluate import greedy_answers
+from slimdeploy.model import Model, encode
+from slimdeploy.progress import Progress
+
+
+def test_answers_are_the_highest_logits_token_by_token(tiny_model: Model) -> None:
+    (sample,) = make_samples(1)
+    batch = dict(encode(tiny_model, [sample]))
+    del batch["position_ids"]
+    tokens: list[int] = []
+    for _ in range(6):
+        with torch.inference_mode():
+            tokens.append(int(tiny_model.module(**batch).logits[0, -1].argmax()))
+        if tokens[-1] == tiny_model.processor.tokenizer.eos_token_id:
+            break
+        batch["input_ids"] = torch.cat([batch["input_ids"], torch.tensor([[tokens[-1]]])], dim=1)
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    expected = tiny_model.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    assert greedy_answers(tiny_model, [sample], 6, 1, Progress.silent()) == [expected]
+
+
+def test_batches_change_nothing_and_order_is_kept(tiny_model: Model) -> None:
+    samples = make_samples(7)
+    alone = greedy_answers(tiny_model, samples, 4, 1, Progress.silent())
+    assert greedy_answers(tiny_model, samples, 4, 3, Progress.silent()) == alone
+    assert len(set(alone)) > 1
