@@ -45,24 +45,29 @@ def true_latencies(moments: list[float]) -> dict[LatencyMetric, float]:
     return {"ttft": 1e3 * (first - arrived), "e2e": 1e3 * (last - arrived), "tpot": 1e3 * (last - first) / 3}
 
 
+def least_excess(measured: Run, truths: list[dict[LatencyMetric, float]], metric: LatencyMetric) -> float:
+    """By how many ms the best measured request differs from the truth, over 2% of it."""
+    pairs = zip(measured.requests, truths, strict=True)
+    return min(abs((record.latency(metric) or 0) - true[metric]) - 0.02 * true[metric] for record, true in pairs)
+
+
 class TestTimes:
     @pytest.mark.parametrize("first", [0.03, 0.12])
-    def test_latencies_are_the_servers(self, first: float) -> None:
+    def test_latencies_are_the_servers_within_2_ms_or_2_percent(self, first: float) -> None:
         """The first chunk carries no text and must not end TTFT; the empty last one ends E2E.
 
         Held against the server's own clock: on a busy machine its delays are longer than asked for.
         """
         texts = [(0.0, piece("")), (first, piece("a")), (0.025, piece("b")), (0.025, piece("c"))]
-        script = Script([*texts, (0.025, piece(finish="stop")), (0.0, usage(9, 4)), (0.0, DONE)])
-        measured = run(script, count=12, concurrency=1)
-        for metric in LATENCY_METRICS:
-            off = [
-                abs((record.latency(metric) or 0) - true[metric]) - 0.02 * true[metric]
-                for record, true in zip(measured.requests, map(true_latencies, script.moments), strict=True)
-            ]
-            # What the client adds, it adds to every request; what other programs on this machine add, not to all.
-            # On a quiet machine that is below 1 ms; the rest is for one where coverage and other tests run as well.
-            assert min(off) < 5.0, (metric, off)
+        off = dict.fromkeys(LATENCY_METRICS, 1e9)
+        for _ in range(5):  # other programs on this machine delay some tries; a client that adds time adds it to all
+            script = Script([*texts, (0.025, piece(finish="stop")), (0.0, usage(9, 4)), (0.0, DONE)])
+            measured = run(script, count=8, concurrency=1)
+            truths = [true_latencies(moments) for moments in script.moments]
+            off = {metric: min(off[metric], least_excess(measured, truths, metric)) for metric in LATENCY_METRICS}
+            if max(off.values()) < 2.0:
+                return
+        pytest.fail(f"ms beyond 2%: {off}")
 
     def test_a_stall_shows_in_the_tail_only(self) -> None:
         script = Script([(0.2, piece("a")), *ENDING])
@@ -72,14 +77,14 @@ class TestTimes:
     def test_throughput_counts_all_requests_together(self) -> None:
         measured = run(Script([(0.1, piece("a")), *ENDING]), count=8, concurrency=4)
         assert measured.tokens_out == 24
-        assert 60 < measured.throughput < 121
+        assert 30 < measured.throughput < 121
         assert measured.requests_per_second == pytest.approx(measured.throughput / 3)
 
     def test_concurrency_is_what_was_asked_for(self) -> None:
         started = sorted(
             record.start for record in run(Script([(0.1, piece("a")), *ENDING]), count=6, concurrency=3).requests
         )
-        assert started[2] < 0.09 < started[3]
+        assert started[2] < started[3] - 0.05
 
 
 class TestAnswers:
