@@ -14,7 +14,7 @@ from ..policy import Level, kept_per_row
 def ranks(scores: Tensor, group: int) -> Tensor:
     """Place of every weight in its row (group 0) or in its group of `group` columns; 0 is the most important.
 
-    scores: (out, in). Equal scores: the earlier column wins. Returns int32 (out, in).
+    scores: (out, in). Equal scores: the earlier column wins. Returns whole numbers (out, in).
     """
     rows, columns = scores.shape
     size = group or columns
@@ -28,8 +28,10 @@ def ranks(scores: Tensor, group: int) -> Tensor:
 def _places(scores: Tensor) -> Tensor:
     """Rank within each row, largest first."""
     order = scores.argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device).expand(scores.shape)
-    return torch.empty_like(order, dtype=torch.int32).scatter_(1, order, places.contiguous())
+    # Half the memory where it fits: a search holds the ranks of the whole model.
+    dtype = torch.int16 if scores.shape[1] <= torch.iinfo(torch.int16).max else torch.int32
+    places = torch.arange(scores.shape[1], dtype=dtype, device=scores.device).expand(scores.shape)
+    return torch.empty_like(order, dtype=dtype).scatter_(1, order, places.contiguous())
 
 
 def mask_at(rank: Tensor, level: Level) -> Tensor:

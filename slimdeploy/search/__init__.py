@@ -56,7 +56,7 @@ def _search(
         bar.advance(f"best J {generation.best:.3f}, uniform {generation.uniform:.3f}")
 
     uniform = space.uniform()
-    outcome = evolve(space, [], train, _plan(config), projector.refine, report)
+    outcome = evolve(space, train, _plan(config), projector.refine, report)
     searched_validation = final(outcome.best)
     projector.install(checkpoint_projector)
     uniform_validation = final(uniform)

@@ -65,20 +65,19 @@ class _Judge:
 
 def evolve(
     space: Space,
-    starts: Sequence[Policy],
     fitness: Fitness,
     plan: Plan,
     refine: Refine = lambda _: False,
     report: Callable[[Generation], None] = lambda _: None,
 ) -> Outcome:
-    """The best policy found from `starts` and the uniform policy, all of them within the space's budget."""
+    """The best policy found from the uniform one onwards, every candidate within the space's budget."""
     rng = random.Random(plan.seed)
     judge = _Judge(fitness)
     uniform = space.uniform()
-    population = _fittest([uniform, *starts], judge, plan.survivors)
+    population = [uniform]
     history = []
     for index in range(plan.generations):
-        offspring = [_child(space, population, rng) for _ in range(plan.offspring)]
+        offspring = [space.mutate(rng.choice(population), rng) for _ in range(plan.offspring)]
         population = _fittest([*population, *offspring], judge, plan.survivors)
         refined = refine(population[0])
         if refined:
@@ -87,10 +86,6 @@ def evolve(
         history.append(Generation(index + 1, judge(population[0]), judge(uniform), judge.evaluations, refined))
         report(history[-1])
     return Outcome(population[0], tuple(history))
-
-
-def _child(space: Space, population: Sequence[Policy], rng: random.Random) -> Policy:
-    return space.mutate(rng.choice(population), rng)
 
 
 def _fittest(policies: Sequence[Policy], judge: _Judge, count: int) -> list[Policy]:

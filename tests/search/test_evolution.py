@@ -18,7 +18,7 @@ def _fitness(policy: Policy) -> float:
 
 
 def _run(plan: Plan = PLAN) -> Outcome:
-    return evolve(SPACE, [], _fitness, plan)
+    return evolve(SPACE, _fitness, plan)
 
 
 def test_it_finds_better_than_uniform_and_never_falls_back() -> None:
@@ -41,13 +41,13 @@ def test_nothing_is_judged_twice() -> None:
         seen[policy.key()] += 1
         return _fitness(policy)
 
-    outcome = evolve(SPACE, [], fitness, PLAN)
+    outcome = evolve(SPACE, fitness, PLAN)
     assert set(seen.values()) == {1}
     assert outcome.history[-1].evaluations == len(seen)
 
 
 def test_a_flat_fitness_keeps_the_uniform_policy() -> None:
-    assert evolve(SPACE, [], lambda _: 1.0, PLAN).best == SPACE.uniform()
+    assert evolve(SPACE, lambda _: 1.0, PLAN).best == SPACE.uniform()
 
 
 def test_a_changed_judge_voids_old_verdicts() -> None:
@@ -57,12 +57,12 @@ def test_a_changed_judge_voids_old_verdicts() -> None:
         shift[0] -= 1
         return True
 
-    outcome = evolve(SPACE, [], lambda policy: _fitness(policy) + shift[0], PLAN, refine)
+    outcome = evolve(SPACE, lambda policy: _fitness(policy) + shift[0], PLAN, refine)
     uniform = [generation.uniform for generation in outcome.history]
     assert uniform == [_fitness(SPACE.uniform()) - i for i in range(1, 13)]
 
 
 def test_every_generation_is_reported() -> None:
     reported: list[Generation] = []
-    outcome = evolve(SPACE, [], _fitness, PLAN, report=reported.append)
+    outcome = evolve(SPACE, _fitness, PLAN, report=reported.append)
     assert tuple(reported) == outcome.history
