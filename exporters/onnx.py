@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ _LENGTH_DEPENDENT_ROTATIONS = ("dynamic", "longrope")
 
 def check(model: Model) -> None:
     """Raises ExportError for towers and decoders that the three graphs cannot express."""
+    if find_spec("onnxruntime") is None:
+        raise ExportError(
+            "an ONNX export is verified with onnxruntime, which is not installed; install slimdeploy[compress,edge]"
+        )
     refuse_quantized(model)
     require_known_tower(model, "onnx")
     text = model.config.text_config

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -69,6 +68,8 @@ class OnnxGraphs:
 
 
 def _session(file: Path, threads: int) -> Any:
+    import onnxruntime  # absent where only the other formats are exported
+
     runtime: Any = onnxruntime
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads

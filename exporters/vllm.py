@@ -1,7 +1,7 @@
 """The checkpoint that vLLM serves: dense safetensors under the names of the hub, which vLLM's loader expects.
 
-transformers 5 writes CLIP's weights without `vision_model.`, and vLLM (0.27 to 0.33) then finds no such module. The
-names are data of the family (`Arch.hub_prefixes`); transformers reads them as well.
+transformers 5 writes CLIP's weights without `vision_model.`, and vLLM then finds no such module (tried with 0.32).
+The names are data of the family (`Arch.hub_prefixes`); transformers reads them as well.
 """
 
 from collections.abc import Sequence

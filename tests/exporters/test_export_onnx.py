@@ -29,7 +29,7 @@ from slimdeploy.exporters.verify import (
     ragged_batches,
     verify_onnx,
 )
-from slimdeploy.model import Model, encode
+from slimdeploy.model import Model, encode, load_model
 from slimdeploy.progress import Progress
 from slimdeploy.samples import Sample
 
@@ -261,9 +261,13 @@ def test_a_model_that_onnx_cannot_hold_is_refused_before_the_search(
         check(model, ExportConfig(format="onnx"))
 
 
-def test_half_precision_is_refused(model: Model, checkpoint: Path) -> None:
-    from slimdeploy.model import load_model
+def test_onnxruntime_is_asked_for_before_the_search(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_exporter, "find_spec", lambda _: None)
+    with pytest.raises(ExportError, match=r"slimdeploy\[compress,edge\]"):
+        check(model, ExportConfig(format="onnx"))
 
+
+def test_half_precision_is_refused(model: Model, checkpoint: Path) -> None:
     with pytest.raises(ExportError, match="bfloat16"):
         check(load_model(str(checkpoint), dtype="bfloat16"), ExportConfig(format="onnx"))
 
