@@ -32,6 +32,7 @@ def greedy_answers(
             )
         texts = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         for index, text in zip(indices, texts, strict=True):
-            answers[index] = text.strip()
+            # A character whose last bytes never came is left out, as a server that streams leaves it out.
+            answers[index] = text.rstrip("\ufffd").strip()
         bar.advance()
     return answers

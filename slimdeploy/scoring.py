@@ -49,9 +49,10 @@ def score(samples: Sequence[Sample], answers: Sequence[str | None]) -> Accuracy:
 
 
 def agreement(first: Sequence[str | None], second: Sequence[str | None]) -> float:
-    """Share of equal answers, 0 to 1, compared letter by letter. No answer agrees with nothing."""
+    """Share of equal answers, 0 to 1, compared letter by letter but for outer blanks. No answer agrees with nothing."""
     assert first, "an agreement needs answers"
-    return sum(a is not None and a == b for a, b in zip(first, second, strict=True)) / len(first)
+    pairs = zip(first, second, strict=True)
+    return sum(a is not None and b is not None and a.strip() == b.strip() for a, b in pairs) / len(first)
 
 
 def _share(rights: Sequence[bool]) -> Accuracy:

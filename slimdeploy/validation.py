@@ -88,7 +88,7 @@ def _asked(samples: list[Sample], config: Config) -> list[Sample]:
 
 
 def _measure(url: str, samples: list[Sample], config: Config, progress: Progress) -> Load:
-    from .serve.bench.client import measure
+    from .serve.bench import measure
 
     return measure(url, samples, config.validate_, progress)
 

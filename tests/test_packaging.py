@@ -65,7 +65,6 @@ def test_nothing_of_the_edge_imports_torch() -> None:
 @pytest.mark.network
 def test_the_edge_extra_alone_serves(wheel: Path, tmp_path: Path) -> None:
     from slimdeploy.exporters import export
-
     from slimdeploy.model import load_model
 
     with new_artifact(tmp_path / "artifact", Manifest("onnx", "tiny", "llava")) as folder:
