@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,14 +100,23 @@ def _aside(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+    except Exception as error:
+        number = _system_error(error)
+        if number not in _DISK_ERRORS:
             raise
-        raise ArtifactError(f"{path} cannot be written: {error.strerror}; nothing was changed there") from error
+        raise ArtifactError(f"{path} cannot be written: {os.strerror(number)}; nothing was changed there") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         if aside.is_file():
             aside.unlink()
+
+
+def _system_error(error: Exception) -> int | None:
+    """The operating system's number for an error, also where a library in Rust (safetensors) put it into words."""
+    if isinstance(error, OSError):
+        return error.errno
+    worded = re.search(r"\(os error (\d+)\)", str(error))
+    return int(worded[1]) if worded else None
 
 
 @contextmanager

@@ -2,10 +2,14 @@
 
 import errno
 import json
-from collections.abc import Callable
+import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from slimdeploy.artifact import MANIFEST, Manifest, new_artifact, open_artifact
 from slimdeploy.errors import ArtifactError
@@ -93,3 +97,37 @@ def test_a_new_artifact_takes_the_place_of_the_old(tmp_path: Path) -> None:
 def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
     first, second = write(tmp_path / "a"), write(tmp_path / "b")
     assert (first / MANIFEST).read_bytes() == (second / MANIFEST).read_bytes()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount a small disk")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def big_file(folder: Path) -> None:
+    (folder / "big").write_bytes(bytes(2_000_000))
+
+
+def big_tensor(folder: Path) -> None:
+    save_file({"big": np.zeros(2_000_000, np.uint8)}, folder / "big.safetensors")
+
+
+@pytest.mark.parametrize("fill", [big_file, big_tensor])
+def test_a_disk_that_is_really_full_leaves_the_old_artifact(small_disk: Path, fill: Callable[[Path], None]) -> None:
+    path = write(small_disk / "artifact")
+
+    def overfill() -> None:
+        with new_artifact(path, SOME_MANIFEST) as folder:
+            fill(folder)
+
+    with pytest.raises(ArtifactError, match="No space left on device; nothing was changed"):
+        overfill()
+    assert "model.bin" in open_artifact(path).manifest.files
+    assert [entry.name for entry in small_disk.iterdir()] == ["artifact"]
