@@ -21,7 +21,7 @@ from .errors import ArtifactError
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _aside(path: Path) -> Iterator[Path]:
         yield aside
     except Exception as error:
         number = _system_error(error)
-        if number not in _DISK_ERRORS:
+        if number not in _WRITE_ERRORS:
             raise
         raise ArtifactError(f"{path} cannot be written: {os.strerror(number)}; nothing was changed there") from error
     finally:

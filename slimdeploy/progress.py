@@ -53,7 +53,7 @@ class Progress(AbstractContextManager["Progress"]):
 
     def say(self, message: str) -> None:
         """One line that stays."""
-        self.console.print(message, highlight=False)
+        self.console.print(message, highlight=False, markup=False)
 
     def bar(self, description: str, total: int) -> Bar:
         if self.console.is_terminal:
@@ -95,4 +95,4 @@ class _Lines:
         elapsed = now - self._start
         left = elapsed / self._done * (self._total - self._done)
         line = f"{self._description}: {self._done}/{self._total}, {elapsed:.0f} s, {left:.0f} s left {note}"
-        self._console.print(line.rstrip(), highlight=False)
+        self._console.print(line.rstrip(), highlight=False, markup=False)

@@ -5,7 +5,6 @@ What was not measured is None (null in the file), never a made-up value. `report
 
 import dataclasses
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from .doctor import cpu_name
+from .artifact import new_file
+from .doctor import cores, cpu_name
 from .errors import ValidateError
 from .measurements import Run, latency_table
 from .samples import Sample
@@ -30,7 +30,7 @@ _MISTAKES_SHOWN = 12
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes on disk: of the dense model exported to the artifact's format, and of the artifact."""
+    """Bytes on disk: of the checkpoint that it all began with, and of the artifact."""
 
     dense: int | None = None
     artifact: int | None = None
@@ -121,8 +121,7 @@ class Report:
 
 
 def this_machine() -> Machine:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(cpu_name(), cores, f"{platform.system()} {platform.machine()}, Python {platform.python_version()}")
+    return Machine(cpu_name(), cores(), f"{platform.system()} {platform.machine()}, Python {platform.python_version()}")
 
 
 def now() -> str:
@@ -180,7 +179,9 @@ def from_json(values: Any, name: str = "report") -> Report:
 
 
 def write_json(report: Report, path: Path) -> None:
-    write_whole(path, json.dumps(to_json(report), indent=1, allow_nan=False) + "\n")
+    """The whole file or, when the disk is full, nothing new; raises ArtifactError."""
+    with new_file(path) as file:
+        file.write_text(json.dumps(to_json(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Report:
@@ -189,16 +190,3 @@ def read_json(path: Path) -> Report:
         return from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError) as error:
         raise ValidateError(f"{path} cannot be read as a report: {error}; `slimdeploy validate` writes one") from None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The whole text or, when the disk is full, nothing new."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        raise ValidateError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        aside.unlink(missing_ok=True)

@@ -11,8 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from . import report_plots as plots
+from .artifact import new_file
 from .measurements import LATENCY_METRICS, LatencyMetric, Run, latency_table
-from .report import LayerSparsity, Report, write_whole
+from .report import LayerSparsity, Report
 from .targets import TargetResult
 
 _TOWERS = {"vision": "Vision tower", "projector": "Projector", "language": "Language model"}
@@ -45,7 +46,9 @@ def render_html(report: Report) -> str:
 
 
 def write_html(report: Report, path: Path) -> None:
-    write_whole(path, render_html(report))
+    """The whole page or, when the disk is full, nothing new; raises ArtifactError."""
+    with new_file(path) as file:
+        file.write_text(render_html(report), encoding="utf-8")
 
 
 def verdict(report: Report) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slimdeploy.config import Target
-from slimdeploy.errors import ValidateError
+from slimdeploy.errors import ArtifactError, ValidateError
 from slimdeploy.measurements import RequestRecord, Run
 from slimdeploy.report import (
     LayerSparsity,
@@ -124,7 +124,7 @@ class TestJson:
 
     def test_nothing_half_written_stays(self, tmp_path: Path) -> None:
         (tmp_path / "report.json").mkdir()
-        with pytest.raises(ValidateError, match="cannot be written"):
+        with pytest.raises(ArtifactError, match="cannot be written"):
             write_json(full(), tmp_path / "report.json")
         assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
 
