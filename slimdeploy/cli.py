@@ -128,10 +128,12 @@ def _run(options: argparse.Namespace) -> int:
     from .pipeline import run_pipeline
     from .tables import verdict
 
-    console = Console()
+    console, config = Console(), load_config(options.config)
     with Progress(console) as progress:
-        report = run_pipeline(load_config(options.config), progress)
+        report = run_pipeline(config, progress)
     console.print(*verdict(report), sep="\n")
+    if report.run:
+        console.print(f"serve it: slimdeploy serve {config.out}", highlight=False, markup=False)
     return 0 if report.met else 1
 
 

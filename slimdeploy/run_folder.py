@@ -57,7 +57,9 @@ class RunFolder:
         text = json.dumps({"step": name, "slimdeploy": __version__, **values}, indent=1, sort_keys=True)
         step = Step(self.path / name, hashlib.sha256(text.encode()).hexdigest())
         record = self.path / "inputs" / f"{name}.json"
-        if not (step.path.is_dir() and record.is_file() and record.read_text() == text and self._holds(step, check)):
+        finished = step.path.is_dir() and record.is_file() and record.read_text() == text and self._holds(step, check)
+        if not finished:
+            self.progress.say(f"step {name}")
             with new_folder(step.path) as folder:
                 produce(folder)
                 record.unlink(missing_ok=True)
