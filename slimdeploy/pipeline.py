@@ -77,6 +77,11 @@ class Run:
         return samples
 
     @cached_property
+    def hashes(self) -> dict[Split, list[str]]:
+        """What the samples are, for fingerprints; every picture is read once."""
+        return {split: [sample.content_hash() for sample in samples] for split, samples in self.samples.items()}
+
+    @cached_property
     def source(self) -> Path:
         """The folder of the model as it came; one of the hub is downloaded."""
         from .checkpoint import locate_model
@@ -109,7 +114,7 @@ class Run:
             model = self._load(self.source)
             collect_stats(model, self.samples["calibration"], self.config.data.batch_size, self.progress).save(folder)
 
-        inputs = {"model": self.source_fingerprint, "calibration": self._hashes("calibration")}
+        inputs = {"model": self.source_fingerprint, "calibration": self.hashes["calibration"]}
         return self.folder.step("statistics", inputs, produce)
 
     def search(self) -> Step:
@@ -133,8 +138,8 @@ class Run:
             "statistics": statistics,
             "prune": self.config.prune.model_dump(),
             "settings": self.config.search.model_dump(),
-            "search": self._hashes("search"),
-            "validation": self._hashes("validation"),
+            "search": self.hashes["search"],
+            "validation": self.hashes["validation"],
         }
         return self.folder.step("search", inputs, produce)
 
@@ -174,7 +179,7 @@ class Run:
         inputs = {
             "pruned": pruned,
             "restore": self.config.restore.model_dump(),
-            "train": self._hashes("train"),
+            "train": self.hashes["train"],
             **self._test_inputs(),
         }
         return self.folder.step("restored", inputs, produce)
@@ -184,7 +189,7 @@ class Run:
         inputs = {
             "model": self.restored() if self.prunes else self.dense(),
             "export": self.config.export.model_dump(),
-            "calibration": self._hashes("calibration"),
+            "calibration": self.hashes["calibration"],
         }
         return self.folder.step("artifact", inputs, self._export, check=open_artifact)
 
@@ -254,11 +259,8 @@ class Run:
 
         return load_model(str(folder), name=self.config.model.path)
 
-    def _hashes(self, split: Split) -> list[str]:
-        return [sample.content_hash() for sample in self.samples[split]]
-
     def _test_inputs(self) -> dict[str, Any]:
-        return {"test": self._hashes("test"), "max_tokens": self.config.validate_.max_tokens}
+        return {"test": self.hashes["test"], "max_tokens": self.config.validate_.max_tokens}
 
     def _save_answers(self, model: "Model", folder: Path) -> None:
         from .evaluate import greedy_answers
