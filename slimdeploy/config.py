@@ -47,7 +47,7 @@ class DataConfig(Table):
     images: str = Field("", description="Folder that relative image paths start from; empty: the source's own folder.")
     calibration: Positive = Field(64, description="Samples that measure activations for the pruning criterion.")
     search: Positive = Field(64, description="Samples that score the candidates of the policy search.")
-    train: Positive = Field(2000, description="Samples that restoration trains on.")
+    train: Positive = Field(4000, description="Samples that restoration trains on.")
     validation: Positive = Field(256, description="Held-out samples that judge between searched and uniform policy.")
     test: Positive = Field(2000, description="Samples behind every reported accuracy.")
     batch_size: Positive = Field(64, description="Samples per forward pass where nothing is trained.")
@@ -101,7 +101,7 @@ class SearchConfig(Table):
     projector_steps: int = Field(
         4, ge=0, description="Gradient steps on the projector for the best candidates of a round; 0: it stays as it is."
     )
-    projector_learning_rate: Rate = Field(1e-4, description="Their learning rate.")
+    projector_learning_rate: Rate = Field(1e-3, description="Their learning rate.")
     seed: int = Field(0, ge=0, description="Equal seeds give equal policies.")
     budget: BudgetConfig = BudgetConfig()
 
@@ -110,13 +110,13 @@ class RestoreConfig(Table):
     """SparseLoRA: low-rank adapters under the mask, merged afterwards; the zeros stay zeros."""
 
     method: Literal["sparse_lora", "none"] = Field("sparse_lora", description='"sparse_lora" or "none".')
-    steps: Positive = Field(300, description="Training steps.")
+    steps: Positive = Field(200, description="Training steps.")
     batch_size: Positive = Field(32, description="Samples per step.")
-    learning_rate: Rate = Field(2e-3, description="Peak of the cosine schedule (1e-4 suits billions of weights).")
+    learning_rate: Rate = Field(8e-3, description="Peak of the cosine schedule (1e-4 suits billions of weights).")
     rank: Positive = Field(8, description="Rank of the adapters of the language model and projector.")
     vision_rank: Positive = Field(4, description="Rank of the adapters of the vision tower.")
     alpha: float = Field(16.0, gt=0, description="Adapters are scaled by alpha / rank.")
-    distillation: float = Field(0.1, ge=0, le=1, description="Share of the loss that is KL to the dense logits.")
+    distillation: float = Field(0.5, ge=0, le=1, description="Share of the loss that is KL to the dense logits.")
     seed: int = Field(0, ge=0, description="Order of the samples and start of the adapters.")
 
 
