@@ -1,4 +1,4 @@
-"""Samples from disk, in splits that never overlap. Knows file formats; decodes no pixel.
+"""Samples from disk, in splits that never overlap. Knows file formats; keeps no picture.
 
 A source is "demo", one file, or a folder with one file per split. A file holds a JSON array, or one JSON object per
 line; every entry is recognised by its keys:
@@ -72,7 +72,7 @@ def _order(item: Located) -> str:
 
 
 def _checked_hash(item: Located) -> str:
-    """The sample's content hash, after a look at the headers of its pictures."""
+    """The sample's content hash, after a check of its pictures, whole: training would meet them after hours."""
     try:
         for image in item.sample.images:
             check_image(image)

@@ -68,12 +68,29 @@ def _entries(file: Path) -> Iterator[tuple[str, Any]]:
 def _sample(entry: Any, where: str, images: Path) -> Sample:
     match entry:
         case {"conversations": list(turns)}:
-            return _llava(entry, turns, where, images)
+            sample = _llava(entry, turns, where, images)
         case {"messages": list(messages)}:
-            return _openai(entry, messages, where, images)
-        case {"question": str(question)} if question.strip():
-            return _plain(entry, question, where, images)
-    raise DataError("is no sample: it needs a 'question', 'conversations' (LLaVA) or 'messages' (OpenAI)")
+            sample = _openai(entry, messages, where, images)
+        case {"question": str(text)} if question := _without_mark(text):
+            sample = _plain(entry, question, where, images)
+        case _:
+            raise DataError("is no sample: it needs a 'question', 'conversations' (LLaVA) or 'messages' (OpenAI)")
+    for text in (sample.id, sample.question, *sample.answers, *sample.choices, sample.kind):
+        _require_characters(text)
+    return sample
+
+
+def _without_mark(text: str) -> str:
+    """The text without the place that data sets mark for the picture: chat templates put pictures first."""
+    return text.replace(_IMAGE_MARK, "").strip()
+
+
+def _require_characters(text: str) -> None:
+    """JSON can spell half of a character's two UTF-16 units; no file, path or tokenizer takes such a text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{text!a} holds half of a surrogate pair, which is no character; correct it") from None
 
 
 def _plain(entry: dict[str, Any], question: str, where: str, images: Path) -> Sample:
@@ -81,7 +98,7 @@ def _plain(entry: dict[str, Any], question: str, where: str, images: Path) -> Sa
         id=_id(entry, where),
         question=question,
         images=_image_paths(entry, images),
-        answers=_texts(entry, "answers") or _texts(entry, "answer"),
+        answers=_answers(entry),
         choices=_texts(entry, "choices"),
         kind=_kind(entry),
     )
@@ -94,12 +111,12 @@ def _llava(entry: dict[str, Any], turns: list[Any], where: str, images: Path) ->
             case {"from": "human" | "gpt" as speaker, "value": str(text)}:
                 if said["gpt"] or (speaker == "human" and said["human"]):
                     break
-                said[speaker] = text.strip()
+                said[speaker] = _without_mark(text)
             case {"from": "system", "value": str()}:
                 continue
             case _:
                 raise DataError("each of 'conversations' needs 'from' (human or gpt) and 'value'")
-    question = said["human"].replace(_IMAGE_MARK, "").strip()
+    question = said["human"]
     if not question:
         raise DataError("'conversations' holds no question from 'human'")
     answers = (said["gpt"],) if said["gpt"] else ()
@@ -130,7 +147,7 @@ def _read_parts(content: Any, images: Path, texts: list[str], pictures: list[Ima
     for part in content if isinstance(content, list) else text_only:
         match part:
             case {"type": "text", "text": str(text)}:
-                texts.extend([text.strip()] if text.strip() else [])
+                texts.extend([said] if (said := _without_mark(text)) else [])
             case {"type": "image_url", "image_url": {"url": str(url)} | str(url)}:
                 pictures.append(_image(url, images))
             case _:
@@ -161,6 +178,12 @@ def _texts(entry: dict[str, Any], key: str) -> tuple[str, ...]:
     return tuple(str(text) for text in values)
 
 
+def _answers(entry: dict[str, Any]) -> tuple[str, ...]:
+    """A blank answer is none: data sets write one where the answer is withheld."""
+    answers = _texts(entry, "answers") or _texts(entry, "answer")
+    return tuple(answer for answer in answers if answer.strip())
+
+
 def _image_paths(entry: dict[str, Any], images: Path) -> tuple[ImageSource, ...]:
     return tuple(_image(name, images) for name in _texts(entry, "images") or _texts(entry, "image"))
 
@@ -177,4 +200,7 @@ def _image(name: str, images: Path) -> ImageSource:
             raise DataError("a data: URL is not of the form data:image/...;base64,...") from None
     if "://" in name:
         raise DataError(f"the picture '{name}' is a web address; nothing is downloaded: save it beside the file")
+    if not name.strip():
+        raise DataError("a picture's path is empty; leave 'image' out where there is no picture")
+    _require_characters(name)
     return images / name

@@ -90,6 +90,34 @@ class TestFormats:
         assert sample.images == (encoded, tmp_path / "a.png")
         assert sample.answers == ("red",)
 
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            {"question": "<image>\nWhich?"},
+            {"messages": [{"role": "user", "content": "<image>Which?"}]},
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": "<image>"}, {"type": "text", "text": "Which?"}],
+                    }
+                ]
+            },
+            {"conversations": [{"from": "human", "value": "Which?\n<image>"}]},
+        ],
+    )
+    def test_a_mark_for_the_picture_is_no_part_of_the_question(self, tmp_path: Path, entry: dict[str, Any]) -> None:
+        assert read(lines(tmp_path / "x.jsonl", entry))[0].question == "Which?"
+
+    @pytest.mark.parametrize(
+        ("given", "answers"), [({"answer": ""}, ()), ({"answers": [" ", "red"]}, ("red",)), ({"answer": 0}, ("0",))]
+    )
+    def test_a_blank_answer_is_none(self, tmp_path: Path, given: dict[str, Any], answers: tuple[str, ...]) -> None:
+        assert read(lines(tmp_path / "x.jsonl", {"question": "Why?", **given}))[0].answers == answers
+
+    def test_a_character_of_two_units_is_read(self, tmp_path: Path) -> None:
+        assert read(lines(tmp_path / "x.jsonl", r'{"question": "\ud83d\ude00?"}'))[0].question == "\U0001f600?"
+
     def test_a_byte_order_mark_does_no_harm(self, tmp_path: Path) -> None:
         file = tmp_path / "x.jsonl"
         file.write_bytes(b"\xef\xbb\xbf" + json.dumps(question(1)).encode())
@@ -105,6 +133,13 @@ class TestFlaws:
             ([1], "x.jsonl:2: is no sample"),
             ({"id": 1}, "x.jsonl:2: is no sample: it needs a 'question'"),
             ({"question": "  "}, "is no sample"),
+            ({"question": "<image>"}, "is no sample"),
+            ({"question": "\ud800"}, r"x.jsonl:2: '\\ud800' holds half of a surrogate pair"),
+            ({"question": "q", "answer": "\udc00"}, "x.jsonl:2: .* half of a surrogate pair"),
+            ({"question": "q", "image": "\ud800.png"}, "x.jsonl:2: .* half of a surrogate pair"),
+            ({"question": "q", "id": "\ud800"}, "x.jsonl:2: .* half of a surrogate pair"),
+            ({"question": "q", "image": ""}, "a picture's path is empty; leave 'image' out"),
+            ({"question": "q", "images": ["a.png", " "]}, "a picture's path is empty"),
             ({"question": "q", "id": ["a"]}, "'id' is \\['a'\\]"),
             ({"question": "q", "answer": {"a": 1}}, "'answer' is"),
             ({"question": "q", "choices": [None]}, "'choices' is"),
@@ -148,7 +183,19 @@ class TestFlaws:
         with pytest.raises(DataError, match=r"x.jsonl:5: sample '4': .*gone.png does not exist"):
             load_samples(config(file), ["test"])
         (tmp_path / "gone.png").write_text("no picture")
-        with pytest.raises(DataError, match=r"sample '4': .*gone.png is truncated or not a PNG"):
+        with pytest.raises(DataError, match=r"sample '4': .*gone.png is truncated, damaged or not a PNG"):
+            load_samples(config(file), ["test"])
+
+    @pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP", "GIF"])
+    def test_a_picture_that_was_cut_off_is_found_before_anything_is_computed(
+        self, tmp_path: Path, format_: str
+    ) -> None:
+        Image.effect_noise((64, 64), 50).convert("RGB").save(tmp_path / "cut", format_)
+        encoded = (tmp_path / "cut").read_bytes()
+        file = lines(tmp_path / "x.jsonl", *(question(number) for number in range(4)), question(4, image="cut"))
+        assert load_samples(config(file), ["test"])
+        (tmp_path / "cut").write_bytes(encoded[: len(encoded) * 2 // 3])
+        with pytest.raises(DataError, match=r"x.jsonl:5: sample '4': .*cut is truncated"):
             load_samples(config(file), ["test"])
 
 
@@ -177,7 +224,7 @@ class TestSplits:
         file = lines(tmp_path / "x.jsonl", *(question(number) for number in range(500)))
         with pytest.raises(DataError) as caught:
             load_samples(DataConfig(source=str(file)), ["test"])
-        assert "holds 500 different samples, but [data] asks for 64 + 64 + 2000 + 256 + 2000 = 4384" in str(
+        assert "holds 500 different samples, but [data] asks for 64 + 64 + 4000 + 256 + 2000 = 6384" in str(
             caught.value
         )
         settings = str(caught.value).split("for instance ")[1].split(", ")

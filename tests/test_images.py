@@ -1,6 +1,7 @@
 """Pictures from outside: the good ones decode to RGB, the others are refused in a sentence."""
 
 import io
+import random
 import struct
 import zlib
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from slimdeploy.errors import DataError
-from slimdeploy.images import load_image
+from slimdeploy.images import check_image, load_image
 
 
 def encoded(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
@@ -38,6 +39,35 @@ def test_exif_turns_the_picture_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by 90 degrees
     assert load_image(encoded(Image.new("RGB", (8, 2)), "JPEG", exif=exif)).size == (2, 8)
+
+
+def test_damaged_exif_is_refused_in_a_sentence() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "a maker of cameras"
+    whole = encoded(Image.new("RGB", (8, 2)), "JPEG", exif=exif)
+    start = whole.index(b"Exif") + 6
+    rng = random.Random(0)
+    refusals = set()
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(4):
+            damaged[rng.randrange(start, start + 60)] = rng.randrange(256)
+        for read in (load_image, check_image):
+            try:
+                read(bytes(damaged))
+            except DataError as error:
+                refusals.add(str(error))
+    assert refusals == {"image is truncated, damaged or not a PNG, JPEG, WebP or GIF"}
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_a_check_finds_what_decoding_would_find(format_: str) -> None:
+    whole = encoded(Image.effect_noise((64, 64), 50).convert("RGB"), format_)
+    check_image(whole)
+    for read in (load_image, check_image):
+        with pytest.raises(DataError, match="truncated"):
+            read(whole[: len(whole) * 3 // 4])
 
 
 @pytest.mark.parametrize("cut", [0, 1, 8, 20, 60, -30])
