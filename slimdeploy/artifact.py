@@ -1,7 +1,8 @@
 """What is shipped: a folder with a manifest that names every file's size and sha256.
 
-`new_artifact` writes one aside and renames it into place when its body ends without an error, so that a crash or a
-full disk leaves the old artifact as it was. `open_artifact` refuses one that is incomplete, altered or too new.
+`new_folder` fills one aside and renames it into place when its body ends without an error, so that a crash or a full
+disk leaves the old one as it was; `write_manifest` comes last. `open_artifact` refuses one that is incomplete, altered
+or too new.
 The manifest holds no time and no machine, so that equal inputs give an equal artifact.
 """
 
@@ -17,11 +18,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from .errors import ArtifactError
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
-_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,9 @@ class Manifest:
 
     format: "onnx", "vllm" or "checkpoint". model: name of the source model, as users ask for it in a request.
     family: its architecture's `model_type`. sparsity: share of the prunable weights that is zero.
-    layers: one row per prunable matrix, as `policy.describe` gives them. quality: share of right answers on the test
-    split, by stage ("dense", "pruned", "restored"). verification: what was compared with torch, and how far apart they
-    were. versions: packages that made it.
+    layers: one row per prunable matrix, as `policy.describe` gives them. quality: accuracy on the test split by stage
+    ("dense", "pruned", "restored"), as `scoring.Accuracy`. verification: what was compared with torch, and how far
+    apart they were. versions: packages that made it.
     """
 
     format: str
@@ -70,10 +73,12 @@ class Artifact:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `path` when the body ends, and vanishes when it raises.
+    """A folder to fill, which takes the place of the folder `path` when the body ends, and vanishes when it raises.
 
-    Raises ArtifactError when the disk is full or may not be written.
+    Raises ArtifactError when the disk is full or may not be written, and when `path` is a file.
     """
+    if path.is_file():
+        raise ArtifactError(f"{path} is a file; name a folder")
     with _aside(path) as folder:
         folder.mkdir()
         yield folder
@@ -94,6 +99,18 @@ def new_file(path: Path) -> Iterator[Path]:
         file.replace(path)
 
 
+def sweep(folder: Path) -> None:
+    """Clear away what writers that were killed left in `folder`; a folder that had been moved aside comes back."""
+    for leftover in folder.glob(".*.partial"):
+        _remove(leftover)
+    for old in folder.glob(".*.old"):
+        path = old.with_name(old.name[1:].rsplit(".", 2)[0])
+        if path.exists():
+            _remove(old)
+        else:
+            old.rename(path)
+
+
 @contextmanager
 def _aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -101,30 +118,32 @@ def _aside(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
     except Exception as error:
-        number = _system_error(error)
-        if number not in _WRITE_ERRORS:
+        if (reason := _why_not_written(error, path, aside)) is None:
             raise
-        raise ArtifactError(f"{path} cannot be written: {os.strerror(number)}; nothing was changed there") from error
+        raise ArtifactError(f"{path} cannot be written: {reason}; nothing was changed there") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        if aside.is_file():
-            aside.unlink()
+        _remove(aside)
 
 
-def _system_error(error: Exception) -> int | None:
-    """The operating system's number for an error, also where a library in Rust (safetensors) put it into words."""
+def _why_not_written(error: Exception, path: Path, aside: Path) -> str | None:
+    """The system's words when an error means that `path` cannot be written; None for any other error."""
     if isinstance(error, OSError):
-        return error.errno
-    worded = re.search(r"\(os error (\d+)\)", str(error))
-    return int(worded[1]) if worded else None
+        number, place = error.errno, Path(str(error.filename or ""))
+    else:
+        # Libraries in Rust (safetensors) put the system's error into words.
+        worded = re.search(r"\(os error (\d+)\)", str(error))
+        number, place = (int(worded[1]) if worded else None), Path()
+    if number is None:
+        return None
+    here = place.is_relative_to(aside) or (place.is_absolute() and path.is_relative_to(place))
+    return os.strerror(number) if here or number in _DISK_FULL else None
 
 
-@contextmanager
-def new_artifact(path: Path, manifest: Manifest) -> Iterator[Path]:
-    """`new_folder` that ends by writing the manifest."""
-    with new_folder(path) as folder:
-        yield folder
-        write_manifest(folder, manifest)
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -163,6 +182,10 @@ def open_artifact(path: Path) -> Artifact:
             raise ArtifactError(f"{file} has {file.stat().st_size} bytes, not {entry.bytes}; export it again")
         if sha256_of(file) != entry.sha256:
             raise ArtifactError(f"{file} was altered: its sha256 is not the manifest's; export the artifact again")
+    for file in folder.rglob("*"):
+        name = file.relative_to(folder).as_posix()
+        if not file.is_dir() and name != MANIFEST and name not in manifest.files:
+            raise ArtifactError(f"{file} is not in the artifact's manifest; take it out, or export the artifact again")
     return Artifact(folder, manifest)
 
 
@@ -175,10 +198,11 @@ def _read_manifest(folder: Path) -> Manifest:
         version = values["version"]
         if version != MANIFEST_VERSION:
             raise ArtifactError(f"{file} is of version {version}, this slimdeploy reads {MANIFEST_VERSION}; upgrade it")
-        files = {name: FileEntry(**entry) for name, entry in values["files"].items()}
-        return Manifest(**values | {"files": files})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ArtifactError(f"{file} is not a manifest: {error}; export the artifact again") from None
+        # The class refuses unknown keys, pydantic refuses wrong types.
+        return TypeAdapter(Manifest).validate_json(json.dumps(asdict(Manifest(**values))), strict=True)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{file} is not a manifest: {reason}; export the artifact again") from None
 
 
 def sha256_of(file: Path) -> str:

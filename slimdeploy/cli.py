@@ -1,6 +1,7 @@
 """The command line. The only place that prints or exits.
 
-Exit codes: 0 done; 1 a target was missed; 2 something a user can mend, in one sentence; 130 interrupted.
+Exit codes: 0 done; 1 a target was missed, or the doctor found a problem; 2 something a user can mend, in one
+sentence; 130 interrupted.
 """
 
 import argparse
@@ -11,8 +12,10 @@ from pathlib import Path
 from rich.console import Console
 
 from . import __version__
-from .config import Config, ServeConfig
-from .config_file import load_config, render_config
+from .artifact import new_file
+from .config import ServeConfig
+from .config_file import load_config, parse_config, render_config
+from .doctor import extra_with
 from .errors import ConfigError, SlimdeployError
 from .progress import Progress
 
@@ -32,12 +35,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.command(options)
     except SlimdeployError as error:
-        Console(stderr=True).print(f"slimdeploy: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        return 2
+        return _refuse(str(error))
+    except ModuleNotFoundError as error:
+        extra = extra_with(error.name or "")
+        if extra is None:
+            raise
+        return _refuse(f"{error.name} is not installed; pip install 'slimdeploy[{extra}]'")
     except KeyboardInterrupt:
-        Console(stderr=True).print("slimdeploy: interrupted; finished steps are kept")
+        Console(stderr=True).print("slimdeploy: interrupted")
         return 130
     return code
+
+
+def _refuse(sentence: str) -> int:
+    Console(stderr=True).print(f"slimdeploy: {sentence}", style="red", highlight=False, markup=False, soft_wrap=True)
+    return 2
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,7 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write the artifact, running the steps before it where needed")
     _add_config(export)
     export.add_argument("--to", choices=("onnx", "vllm", "checkpoint"), help="another format than the configured one")
-    export.add_argument("--output", type=Path, metavar="DIR", help="write there instead of into the run's folder")
+    export.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: artifact/ (or FORMAT/) in the run's folder"
+    )
     export.set_defaults(command=_export)
 
     serve = commands.add_parser("serve", help="serve an artifact over an OpenAI-compatible endpoint")
@@ -76,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     validate.add_argument(
         "--targets", type=Path, metavar="TOML", default=Path(DEFAULT_CONFIG), help="default: %(default)s"
     )
-    validate.add_argument("--output", type=Path, metavar="DIR", help="where report.json and report.html go")
+    validate.add_argument("--output", type=Path, metavar="DIR", help="of report.json and report.html")
     validate.set_defaults(command=_validate)
 
     evaluate = commands.add_parser("evaluate", help="accuracy on the test split, without a server")
@@ -95,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--image", type=Path, action="append", default=[], metavar="FILE", help="may be given several times"
     )
-    ask.add_argument("--max-tokens", type=int, default=64)
+    ask.add_argument("--max-tokens", type=int, default=64, metavar="N", help="default: %(default)s")
     ask.add_argument("question")
     ask.set_defaults(command=_ask)
 
@@ -113,15 +127,17 @@ def _add_artifact(command: argparse.ArgumentParser) -> None:
 
 
 def _init(options: argparse.Namespace) -> int:
-    try:
-        with options.file.open("x", encoding="utf-8") as file:
-            file.write(render_config())
-    except FileExistsError:
-        raise ConfigError(f"{options.file} exists already; name another file") from None
-    except OSError as error:
-        raise ConfigError(f"{options.file} cannot be written: {error.strerror}") from None
-    Console().print(f"wrote {options.file}; next: slimdeploy run {options.file}", highlight=False)
+    if options.file.exists():
+        raise ConfigError(f"{options.file} exists already; name another file")
+    with new_file(options.file) as file:
+        file.write_text(render_config(), encoding="utf-8")
+    _say(f"wrote {options.file}; next: slimdeploy run {options.file}")
     return 0
+
+
+def _say(line: str) -> None:
+    """One line as it is, however narrow the terminal."""
+    Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -133,7 +149,7 @@ def _run(options: argparse.Namespace) -> int:
         report = run_pipeline(config, progress)
     console.print(*verdict(report), sep="\n")
     if report.run:
-        console.print(f"serve it: slimdeploy serve {config.out}", highlight=False, markup=False)
+        _say(f"serve it: slimdeploy serve {config.out}")
     return 0 if report.met else 1
 
 
@@ -158,12 +174,14 @@ def _export(options: argparse.Namespace) -> int:
     from .pipeline import opened_run
 
     config = load_config(options.config)
-    if options.to:
-        config = config.model_copy(update={"export": config.export.model_copy(update={"format": options.to})})
-    console = Console()
-    with Progress(console) as progress, opened_run(config, progress) as run:
-        artifact = run.export_to(options.output) if options.output else run.artifact().path
-    console.print(f"{config.export.format} artifact: {artifact}", highlight=False)
+    export = config.export.model_copy(update={"format": options.to or config.export.format})
+    with Progress(Console()) as progress, opened_run(config, progress) as run:
+        if export == config.export and options.output is None:
+            folder = run.artifact().path
+        else:
+            folder = options.output or run.folder.path / export.format
+            run.export_to(folder, export)
+    _say(f"{export.format} artifact: {folder}")
     return 0
 
 
@@ -173,8 +191,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     config = _serve_config(options)
     artifact = open_artifact(options.artifact)
-    console = Console()
-    run_server(artifact, config, ready=lambda url: console.print(f"serving {artifact.manifest.model} at {url}"))
+    run_server(artifact, config, ready=lambda url: _say(f"serving {artifact.manifest.model} at {url}"))
     return 0
 
 
@@ -182,9 +199,9 @@ def _serve_config(options: argparse.Namespace) -> ServeConfig:
     """[serve] of the file that is named, else of the run that made the artifact; flags win."""
     of_the_run = options.artifact / DEFAULT_CONFIG
     file = options.config or (of_the_run if of_the_run.is_file() else None)
-    config = load_config(file) if file else Config()
+    serve = load_config(file).serve if file else ServeConfig()
     flags = {key: getattr(options, key) for key in ("host", "port") if getattr(options, key) is not None}
-    return ServeConfig(**config.serve.model_dump() | flags)
+    return parse_config({"serve": serve.model_dump() | flags}, name="command line").serve
 
 
 def _validate(options: argparse.Namespace) -> int:
@@ -193,13 +210,14 @@ def _validate(options: argparse.Namespace) -> int:
 
     console = Console()
     with Progress(console) as progress:
-        report = validate(options.target, load_config(options.targets), progress, options.output)
+        report, folder = validate(options.target, load_config(options.targets), progress, options.output)
     console.print(*verdict(report), sep="\n")
+    _say(f"report: {folder / 'report.html'}")
     return 0 if report.met else 1
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from .pipeline import evaluate
+    from .inspection import evaluate
     from .tables import accuracy_table
 
     console = Console()
@@ -210,7 +228,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .pipeline import inspect
+    from .inspection import inspect
     from .tables import policy_table
 
     Console().print(policy_table(inspect(options.path)))

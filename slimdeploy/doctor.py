@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import __version__
+from .errors import ConfigError
 
 Lookup = Callable[[str], str]
 
@@ -53,6 +54,19 @@ def installed_versions(packages: Iterable[str], lookup: Lookup = version) -> dic
         except PackageNotFoundError:
             continue
     return found
+
+
+def require_extra(name: str) -> None:
+    """Raises ConfigError that says what to install, when a package of the extra is missing."""
+    missing = [package for package in EXTRAS[name] if package not in installed_versions(EXTRAS[name])]
+    # onnxruntime-gpu is the same module in another build.
+    if missing and not (missing == ["onnxruntime"] and installed_versions(["onnxruntime-gpu"])):
+        raise ConfigError(f"{', '.join(missing)} is not installed; pip install 'slimdeploy[{name}]'")
+
+
+def extra_with(module: str) -> str | None:
+    """The extra that installs a module."""
+    return next((name for name, packages in EXTRAS.items() if module in packages), None)
 
 
 def cores() -> int:

@@ -13,12 +13,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifact import Artifact, Manifest, is_artifact, new_file, new_folder, open_artifact, write_manifest
-from .config import Config
+from .artifact import (
+    MANIFEST,
+    Manifest,
+    new_file,
+    new_folder,
+    open_artifact,
+    write_manifest,
+)
+from .config import Config, ExportConfig
 from .config_file import render_config
 from .data import load_samples
-from .doctor import installed_versions
-from .errors import ConfigError
+from .doctor import installed_versions, require_extra
+from .errors import ArtifactError, ConfigError
 from .policy import DENSE, Policy, describe
 from .progress import Progress
 from .run_folder import RunFolder, Step, fingerprint_of_folder
@@ -37,6 +44,8 @@ _EXPORTING_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxrunti
 
 def run_pipeline(config: Config, progress: Progress) -> "Report":
     """From the checkpoint to a measured endpoint. Raises SlimdeployError; what is finished stays."""
+    if config.export.format == "onnx":
+        require_extra("edge")  # now, not after hours of search
     from .validation import validate_run
 
     with opened_run(config, progress) as run:
@@ -51,7 +60,12 @@ def run_pipeline(config: Config, progress: Progress) -> "Report":
 
 @contextmanager
 def opened_run(config: Config, progress: Progress) -> Iterator["Run"]:
-    """The run of `config`, with its folder locked."""
+    """The run of `config`, with its folder locked and its settings beside its steps."""
+    if config.export.verify_prompts > config.data.calibration:
+        raise ConfigError(
+            f"export.verify_prompts = {config.export.verify_prompts} are taken from data.calibration = "
+            f"{config.data.calibration} samples; lower the one or raise the other"
+        )
     run = Run(config, progress)
     with run.folder.locked():
         with new_file(run.folder.path / "deploy.toml") as file:
@@ -78,8 +92,12 @@ class Run:
 
     @cached_property
     def hashes(self) -> dict[Split, list[str]]:
-        """What the samples are, for fingerprints; every picture is read once."""
-        return {split: [sample.content_hash() for sample in samples] for split, samples in self.samples.items()}
+        """What the samples are, answers and kinds included, for fingerprints; every picture is read once."""
+
+        def of(sample: Sample) -> str:
+            return json.dumps([sample.content_hash(), sample.answers, sample.kind])
+
+        return {split: [of(sample) for sample in samples] for split, samples in self.samples.items()}
 
     @cached_property
     def source(self) -> Path:
@@ -87,6 +105,13 @@ class Run:
         from .checkpoint import locate_model
 
         return locate_model(self.config.model.path)
+
+    @property
+    def name(self) -> str:
+        """What users call the model."""
+        from .checkpoint import model_name
+
+        return model_name(self.config.model.path)
 
     @cached_property
     def source_fingerprint(self) -> str:
@@ -188,16 +213,23 @@ class Run:
         """What is shipped, checked against torch."""
         inputs = {
             "model": self.restored() if self.prunes else self.dense(),
+            "name": self.name,
             "export": self.config.export.model_dump(),
             "calibration": self.hashes["calibration"],
         }
-        return self.folder.step("artifact", inputs, self._export, check=open_artifact)
 
-    def export_to(self, path: Path) -> Path:
-        """The same artifact somewhere else."""
+        def produce(folder: Path) -> None:
+            self._export(folder, self.config.export)
+
+        return self.folder.step("artifact", inputs, produce, check=open_artifact)
+
+    def export_to(self, path: Path, export: ExportConfig) -> None:
+        """Another artifact of the same model, in a folder that is new, empty, or an artifact already."""
+        path = path.resolve()
+        if path.exists() and not (path / MANIFEST).is_file() and (path.is_file() or any(path.iterdir())):
+            raise ArtifactError(f"{path} exists and is no artifact; name a new folder")
         with new_folder(path) as folder:
-            self._export(folder)
-        return path
+            self._export(folder, export)
 
     def stages(self) -> dict["Stage", Step]:
         """The finished steps that have an accuracy."""
@@ -210,6 +242,8 @@ class Run:
         artifact = self.artifact()
 
         def produce(folder: Path) -> None:
+            from .inspection import engine_answers
+
             answers = engine_answers(open_artifact(artifact.path), self.samples["test"], self.config, self.progress)
             (folder / _ANSWERS).write_text(json.dumps(answers))
 
@@ -233,16 +267,16 @@ class Run:
         record: dict[str, Any] = json.loads((self.restored().path / _RESTORATION).read_text())
         return record
 
-    def _export(self, folder: Path) -> None:
+    def _export(self, folder: Path, settings: ExportConfig) -> None:
         from .exporters import export, write_card
 
         model = self._load(self.restored().path / "checkpoint" if self.prunes else self.source)
         layers = model.layers()
         rows = self.layer_rows() if self.prunes else describe(layers, Policy({x.name: DENSE for x in layers}))
-        prompts = self.samples["calibration"][: self.config.export.verify_prompts]
-        verification = export(model, folder, self.config.export, prompts, self.progress)
+        prompts = self.samples["calibration"][: settings.verify_prompts]
+        verification = export(model, folder, settings, prompts, self.progress)
         manifest = Manifest(
-            format=self.config.export.format,
+            format=settings.format,
             model=model.name,
             family=model.arch.model_type,
             sparsity=1 - sum(row["kept"] for row in rows) / sum(layer.weights for layer in layers),
@@ -268,42 +302,3 @@ class Run:
         data, limit = self.config.data, self.config.validate_.max_tokens
         answers = greedy_answers(model, self.samples["test"], limit, data.batch_size, self.progress)
         (folder / _ANSWERS).write_text(json.dumps(answers))
-
-
-def engine_answers(artifact: Artifact, samples: list[Sample], config: Config, progress: Progress) -> list[str]:
-    """Greedy answers of an ONNX artifact, one after the other, without a server."""
-    from .serve.runtime import LoadedModel
-
-    model = LoadedModel(artifact, config.serve.threads)
-    limit = config.validate_.max_tokens
-    questions = progress.track(samples, "onnx answers", total=len(samples))
-    return [model.ask(sample.question, images=sample.images, max_tokens=limit) for sample in questions]
-
-
-def evaluate(path: str, config: Config, progress: Progress) -> Accuracy:
-    """Accuracy on the test split of an ONNX artifact, by its engine, or of a checkpoint, by torch."""
-    samples = load_samples(config.data, ["test"])["test"]
-    require_answers(samples, "accuracy")
-    if is_artifact(Path(path)):
-        return score(samples, engine_answers(open_artifact(Path(path)), samples, config, progress))
-
-    from .evaluate import greedy_answers
-    from .model import load_model
-
-    limit = config.validate_.max_tokens
-    return score(samples, greedy_answers(load_model(path), samples, limit, config.data.batch_size, progress))
-
-
-def inspect(path: str) -> list[dict[str, Any]]:
-    """One row per prunable layer: from an artifact's manifest, or counted in a checkpoint's weights."""
-    if is_artifact(Path(path)):
-        return open_artifact(Path(path)).manifest.layers
-
-    from .model import load_model
-
-    model = load_model(path)
-    rows = []
-    for layer in model.layers():
-        kept = int(model.linear(layer.name).weight.count_nonzero())
-        rows.append(asdict(layer) | {"pattern": "as found", "kept": kept, "sparsity": 1 - kept / layer.weights})
-    return rows

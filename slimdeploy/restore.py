@@ -1,8 +1,9 @@
 """SparseLoRA: low-rank adapters under the mask win back what pruning lost; merging them keeps every zero.
 
 While it trains, a layer computes  x · ((W + s·BA) ⊙ M)ᵀ + b  with s = alpha / rank  ("Rethinking Pruning for
-Vision-Language Models", He and Chen 2024). W stays dense, so that the teacher, the dense model, is the same module with
-masks and adapters left out. Knows nothing of policies: the masks say it all.
+Vision-Language Models", He and Chen 2024). W stays dense, so that the teacher is the same module with masks and
+adapters left out: the dense model, with the evolved projector where the search brought one. Knows nothing of policies:
+the masks say it all.
 """
 
 import math

@@ -9,7 +9,6 @@ unchanged does not run again. Knows nothing of what the steps do.
 import fcntl
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .artifact import new_file, new_folder, sha256_of
-from .errors import SlimdeployError
+from .artifact import new_file, new_folder, sha256_of, sweep
+from .errors import ConfigError, SlimdeployError
 from .progress import Progress
+
+_INPUTS = "inputs"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class RunFolder:
         values = {key: value.fingerprint if isinstance(value, Step) else value for key, value in inputs.items()}
         text = json.dumps({"step": name, "slimdeploy": __version__, **values}, indent=1, sort_keys=True)
         step = Step(self.path / name, hashlib.sha256(text.encode()).hexdigest())
-        record = self.path / "inputs" / f"{name}.json"
+        record = self.path / _INPUTS / f"{name}.json"
         finished = step.path.is_dir() and record.is_file() and record.read_text() == text and self._holds(step, check)
         if not finished:
             self.progress.say(f"step {name}")
@@ -78,16 +79,18 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep a second run out of this folder, and sweep up what a killed one left; a kill frees the lock."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise ConfigError(f"out = '{self.path}' cannot be used as the run's folder: {error.strerror}") from None
+        with lock:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise SlimdeployError(
-                    f"another run is at work in {self.path}; wait for it or set another `out`"
-                ) from None
-            for leftover in self.path.glob(".*.partial"):
-                shutil.rmtree(leftover)
+                raise ConfigError(f"another run is at work in {self.path}; wait for it, or set another `out`") from None
+            for folder in (self.path, self.path / _INPUTS):
+                sweep(folder)
             yield
 
 

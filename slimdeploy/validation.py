@@ -42,32 +42,37 @@ if TYPE_CHECKING:
 _SERVING_PACKAGES = ("slimdeploy", "onnxruntime", "onnxruntime-gpu", "tokenizers", "fastapi", "uvicorn", "numpy")
 
 
-def validate(target: str, config: Config, progress: Progress, output: Path | None = None) -> Report:
+def validate(target: str, config: Config, progress: Progress, output: Path | None = None) -> tuple[Report, Path]:
     """Measure `target`, an artifact, a run's folder or a URL, with the test split; write report.json and report.html.
 
-    output: where they go; by default beside an artifact, and for a URL into the folder that deploy.toml names.
+    output: the folder they go to; by default `validation/` beside an artifact, or in the folder that deploy.toml names
+    for a URL, so that a run's own report stays. Returns the report and that folder.
     Raises ValidateError when the endpoint cannot be measured.
     """
     samples = _asked(load_samples(config.data, ["test"])["test"], config)
     if "://" in target:
         report = _report(config, samples, _measure(target, samples, config, progress))
-        folder = output or Path(config.out)
+        folder = Path(config.out)
     elif is_artifact(Path(target)):
         artifact = open_artifact(Path(target))
         report = _report(config, samples, _serve_and_measure(artifact, samples, config, progress), artifact)
-        folder = output or artifact.path.parent
+        folder = artifact.path.parent
     else:
         raise ValidateError(f"{target} is neither a URL nor an artifact; `slimdeploy export` makes an artifact")
-    return _written(report, folder)
+    folder = output or folder / "validation"
+    _write(report, folder)
+    return report, folder
 
 
 def validate_run(run: "Run") -> Report:
     """The report of a whole run: what was decided, lost, restored and measured."""
     config, artifact = run.config, open_artifact(run.artifact().path)
     samples = _asked(run.samples["test"], config)
+    # Retention compares answers to the same questions, however few of them the load asks.
+    dense = score(samples, run.answers(run.dense())[: len(samples)])
     if artifact.manifest.format == "onnx":
         load = _serve_and_measure(artifact, samples, config, run.progress)
-        report = replace(_report(config, samples, load, artifact), agreement=_agreement(run, load))
+        report = replace(_report(config, samples, load, artifact, dense), agreement=_agreement(run, load))
     else:
         note = (
             f"A {artifact.manifest.format} export has no engine here: serve {artifact.path} and measure it with "
@@ -79,7 +84,8 @@ def validate_run(run: "Run") -> Report:
         report = replace(report, search=_search_history(run), restoration=_losses(run))
     source_bytes = sum(file.stat().st_size for file in run.source.iterdir() if file.is_file())
     report = replace(report, size_bytes=Sizes(source_bytes, artifact.bytes))
-    return _written(report, run.folder.path)
+    _write(report, run.folder.path)
+    return report
 
 
 def _asked(samples: list[Sample], config: Config) -> list[Sample]:
@@ -100,15 +106,24 @@ def _serve_and_measure(artifact: Artifact, samples: list[Sample], config: Config
         return _measure(url, samples, config, progress)
 
 
-def _report(config: Config, samples: list[Sample], load: Load | None, artifact: Artifact | None = None) -> Report:
-    """What follows from the load and from what the artifact says of itself."""
+def _report(
+    config: Config,
+    samples: list[Sample],
+    load: Load | None,
+    artifact: Artifact | None = None,
+    dense: Accuracy | None = None,
+) -> Report:
+    """What follows from the load and from what the artifact says of itself.
+
+    dense: the dense model's accuracy on just these samples; by default what the artifact says, on the whole split.
+    """
     accuracy: dict[Stage, Accuracy | None] = {}
     if artifact:
         accuracy |= TypeAdapter(dict[Stage, Accuracy]).validate_python(artifact.manifest.quality)
     if load:
         accuracy["artifact"] = score(samples, load.answers)
     size = artifact.bytes if artifact else None
-    measured = Measured(load, accuracy.get("artifact"), accuracy.get("dense"), size)
+    measured = Measured(load, accuracy.get("artifact"), dense or accuracy.get("dense"), size)
     return Report(
         model=artifact.manifest.model if artifact else load.model if load else config.model.path,
         command=shlex.join(["slimdeploy", *sys.argv[1:]]),
@@ -150,19 +165,19 @@ def _losses(run: "Run") -> tuple[Loss, ...]:
 
 
 def _agreement(run: "Run", load: Load) -> dict[str, float]:
-    """Share of equal greedy answers of torch with the exported weights, the ONNX engine, and the endpoint."""
-    count = len(load.requests)
-    torch = run.answers(run.restored() if run.prunes else run.dense())[:count]
-    onnx = run.answers(run.engine())[:count]
-    endpoint = load.answers
+    """Share of equal greedy answers of torch with the exported weights, the ONNX engine, and the endpoint.
+
+    The first pair on the whole test split, the others on what the load asked.
+    """
+    torch, onnx = run.answers(run.restored() if run.prunes else run.dense()), run.answers(run.engine())
+    asked = len(load.requests)
     return {
         "torch_onnx": agreement(torch, onnx),
-        "onnx_endpoint": agreement(onnx, endpoint),
-        "torch_endpoint": agreement(torch, endpoint),
+        "onnx_endpoint": agreement(onnx[:asked], load.answers),
+        "torch_endpoint": agreement(torch[:asked], load.answers),
     }
 
 
-def _written(report: Report, folder: Path) -> Report:
+def _write(report: Report, folder: Path) -> None:
     write_json(report, folder / "report.json")
     write_html(report, folder / "report.html")
-    return report

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from artifacts import new_artifact
 from safetensors.numpy import save_file
 
-from slimdeploy.artifact import MANIFEST, Manifest, new_artifact, open_artifact
+from slimdeploy.artifact import MANIFEST, Manifest, new_folder, open_artifact, sweep
 from slimdeploy.errors import ArtifactError
 
 SOME_MANIFEST = Manifest(format="onnx", model="demo", family="llava", sparsity=0.6, quality={"dense": 0.95})
@@ -64,6 +65,8 @@ def test_a_damaged_artifact_is_refused_with_the_file_named(
         ({"files": {"/etc/passwd": {"sha256": "", "bytes": 0}}}, "outside"),
         ({"files": {"model.bin": {"sha256": ""}}}, "not a manifest"),
         ({"surprise": 1}, "not a manifest"),
+        ({"layers": "x"}, "not a manifest"),
+        ({"sparsity": "0.6"}, "not a manifest"),
     ],
 )
 def test_a_hostile_manifest_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
@@ -71,6 +74,38 @@ def test_a_hostile_manifest_is_refused(tmp_path: Path, change: dict[str, object]
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ArtifactError, match=message):
         open_artifact(tmp_path / "artifact")
+
+
+def test_a_file_that_the_manifest_does_not_know_is_refused(tmp_path: Path) -> None:
+    (write(tmp_path / "artifact") / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"tokenizer_config\.json is not in the artifact's manifest"):
+        open_artifact(tmp_path / "artifact")
+
+
+def test_a_file_in_the_place_of_a_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(ArtifactError, match="is a file"):
+        write(tmp_path / "mine")
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_an_error_in_reading_is_not_told_as_one_in_writing(tmp_path: Path) -> None:
+    def read_what_may_not_be_read() -> None:
+        with new_folder(tmp_path / "artifact"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "source" / "secret"))
+
+    with pytest.raises(PermissionError):
+        read_what_may_not_be_read()
+
+
+def test_what_a_killed_writer_left_is_swept_and_a_folder_it_had_moved_comes_back(tmp_path: Path) -> None:
+    (tmp_path / ".report.json.7.partial").write_text("half")
+    (tmp_path / ".search.7.partial").mkdir()
+    (tmp_path / ".prune.7.old").mkdir()
+    (tmp_path / ".export.v2.7.old").mkdir()
+    (tmp_path / "prune").mkdir()
+    sweep(tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["export.v2", "prune"]
 
 
 def test_a_full_disk_leaves_the_old_artifact(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """The command line: what it exits with, and one clear sentence for whatever a user can mend."""
 
 import socket
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from artifacts import new_artifact
 
-from slimdeploy.artifact import Manifest, new_artifact
+from slimdeploy import __version__
+from slimdeploy.artifact import Manifest
 from slimdeploy.cli import main
 from slimdeploy.config_file import render_config
 
@@ -76,6 +80,24 @@ def test_a_port_in_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert str(port) in refused(capsys, "serve", tmp_path / "artifact", "--port", port)
 
 
+@pytest.mark.parametrize("flags", [("--port", "99999"), ("--host", "")])
+def test_a_flag_is_checked_like_the_setting_it_stands_for(
+    flags: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"serve.{flags[0].removeprefix('--')}" in refused(capsys, "serve", tmp_path, *flags)
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "slimdeploy.serve.runtime", None)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    monkeypatch.delitem(sys.modules, "slimdeploy.serve.text", raising=False)
+    monkeypatch.delitem(sys.modules, "slimdeploy.serve.runtime", raising=False)
+    monkeypatch.delitem(sys.modules, "slimdeploy.serve.engines.onnx", raising=False)
+    assert "pip install 'slimdeploy[edge]'" in refused(capsys, "ask", tmp_path, "What is it?")
+
+
 def test_a_server_that_is_down_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "deploy.toml").write_text("")
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -86,5 +108,5 @@ def test_a_server_that_is_down_is_named(tmp_path: Path, capsys: pytest.CaptureFi
 def test_doctor_tells_versions_and_extras(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    assert "onnxruntime" in shown
-    assert "slimdeploy" in shown
+    assert f"onnxruntime {version('onnxruntime')}" in shown
+    assert __version__ in shown

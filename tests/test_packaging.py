@@ -9,9 +9,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from artifacts import new_artifact
 from tiny import make_samples, make_tiny_llava
 
-from slimdeploy.artifact import Manifest, new_artifact
+from slimdeploy.artifact import Manifest
 from slimdeploy.config import ExportConfig
 from slimdeploy.progress import Progress
 

@@ -1,11 +1,14 @@
 """The whole path on a tiny random model: what a kill, a changed setting or an altered file leads to."""
 
+import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,23 +17,32 @@ from tiny import make_samples, make_tiny_llava
 from slimdeploy.artifact import open_artifact
 from slimdeploy.config import Config
 from slimdeploy.config_file import load_config, parse_config
-from slimdeploy.errors import ConfigError
-from slimdeploy.pipeline import evaluate, inspect, opened_run, run_pipeline
+from slimdeploy.errors import ArtifactError, ConfigError
+from slimdeploy.evaluate import greedy_answers
+from slimdeploy.inspection import evaluate, inspect
+from slimdeploy.model import load_model
+from slimdeploy.pipeline import Run, opened_run, run_pipeline
 from slimdeploy.progress import Progress
 from slimdeploy.samples import Sample, Split
+from slimdeploy.validation import validate
 
+MAX_TOKENS = 4
 COUNTS: dict[Split, int] = {"calibration": 6, "search": 6, "train": 8, "validation": 6, "test": 10}
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model and one file of samples per split."""
+    """A folder with a model and one file of samples per split; the model answers half of the test split rightly."""
     folder = tmp_path_factory.mktemp("source")
-    make_tiny_llava(folder / "model")
+    model = load_model(str(make_tiny_llava(folder / "model")))
     samples = iter(make_samples(sum(COUNTS.values())))
     (folder / "data").mkdir()
     for split, count in COUNTS.items():
-        lines = [record(next(samples), folder / "data") for _ in range(count)]
+        drawn = list(itertools.islice(samples, count))
+        if split == "test":
+            said = greedy_answers(model, drawn, MAX_TOKENS, len(drawn), Progress.silent())
+            drawn = [replace(s, answers=(a,)) if i % 2 else s for i, (s, a) in enumerate(zip(drawn, said, strict=True))]
+        lines = [record(sample, folder / "data") for sample in drawn]
         (folder / "data" / f"{split}.jsonl").write_text("\n".join(lines))
     return folder
 
@@ -60,7 +72,7 @@ def configure(source: Path, out: Path, sparsity: float = 0.5, seed: int = 0, for
             },
             "restore": {"steps": 3, "batch_size": 4},
             "export": {"verify_prompts": 4, "format": format_},
-            "validate": {"max_tokens": 4, "warmup": 1, "requests": 10},
+            "validate": {"max_tokens": MAX_TOKENS, "warmup": 1, "requests": 10},
             "targets": [{"metric": "artifact_mb", "max": 50}, {"metric": "accuracy", "min": 0}],
         }
     )
@@ -81,7 +93,9 @@ def artifact_bytes(config: Config) -> dict[str, bytes]:
 
 def test_a_run_ends_in_a_report_with_every_stage(finished: Config) -> None:
     report = json.loads((Path(finished.out) / "report.json").read_text())
-    assert all(0 <= report["accuracy"][stage] <= 1 for stage in ("dense", "pruned", "restored", "artifact"))
+    assert report["accuracy"]["dense"] == 0.5
+    assert report["accuracy"]["artifact"] == report["accuracy"]["restored"]
+    assert report["accuracy_standard_error"]["pruned"] is not None
     assert report["size_bytes"]["dense"] > 0
     assert report["size_bytes"]["artifact"] == open_artifact(Path(finished.out)).bytes
     assert [target["met"] for target in report["targets"]] == [True, True]
@@ -118,7 +132,53 @@ def test_a_finished_run_repeats_no_step(finished: Config) -> None:
 def test_evaluate_agrees_with_the_report(finished: Config) -> None:
     report = json.loads((Path(finished.out) / "report.json").read_text())
     assert evaluate(finished.out, finished, Progress.silent()).value == report["accuracy"]["artifact"]
-    assert evaluate(finished.model.path, finished, Progress.silent()).value == report["accuracy"]["dense"]
+    assert evaluate(finished.model.path, finished, Progress.silent()).value == report["accuracy"]["dense"] == 0.5
+    restored = str(Path(finished.out) / "restored" / "checkpoint")
+    assert evaluate(restored, finished, Progress.silent()).value == report["accuracy"]["restored"]
+
+
+def test_changed_answers_train_and_score_again(source: Path, finished: Config, tmp_path: Path) -> None:
+    def inputs(data: Path) -> list[str]:
+        config = finished.model_copy(update={"data": finished.data.model_copy(update={"source": str(data)})})
+        hashes = Run(config, Progress.silent()).hashes
+        return [*hashes["train"], *hashes["test"]]
+
+    changed = tmp_path / "data"
+    shutil.copytree(source / "data", changed)
+    assert inputs(changed) == inputs(source / "data")
+    lines = (changed / "train.jsonl").read_text().splitlines()
+    (changed / "train.jsonl").write_text("\n".join(json.dumps(json.loads(x) | {"answers": ["other"]}) for x in lines))
+    assert inputs(changed) != inputs(source / "data")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_an_export_never_takes_the_place_of_something_else(finished: Config, tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "precious"
+    if kind == "folder":
+        target.mkdir()
+        target /= "thesis.txt"
+    target.write_text("!")
+    export = finished.export.model_copy(update={"format": "checkpoint"})
+    with opened_run(finished, Progress.silent()) as run, pytest.raises(ArtifactError, match="no artifact"):
+        run.export_to(tmp_path / "precious", export)
+    assert target.read_text() == "!"
+
+
+def test_another_format_leaves_the_run_as_it_was(finished: Config, tmp_path: Path) -> None:
+    before = artifact_bytes(finished)
+    with opened_run(finished, Progress.silent()) as run:
+        run.export_to(tmp_path / "other", finished.export.model_copy(update={"format": "checkpoint"}))
+    assert open_artifact(tmp_path / "other").manifest.format == "checkpoint"
+    assert artifact_bytes(finished) == before
+    assert load_config(Path(finished.out) / "deploy.toml") == finished
+
+
+def test_validating_again_keeps_the_report_of_the_run(finished: Config) -> None:
+    before = (Path(finished.out) / "report.json").read_bytes()
+    report, folder = validate(finished.out, finished, Progress.silent())
+    assert report.accuracy["dense"] is not None
+    assert (Path(finished.out) / "report.json").read_bytes() == before
+    assert json.loads((folder / "report.json").read_text())["accuracy"]["artifact"] is not None
 
 
 def run_silently(config: Config) -> None:

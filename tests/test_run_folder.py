@@ -84,6 +84,15 @@ def test_an_altered_artifact_is_made_again(folder: RunFolder) -> None:
     assert (step.path / "model").read_text() == "weights"
 
 
+def test_a_folder_that_cannot_be_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(SlimdeployError, match="cannot be used"),
+        RunFolder(tmp_path / "file", Progress.silent()).locked(),
+    ):
+        pass
+
+
 def test_two_runs_do_not_share_a_folder(folder: RunFolder) -> None:
     with folder.locked(), pytest.raises(SlimdeployError, match="another run"), folder.locked():
         pass

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import openai
 import pytest
+from artifacts import new_artifact
 from echo_engine import EchoEngine
 from live_server import Serve, live_server
 from requests_to_send import client_of
 from tiny import make_samples, make_tiny_llava
 
-from slimdeploy.artifact import Artifact, Manifest, new_artifact, open_artifact
+from slimdeploy.artifact import Artifact, Manifest, open_artifact
 from slimdeploy.config import ExportConfig, ServeConfig
 from slimdeploy.progress import Progress
 from slimdeploy.serve.engine import Engine

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from artifacts import new_artifact
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import slimdeploy.serve.engines.onnx_sessions as onnx_sessions
-from slimdeploy.artifact import Artifact, Manifest, new_artifact
+from slimdeploy.artifact import Artifact, Manifest
 from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ArtifactError, ServeError
 from slimdeploy.serve.engine import Chunk, GenerationRequest, Message, RequestError, Sampling

@@ -1,0 +1,55 @@
+"""What an artifact or a checkpoint is worth and what it is made of, outside a run."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .artifact import Artifact, is_artifact, open_artifact
+from .config import Config
+from .data import load_samples
+from .progress import Progress
+from .samples import Sample, require_answers
+from .scoring import Accuracy, score
+
+
+def engine_answers(artifact: Artifact, samples: Sequence[Sample], config: Config, progress: Progress) -> list[str]:
+    """Greedy answers of an ONNX artifact, one after the other, without a server."""
+    from .serve.runtime import LoadedModel
+
+    model = LoadedModel(artifact, config.serve.threads)
+    limit = config.validate_.max_tokens
+    questions = progress.track(samples, "onnx answers", total=len(samples))
+    return [model.ask(sample.question, images=sample.images, max_tokens=limit) for sample in questions]
+
+
+def evaluate(path: str, config: Config, progress: Progress) -> Accuracy:
+    """Accuracy on the test split: of an ONNX artifact by its engine, of any other model by torch."""
+    samples = load_samples(config.data, ["test"])["test"]
+    require_answers(samples, "accuracy")
+    if is_artifact(Path(path)):
+        artifact = open_artifact(Path(path))
+        if artifact.manifest.format == "onnx":
+            return score(samples, engine_answers(artifact, samples, config, progress))
+        path = str(artifact.path)
+
+    from .evaluate import greedy_answers
+    from .model import load_model
+
+    limit = config.validate_.max_tokens
+    return score(samples, greedy_answers(load_model(path), samples, limit, config.data.batch_size, progress))
+
+
+def inspect(path: str) -> list[dict[str, Any]]:
+    """One row per prunable layer: from an artifact's manifest, or counted in a checkpoint's weights."""
+    if is_artifact(Path(path)):
+        return open_artifact(Path(path)).manifest.layers
+
+    from .model import load_model
+
+    model = load_model(path)
+    rows = []
+    for layer in model.layers():
+        kept = int(model.linear(layer.name).weight.count_nonzero())
+        rows.append(asdict(layer) | {"pattern": "as found", "kept": kept, "sparsity": 1 - kept / layer.weights})
+    return rows
