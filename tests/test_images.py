@@ -1,7 +1,6 @@
 """Pictures from outside: the good ones decode to RGB, the others are refused in a sentence."""
 
 import io
-import random
 import struct
 import zlib
 from pathlib import Path
@@ -41,24 +40,25 @@ def test_exif_turns_the_picture_upright() -> None:
     assert load_image(encoded(Image.new("RGB", (8, 2)), "JPEG", exif=exif)).size == (2, 8)
 
 
-def test_damaged_exif_is_refused_in_a_sentence() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    exif[0x010F] = "a maker of cameras"
-    whole = encoded(Image.new("RGB", (8, 2)), "JPEG", exif=exif)
-    start = whole.index(b"Exif") + 6
-    rng = random.Random(0)
-    refusals = set()
-    for _ in range(300):
-        damaged = bytearray(whole)
-        for _ in range(4):
-            damaged[rng.randrange(start, start + 60)] = rng.randrange(256)
-        for read in (load_image, check_image):
-            try:
-                read(bytes(damaged))
-            except DataError as error:
-                refusals.add(str(error))
-    assert refusals == {"image is truncated, damaged or not a PNG, JPEG, WebP or GIF"}
+def entry(tag: int, kind: int, count: int, value: bytes) -> bytes:
+    return struct.pack("<HHI4s", tag, kind, count, value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        entry(0xA005, 7, 2, b""),  # struct.error in Pillow
+        entry(0x011A, 7, 3, b"\x08\x01"),  # TypeError
+        entry(0x010F, 11, 4, b""),  # AttributeError
+    ],
+)
+def test_damaged_exif_is_refused_in_a_sentence(damage: bytes) -> None:
+    upright = entry(0x0112, 3, 1, b"\x06")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + upright + damage + bytes(4)
+    picture = encoded(Image.new("RGB", (8, 2)), "JPEG", exif=exif)
+    for read in (load_image, check_image):
+        with pytest.raises(DataError, match="image is truncated, damaged or not a PNG, JPEG, WebP or GIF"):
+            read(picture)
 
 
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP", "GIF"])
