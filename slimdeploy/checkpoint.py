@@ -28,7 +28,10 @@ def locate_model(path: str) -> Path:
         from .demo import CHECKPOINT
 
         return CHECKPOINT
-    folder = Path(path).expanduser()
+    try:
+        folder = Path(path).expanduser()
+    except RuntimeError as error:
+        raise ModelError(f"{path} does not exist: {error}") from None
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -85,10 +88,16 @@ def check_checkpoint(folder: Path) -> Arch:
 
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS_INDEX).is_file():
-        index = _read_json(folder / WEIGHTS_INDEX)
-        if not isinstance(index.get("weight_map"), dict):
+        places = _read_json(folder / WEIGHTS_INDEX).get("weight_map")
+        if not isinstance(places, dict) or not places:
             raise ModelError(f"{folder / WEIGHTS_INDEX} has no 'weight_map'; download or save the model again")
-        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+        for place in places.values():
+            if not isinstance(place, str) or not place.endswith(".safetensors") or Path(place).name != place:
+                raise ModelError(
+                    f"{folder / WEIGHTS_INDEX} has weights in {place!r}, which is no safetensors file of its folder; "
+                    "download or save the model again"
+                )
+        return [folder / place for place in sorted(set(places.values()))]
     if not (folder / WEIGHTS).is_file() and any(True for pattern in _PICKLED for _ in folder.glob(pattern)):
         raise ModelError(
             f"{folder} has pickled weights only, which can run code when they are loaded; "
@@ -114,7 +123,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise ModelError(f"{file.parent} is incomplete: {file.name} is missing; give a folder in Hugging Face layout")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise ModelError(f"{file} holds no JSON object")

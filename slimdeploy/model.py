@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
 from transformers.utils import logging as transformers_logging
 
 from .archs import Arch
 from .checkpoint import check_checkpoint, locate_model, model_name
-from .errors import ModelError
+from .errors import DataError, ModelError
 from .images import load_image
 from .policy import Layer, Tower
 from .samples import Sample
@@ -61,18 +62,31 @@ class Model:
 
     def vision_blocks(self) -> list[str]:
         """Paths of the vision tower's blocks that the projector's features depend on."""
-        blocks = self.module.get_submodule(self.arch.vision_blocks)
-        assert isinstance(blocks, nn.ModuleList)
+        count = self._count_blocks(self.arch.vision_blocks)
         chosen: int | list[int] = getattr(self.config, self.arch.feature_layer)
         indices = [chosen] if isinstance(chosen, int) else chosen
+        if not indices or not all(-count - 1 <= index <= count for index in indices):
+            raise ModelError(
+                f"{self.source}: {self.arch.feature_layer} = {chosen} in config.json names a hidden state that the "
+                f"vision tower of {count} blocks does not have; it has {-count - 1} to {count}"
+            )
         # Hidden state i is what block i-1 puts out.
-        live = max(index if index >= 0 else len(blocks) + 1 + index for index in indices)
+        live = max(index if index >= 0 else count + 1 + index for index in indices)
         return [f"{self.arch.vision_blocks}.{i}" for i in range(live)]
 
     def language_blocks(self) -> list[str]:
-        blocks = self.module.get_submodule(self.arch.language_blocks)
+        return [f"{self.arch.language_blocks}.{i}" for i in range(self._count_blocks(self.arch.language_blocks))]
+
+    def _count_blocks(self, path: str) -> int:
+        try:
+            blocks = self.module.get_submodule(path)
+        except AttributeError:
+            raise ModelError(
+                f"{self.source} has no {path}: slimdeploy does not know this kind of tower or language model in the "
+                f"family '{self.arch.model_type}'"
+            ) from None
         assert isinstance(blocks, nn.ModuleList)
-        return [f"{self.arch.language_blocks}.{i}" for i in range(len(blocks))]
+        return len(blocks)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that `load_model` and transformers load."""
@@ -108,14 +122,17 @@ def load_model(path: str, dtype: DType = "float32", device: str = "cpu", name: s
     """Load "demo", a folder in Hugging Face layout, or a model of the hub; safetensors only, no code from outside.
 
     name: what the path stands for when it is where a named model was found already.
-    Raises ModelError where the checkpoint is missing, incomplete, of an unknown family, or holds pickled weights only.
+    Raises ModelError where the checkpoint is missing, incomplete, inconsistent, of an unknown family, or holds pickled
+    weights only.
     """
     folder = locate_model(path)
     arch = check_checkpoint(folder)
     with quiet_transformers():
         module = _load_module(folder, getattr(torch, dtype))
         processor = _load_processor(folder)
-    return Model(module.to(device).eval(), processor, arch, model_name(name or path), folder)
+    model = Model(module.to(device).eval(), processor, arch, model_name(name or path), folder)
+    model.layers()  # raises for a configuration that does not fit the module, before hours are spent on it
+    return model
 
 
 def _load_module(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -129,7 +146,8 @@ def _load_module(folder: Path, dtype: torch.dtype) -> nn.Module:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are an error below, in a sentence that names one
         )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+    except Exception as error:
+        # The configuration comes from anywhere, and no list of what its values make transformers raise is complete.
         raise ModelError(
             f"{folder} cannot be loaded: {_first_line(error)}; download or save the model again"
         ) from error
@@ -148,8 +166,15 @@ def _load_processor(folder: Path) -> Any:
     try:
         # torchvision is no dependency of ours; without this transformers asks for it and warns.
         processor = AutoProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+    except Exception as error:  # as above
         raise ModelError(f"{folder} has no usable tokenizer or image processor: {_first_line(error)}") from error
+    for part in ("tokenizer", "image_processor"):
+        if getattr(processor, part, None) is None:
+            raise ModelError(f"{folder} has no usable {part.replace('_', ' ')}; download or save the model again")
+    if processor.tokenizer.eos_token is None:
+        raise ModelError(f"{folder} has a tokenizer without an eos_token, which ends answers; name it there")
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token  # any will do: padding is masked
     if not getattr(processor, "chat_template", None):
         raise ModelError(f"{folder} has no chat template; add a chat_template.jinja beside config.json")
     for argument in ("backend", "is_local", "local_files_only"):
@@ -181,15 +206,18 @@ def encode(model: Model, samples: Sequence[Sample], answers: bool = False) -> Ba
 
     input_ids, attention_mask, position_ids: (samples, tokens). pixel_values: (pictures, 3, height, width), if any.
     answers: appends each sample's first answer and adds `labels`, -100 everywhere but on the answer's tokens.
+    Raises DataError that names the sample for a picture that cannot be decoded and for control tokens in its texts.
     """
     tokenizer = model.processor.tokenizer
+    for sample in samples:
+        _refuse_control_tokens(model, sample)
     prompts = [_render(model, sample) for sample in samples]
     texts = (
         [_render_answered(model, sample, prompt) for sample, prompt in zip(samples, prompts, strict=True)]
         if answers
         else prompts
     )
-    images = [load_image(image) for sample in samples for image in sample.images]
+    images = [image for sample in samples for image in _pictures(sample)]
     # A chat template that writes the begin-of-sequence token must not get a second one from the tokenizer.
     special = {"add_special_tokens": not (tokenizer.bos_token and prompts[0].startswith(tokenizer.bos_token))}
     batch = model.processor(
@@ -204,6 +232,25 @@ def encode(model: Model, samples: Sequence[Sample], answers: bool = False) -> Ba
     if "pixel_values" in batch:
         batch["pixel_values"] = batch["pixel_values"].to(next(model.module.parameters()).dtype)
     return batch.to(model.device)
+
+
+def _refuse_control_tokens(model: Model, sample: Sample) -> None:
+    """The server takes such a text for plain characters and the tokenizer here does not: answers would differ."""
+    tokenizer = model.processor.tokenizer
+    controls = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    for token in {*controls, *tokenizer.all_special_tokens, getattr(model.processor, "image_token", None)} - {None, ""}:
+        if any(token in text for text in (sample.question, *sample.answers[:1])):
+            raise DataError(
+                f"sample '{sample.id}' holds {token!r} in its question or answer, which is a control token of "
+                f"{model.name}; take it out of the text"
+            )
+
+
+def _pictures(sample: Sample) -> list[Image.Image]:
+    try:
+        return [load_image(image) for image in sample.images]
+    except DataError as error:
+        raise DataError(f"sample '{sample.id}': {error}") from None
 
 
 def _render(model: Model, sample: Sample) -> str:

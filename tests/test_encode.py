@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import make_samples
 
-from slimdeploy.errors import ModelError
+from slimdeploy.errors import DataError, ModelError
 from slimdeploy.losses import text_batch, text_logits
 from slimdeploy.model import IGNORED_LABEL, Model, encode
 
@@ -37,6 +37,22 @@ def test_padding_does_not_change_logits(tiny_model: Model) -> None:
 def test_a_question_without_a_picture_is_encoded(tiny_model: Model) -> None:
     batch = encode(tiny_model, [replace(make_samples(1)[0], images=())])
     assert "pixel_values" not in batch
+
+
+@pytest.mark.parametrize(("token", "text"), [("</s>", "Why</s>?"), ("<image>", "<image> Why?")])
+def test_a_control_token_in_a_text_is_refused_with_the_samples_name(tiny_model: Model, token: str, text: str) -> None:
+    good = make_samples(1)[0]
+    for bad in (replace(good, id="bad", question=text), replace(good, id="bad", answers=(text,))):
+        with pytest.raises(DataError, match=rf"sample 'bad' holds '{token}'.*take it out"):
+            encode(tiny_model, [good, bad])
+
+
+def test_a_picture_that_cannot_be_decoded_is_told_with_the_samples_name(tiny_model: Model) -> None:
+    good = make_samples(1)[0]
+    (picture,) = good.images
+    assert isinstance(picture, bytes)
+    with pytest.raises(DataError, match="sample 'cut': image is truncated"):
+        encode(tiny_model, [good, replace(good, id="cut", images=(picture[:-60],))])
 
 
 def test_only_text_behind_the_pictures_counts(tiny_model: Model) -> None:

@@ -24,6 +24,15 @@ def test_answers_are_the_highest_logits_token_by_token(tiny_model: Model) -> Non
     assert greedy_answers(tiny_model, [sample], 6, 1, Progress.silent()) == [expected]
 
 
+def test_a_generation_config_with_penalties_changes_nothing(tiny_model: Model) -> None:
+    samples = make_samples(3)
+    plain = greedy_answers(tiny_model, samples, 8, 3, Progress.silent())
+    own = tiny_model.pretrained.generation_config
+    own.update(repetition_penalty=50.0, no_repeat_ngram_size=1, num_beams=4, do_sample=True, temperature=9.0)
+    assert greedy_answers(tiny_model, samples, 8, 3, Progress.silent()) == plain
+    assert tiny_model.pretrained.generation_config is own
+
+
 def test_batches_change_nothing_and_order_is_kept(tiny_model: Model) -> None:
     samples = make_samples(7)
     alone = greedy_answers(tiny_model, samples, 4, 1, Progress.silent())

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_samples, make_tiny_llava
 
 from slimdeploy.errors import ModelError
-from slimdeploy.model import encode, load_model
+from slimdeploy.model import Model, encode, load_model
 
 
 @pytest.fixture
@@ -90,6 +90,36 @@ def _change_family(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "vila"}))
 
 
+def _configure(**changes: object) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return damage
+
+
+def _index(place: object) -> Callable[[Path], object]:
+    index = json.dumps({"weight_map": {"a": place}})
+    return lambda folder: (folder / "model.safetensors.index.json").write_text(index)
+
+
+def _take_pixtral(folder: Path) -> None:
+    from transformers import LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(folder)
+    vision = {"model_type": "pixtral", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = model.config.to_dict() | {"vision_config": vision | {"intermediate_size": 96}}
+    LlavaForConditionalGeneration(type(model.config).from_dict(config)).save_pretrained(folder)
+
+
+def _change_tokenizer(**changes: object) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        values = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(values | changes))
+
+    return damage
+
+
 def _change_shape(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["intermediate_size"] = 96
@@ -112,6 +142,17 @@ def _change_shape(folder: Path) -> None:
         (_change_shape, "of another shape"),
         (_lose_a_shard, "model-00002-of-00002.safetensors is missing"),
         (_pickle, "pickled weights only"),
+        (_index(5), "has weights in 5, which is no safetensors file of its folder"),
+        (_index(["a"]), "has weights in \\['a'\\], which is no safetensors file"),
+        (_index("../model.safetensors"), "has weights in '../model.safetensors'"),
+        (_index(".."), "has weights in '..'"),
+        (lambda folder: (folder / "config.json").write_text('{"a":' + "[" * 100_000), "config.json cannot be read"),
+        (_configure(model_type=["llava"]), "architecture '\\['llava'\\]', which slimdeploy does not know"),
+        (_configure(text_config=5), "cannot be loaded"),
+        (_configure(vision_feature_layer=7), "vision_feature_layer = 7 .* vision tower of 3 blocks does not have"),
+        (_configure(vision_feature_layer=-9), "it has -4 to 3"),
+        (_take_pixtral, "does not know this kind of tower"),
+        (_change_tokenizer(eos_token=None), "without an eos_token"),
         (_change_family, "architecture 'vila', which slimdeploy does not know; supported: llava"),
     ],
 )
@@ -124,7 +165,17 @@ def test_a_damaged_folder_is_refused_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["/nowhere/at/all", "./nowhere", "nowhere", "a/b/c"])
+def test_a_tokenizer_without_a_pad_token_pads_nonetheless(folder: Path, tiny_model: Model) -> None:
+    _change_tokenizer(pad_token=None)(folder)
+    model = load_model(str(folder))
+    samples = make_samples(4)
+    assert model.processor.tokenizer.pad_token == "</s>"
+    inputs, usual = encode(model, samples), encode(tiny_model, samples)
+    with torch.inference_mode():
+        assert torch.equal(model.module(**inputs).logits[:, -1], tiny_model.module(**usual).logits[:, -1])
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/model", "/nowhere/at/all", "./nowhere", "nowhere", "a/b/c"])
 def test_a_path_that_is_nothing_is_refused(path: str) -> None:
     with pytest.raises(ModelError, match="does not exist"):
         load_model(path)

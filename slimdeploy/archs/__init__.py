@@ -42,7 +42,7 @@ def arch_for(config: dict[str, Any], source: str) -> Arch:
 
     supported = {arch.model_type: arch for arch in (LLAVA,)}
     model_type = config.get("model_type")
-    if model_type not in supported:
+    if not isinstance(model_type, str) or model_type not in supported:
         raise ModelError(
             f"{source} is of the architecture '{model_type}', which slimdeploy does not know; "
             f"supported: {', '.join(supported)}"
