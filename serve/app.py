@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,14 +24,18 @@ from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ServeError
 
 from .completion import INTERNAL_ERROR, CompletionHead, EventStream, whole_answer
-from .engine import Engine, GenerationRequest, Message, RequestError, Sampling
-from .media import decode_messages
-from .protocol import ChatRequest, error_body, parse_request
+from .engine import Engine, GenerationRequest, RequestError, Sampling
+from .gate import Gate
+from .media import read_messages, too_large_image
+from .protocol import CHAT_PATH, ChatRequest, error_body, parse_request
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "static" / "index.html"
 _CLIENT_CLOSED_REQUEST = 499
+# A body beyond its limit is read on to this many times the limit, and thrown away: only then does its client read why.
+_TIMES_READ = 8
+_SECONDS_FOR_A_BODY = 120
 
 
 def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
@@ -47,6 +52,7 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
     app.add_exception_handler(HTTPException, _no_such_route)
     app.add_exception_handler(ClientDisconnect, _nobody_listens)
     app.add_exception_handler(ServeError, _unavailable)
+    app.add_middleware(Gate, config=config)
     _add_chat(app, engine, config)
     _add_models(app, engine)
     _add_page(app)
@@ -54,7 +60,7 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
 
 
 def _add_chat(app: FastAPI, engine: Engine, config: ServeConfig) -> None:
-    @app.post("/v1/chat/completions")
+    @app.post(CHAT_PATH)
     async def chat_completions(request: Request) -> Response:
         try:
             return await _complete(request, engine, config)
@@ -66,24 +72,42 @@ def _add_chat(app: FastAPI, engine: Engine, config: ServeConfig) -> None:
 
 
 async def _complete(request: Request, engine: Engine, config: ServeConfig) -> Response:
-    body = await _read_body(request, int(config.max_body_mb * 1e6))
-    # In a thread: a large body, or a large picture, must not hold up those whose answers are streaming.
-    wanted, messages = await asyncio.to_thread(_understand, body, engine.model, config)
-    chunks = engine.generate(GenerationRequest(messages, _sampling(wanted, config)))
+    _require_json(request)
+    # In a thread: a large body must not hold up those whose answers are streaming. It has no name here, so that it is
+    # gone while its request waits in line.
+    wanted = await asyncio.to_thread(_understand, await _read_body(request, config), engine.model, config)
+    chunks = engine.generate(wanted.generation)
     head = CompletionHead(engine.model)
     if not wanted.stream:
         answer = await _unless_disconnected(request, whole_answer(head, chunks))
         return Response(answer.model_dump_json(), media_type="application/json")
     first = await _unless_disconnected(request, anext(chunks))
-    include_usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)
-    return EventStream(head, first, chunks, include_usage)
+    return EventStream(head, first, chunks, wanted.include_usage)
 
 
-def _understand(body: bytes, model: str, config: ServeConfig) -> tuple[ChatRequest, tuple[Message, ...]]:
-    wanted = parse_request(body)
-    if wanted.model != model:
-        raise _unknown_model(wanted.model, model)
-    return wanted, decode_messages(wanted, config)
+@dataclass(frozen=True)
+class _Wanted:
+    """What is left of a request's body once it is understood."""
+
+    generation: GenerationRequest
+    stream: bool
+    include_usage: bool
+
+
+def _understand(body: bytes, model: str, config: ServeConfig) -> _Wanted:
+    request = parse_request(body)
+    if request.model != model:
+        raise _unknown_model(request.model, model)
+    include_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
+    generation = GenerationRequest(read_messages(request, config), _sampling(request, config))
+    return _Wanted(generation, bool(request.stream), include_usage)
+
+
+def _require_json(request: Request) -> None:
+    """A browser lets any page send a form or plain text to any server, but asks the server first about JSON."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise RequestError(f"the Content-Type is '{kind[:60]}'; send 'application/json'", status=415)
 
 
 def _add_models(app: FastAPI, engine: Engine) -> None:
@@ -147,17 +171,28 @@ def _sampling(wanted: ChatRequest, config: ServeConfig) -> Sampling:
     )
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    """Raises RequestError as soon as the body is known to be too large, which may be before it has arrived."""
+async def _read_body(request: Request, config: ServeConfig) -> bytes:
+    """Raises RequestError for a body that is too large, and about the picture that made it so, if one did.
+
+    Never keeps more than the limit. What is announced to be far too large is refused before it comes.
+    """
+    max_bytes = int(config.max_body_mb * 1e6)
     too_large = RequestError(f"the body is larger than the {max_bytes} bytes that are taken", status=413)
     announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > max_bytes:
+    if announced.isdecimal() and int(announced) > _TIMES_READ * max_bytes:
         raise too_large
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > max_bytes:
-            raise too_large
+    body, size = bytearray(), 0
+    try:
+        async with asyncio.timeout(_SECONDS_FOR_A_BODY):
+            async for piece in request.stream():
+                body += piece[: max_bytes - len(body)]
+                size += len(piece)
+                if size > _TIMES_READ * max_bytes:
+                    raise too_large
+    except TimeoutError:
+        raise RequestError(f"the body did not come within {_SECONDS_FOR_A_BODY} s", status=408) from None
+    if size > max_bytes:
+        raise await asyncio.to_thread(too_large_image, bytes(body), config) or too_large
     return bytes(body)
 
 

@@ -6,7 +6,8 @@ from typing import Literal, Protocol
 
 from PIL import Image
 
-from slimdeploy.errors import SlimdeployError
+from slimdeploy.errors import DataError, SlimdeployError
+from slimdeploy.images import load_image
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
@@ -27,11 +28,30 @@ class RequestError(SlimdeployError):
 
 
 @dataclass(frozen=True)
+class EncodedImage:
+    """A picture as it came, which takes a thousandth of the memory that its pixels may take.
+
+    param: the request's field that holds it.
+    """
+
+    data: bytes = field(repr=False)
+    param: str
+    max_pixels: int
+
+    def decode(self) -> Image.Image:
+        """RGB. Raises RequestError when the pixels cannot be read."""
+        try:
+            return load_image(self.data, self.max_pixels)
+        except DataError as error:
+            raise RequestError(f"'{self.param}': {error}", param=self.param) from None
+
+
+@dataclass(frozen=True)
 class Message:
-    """One turn; parts in order, each a text or a decoded RGB picture."""
+    """One turn; parts in order, each a text or a picture."""
 
     role: Role
-    parts: tuple[str | Image.Image, ...]
+    parts: tuple[str | EncodedImage | Image.Image, ...]
 
 
 @dataclass(frozen=True)

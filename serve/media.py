@@ -1,48 +1,74 @@
-"""Pictures in a request: data: URLs only, judged by size before they are decoded.
+"""Pictures in a request: data: URLs only, judged by size and header. Nothing is decoded here.
 
 A server that fetched URLs for its clients could be sent to addresses that only it can reach, so this one never does.
 """
 
 import base64
 import binascii
+import io
 import re
+from collections.abc import Iterator
+from typing import Any
 
 from PIL import Image
+from pydantic_core import from_json
 
 from slimdeploy.config import ServeConfig
 from slimdeploy.errors import DataError
-from slimdeploy.images import load_image
+from slimdeploy.images import FORMATS, check_image
 
-from .engine import Message, RequestError, Role
+from .engine import EncodedImage, Message, RequestError, Role
 from .protocol import ChatMessage, ChatRequest, Part
 
 _HEADER = re.compile(r"data:image/(png|jpe?g|webp|gif);base64,", re.ASCII | re.IGNORECASE)
+_IMAGE_URL = re.compile(r"messages\[\d+\]\.content\[\d+\]\.image_url\.url")
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
-def decode_messages(request: ChatRequest, config: ServeConfig) -> tuple[Message, ...]:
-    """The conversation with its pictures decoded. Raises RequestError that names the part to blame."""
+def read_messages(request: ChatRequest, config: ServeConfig) -> tuple[Message, ...]:
+    """The conversation with its pictures as bytes. Raises RequestError that names the part to blame."""
     count = sum(part.image_url is not None for message in request.messages for part in message.content)
     if count > config.max_images:
         raise RequestError(f"the request has {count} images; at most {config.max_images} are taken", param="messages")
-    return tuple(_decode_message(message, f"messages[{n}]", config) for n, message in enumerate(request.messages))
+    messages = tuple(_read_message(message, f"messages[{n}]", config) for n, message in enumerate(request.messages))
+    pictures = [part for message in messages for part in message.parts if isinstance(part, EncodedImage)]
+    pixels = sum(_pixels(picture) for picture in pictures)
+    if pixels > config.max_image_megapixels * 1e6:
+        raise RequestError(
+            f"the {count} images have {pixels / 1e6:.1f} megapixels together; at most {config.max_image_megapixels:g} "
+            "are taken in one request",
+            param="messages",
+        )
+    return messages
 
 
-def _decode_message(message: ChatMessage, name: str, config: ServeConfig) -> Message:
-    parts = tuple(_decode_part(part, f"{name}.content[{n}]", config) for n, part in enumerate(message.content))
+def too_large_image(start_of_body: bytes, config: ServeConfig) -> RequestError | None:
+    """About the first picture beyond its limit, in a body that was too large to be kept whole."""
+    try:
+        values = from_json(start_of_body, allow_partial="trailing-strings")
+    except ValueError:
+        return None
+    for param, url in _texts(values, ""):
+        if _IMAGE_URL.fullmatch(param) and (error := _size_error(url, param, config)):
+            return error
+    return None
+
+
+def _read_message(message: ChatMessage, name: str, config: ServeConfig) -> Message:
+    parts = tuple(_read_part(part, f"{name}.content[{n}]", config) for n, part in enumerate(message.content))
     return Message(_ROLES[message.role], parts)
 
 
-def _decode_part(part: Part, name: str, config: ServeConfig) -> str | Image.Image:
+def _read_part(part: Part, name: str, config: ServeConfig) -> str | EncodedImage:
     if part.type == "text":
         assert part.text is not None
         return part.text
     assert part.image_url is not None
-    return decode_image(part.image_url.url, f"{name}.image_url.url", config)
+    return read_image(part.image_url.url, f"{name}.image_url.url", config)
 
 
-def decode_image(url: str, param: str, config: ServeConfig) -> Image.Image:
-    """Raises RequestError for anything but a data: URL with a picture within the limits."""
+def read_image(url: str, param: str, config: ServeConfig) -> EncodedImage:
+    """Raises RequestError for anything but a data: URL with a picture within the limits, by its header."""
     header = _HEADER.match(url)
     if header is None:
         raise RequestError(
@@ -50,15 +76,40 @@ def decode_image(url: str, param: str, config: ServeConfig) -> Image.Image:
             "fetch images from other addresses",
             param=param,
         )
-    max_bytes = int(config.max_image_mb * 1e6)
-    encoded = url[header.end() :]
-    if len(encoded) // 4 * 3 > max_bytes + 2:
-        raise RequestError(f"'{param}' is larger than the {config.max_image_mb:g} MB that are taken", param=param)
+    if too_large := _size_error(url, param, config):
+        raise too_large
     try:
-        decoded = base64.b64decode(encoded, validate=True)
+        data = base64.b64decode(url[header.end() :], validate=True)
     except (binascii.Error, ValueError):
         raise RequestError(f"'{param}' is not valid base64", param=param) from None
+    image = EncodedImage(data, param, int(config.max_image_megapixels * 1e6))
     try:
-        return load_image(decoded, int(config.max_image_megapixels * 1e6))
+        check_image(image.data, image.max_pixels)
     except DataError as error:
         raise RequestError(f"'{param}': {error}", param=param) from None
+    return image
+
+
+def _size_error(url: str, param: str, config: ServeConfig) -> RequestError | None:
+    encoded = len(url) - (url.find(",", 0, 100) + 1)
+    if encoded // 4 * 3 <= int(config.max_image_mb * 1e6) + 2:
+        return None
+    return RequestError(f"'{param}' is larger than the {config.max_image_mb:g} MB that are taken", param=param)
+
+
+def _pixels(picture: EncodedImage) -> int:
+    with Image.open(io.BytesIO(picture.data), formats=FORMATS) as image:
+        return image.width * image.height
+
+
+def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Every text of a JSON value, with its path as error messages write it."""
+    match value:
+        case str():
+            yield path, value
+        case list():
+            for number, inner in enumerate(value):
+                yield from _texts(inner, f"{path}[{number}]")
+        case dict():
+            for key, inner in value.items():
+                yield from _texts(inner, f"{path}.{key}" if path else key)

@@ -14,7 +14,7 @@ def read_json(file: Path) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{file} is missing; export the artifact again") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{file} cannot be read as JSON: {error}; export the artifact again") from None
     if not isinstance(values, dict):
         raise ArtifactError(f"{file} holds no JSON object; export the artifact again")

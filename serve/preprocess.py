@@ -4,7 +4,7 @@ Covers the CLIP and SigLIP image processors: RGB, resize, centre crop, rescale, 
 transformers' PIL processors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,12 @@ class Preprocessor:
     scale: Pixels
     shift: Pixels
 
-    def __call__(self, images: Sequence[Image.Image]) -> Pixels:
-        """pixel_values: (images, 3, height, width). Raises DataError for a picture too elongated to resize."""
-        return np.stack([self._one(image) for image in images])
+    def __call__(self, images: Iterable[Image.Image]) -> Pixels:
+        """pixel_values: (images, 3, height, width). Raises DataError for a picture too elongated to resize.
+
+        Keeps no picture: of an iterator that decodes, one at a time is in memory.
+        """
+        return np.stack([*map(self._one, images)])  # a variable of a comprehension would hold the picture before
 
     def _one(self, image: Image.Image) -> Pixels:
         image = to_rgb(image)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .engine import FinishReason, RequestError, Usage
 
+CHAT_PATH = "/v1/chat/completions"
 # Fields that OpenAI documents and this server does not honour, with the values at which they change nothing.
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "n": (1,),

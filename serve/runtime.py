@@ -10,7 +10,7 @@ from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ServeError
 from slimdeploy.images import load_image
 
-from .engine import GenerationRequest, Message, Sampling
+from .engine import GenerationRequest, Message, RequestError, Sampling
 from .engines.onnx import OnnxGenerator
 
 Picture = Path | str | bytes | Image.Image
@@ -18,9 +18,14 @@ Picture = Path | str | bytes | Image.Image
 
 
 class LoadedModel:
-    """Answers questions, one after the other."""
+    """Answers questions, one after the other. Raises ServeError for an artifact that is not in ONNX."""
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
+        if artifact.manifest.format != "onnx":
+            raise ServeError(
+                f"{artifact.path} has the format '{artifact.manifest.format}'; only 'onnx' artifacts run in this "
+                "process"
+            )
         self.artifact = artifact
         self._generator = OnnxGenerator(artifact, threads)
 
@@ -36,6 +41,8 @@ class LoadedModel:
         stop: Sequence[str] = (),
     ) -> str:
         """The answer to a question about zero or more pictures; greedy unless a temperature is given."""
+        if max_tokens < 1:
+            raise RequestError(f"max_tokens = {max_tokens}; an answer needs at least 1", param="max_tokens")
         message = Message("user", (*(_decoded(image) for image in images), question))
         sampling = Sampling(max_tokens, temperature, top_p, seed, tuple(stop))
         return "".join(chunk.text for chunk in self._generator.generate(GenerationRequest((message,), sampling)))
@@ -43,12 +50,7 @@ class LoadedModel:
 
 def load(path: Path | str, threads: int = 0) -> LoadedModel:
     """Check the artifact (or run folder) and load it. threads: of onnxruntime; 0 takes one per core."""
-    artifact = open_artifact(Path(path))
-    if artifact.manifest.format != "onnx":
-        raise ServeError(
-            f"{artifact.path} has the format '{artifact.manifest.format}'; only 'onnx' artifacts run in this process"
-        )
-    return LoadedModel(artifact, threads)
+    return LoadedModel(open_artifact(Path(path)), threads)
 
 
 def _decoded(picture: Picture) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import select
 import socket
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from .engines import create_engine
 
 _SECONDS_FOR_RUNNING_REQUESTS = 10
 _SECONDS_TO_STOP = _SECONDS_FOR_RUNNING_REQUESTS + 5
+# A model of several gigabytes from a slow disk takes minutes.
+_SECONDS_TO_START = 600
 _LINES_OF_LOG = 5
 
 
@@ -89,7 +92,7 @@ def background_server(artifact: Artifact, config: ServeConfig) -> Iterator[str]:
     """The server as a child process, on a free port of this machine; gives its base URL, and ends it afterwards.
 
     A process of its own, so that what is measured is what a device would run: no torch, and no share in the caller's
-    interpreter. Raises ServeError with the child's last words when it does not start.
+    interpreter. Raises ServeError with the child's last words when it does not start in time.
     """
     settings = config.model_copy(update={"host": "127.0.0.1", "port": 0})
     command = [sys.executable, "-m", "slimdeploy.serve", str(artifact.path.absolute()), settings.model_dump_json()]
@@ -97,6 +100,10 @@ def background_server(artifact: Artifact, config: ServeConfig) -> Iterator[str]:
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
             assert child.stdout is not None
+            if not select.select([child.stdout], [], [], _SECONDS_TO_START)[0]:
+                raise ServeError(
+                    f"the server for {artifact.path} was not ready after {_SECONDS_TO_START:g} s: {_last_lines(log)}"
+                )
             url = child.stdout.readline().strip()
             if not url:
                 child.wait()

@@ -4,7 +4,8 @@ Knows nothing of conversations; `slimdeploy.serve.chat_template` makes the promp
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -16,8 +17,9 @@ from .model_files import read_json_if_there
 
 # Unicode keeps these two for a program's own use: no text may hold them.
 _QUOTE, _UNQUOTE = "\ufdd0", "\ufdd1"
-_QUOTED = re.compile(f"{_QUOTE}(.*?){_UNQUOTE}", re.DOTALL)
+_MARK = re.compile(f"([{_QUOTE}{_UNQUOTE}])")
 _REPLACEMENT = "\ufffd"
+Span = tuple[int, int]
 
 
 class Text:
@@ -30,27 +32,61 @@ class Text:
         self.special_tokens = special_tokens(folder)
         controls = {token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special}
         controls |= set(self.special_tokens.values())
-        longest_first = sorted(filter(None, controls), key=len, reverse=True)
+        controls.discard("")
+        longest_first = sorted(controls, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._controls = controls
+        self._beginnings = tuple({control[:n] for control in controls for n in _prefix_lengths(control)})
+        self._ends = tuple({control[-n:] for control in controls for n in _prefix_lengths(control)})
 
     def quote(self, text: str) -> str:
         """The text with control tokens such as `<image>` marked, so that `encode` reads them as plain characters.
 
-        Without this whoever writes a message could end a turn, or claim a picture that is not there.
+        Without this whoever writes a message could end a turn, or claim a picture that is not there. Marked as well is
+        an edge that is a piece of a control token: the template may put the rest of it next to the text.
         """
         if _QUOTE in text or _UNQUOTE in text:
             raise RequestError("text holds U+FDD0 or U+FDD1, which are no characters", param="messages")
-        return self._control.sub(lambda match: f"{_QUOTE}{match.group()}{_UNQUOTE}", text)
+        pieces, position = [], 0
+        for start, end in _merged([*(match.span() for match in self._control.finditer(text)), *self._edges(text)]):
+            pieces += [text[position:start], _QUOTE, text[start:end], _UNQUOTE]
+            position = end
+        return "".join([*pieces, text[position:]])
+
+    def _edges(self, text: str) -> Iterator[Span]:
+        """Where the text, which a template may strip, is a piece of a control token, or begins or ends with one."""
+        inner = text.strip() or text
+        start = text.find(inner)
+        end = start + len(inner)
+        if inner and any(inner in control for control in self._controls):
+            yield start, end
+            return
+        if inner.startswith(self._ends):
+            yield start, start + max(len(piece) for piece in self._ends if inner.startswith(piece))
+        if inner.endswith(self._beginnings):
+            yield end - max(len(piece) for piece in self._beginnings if inner.endswith(piece)), end
 
     def encode(self, prompt: str) -> list[int]:
         """Ids of a rendered prompt. Special tokens are added as the tokenizer says, unless the prompt has them."""
         bos = self.special_tokens.get("bos_token")
         add_special_tokens = not (bos and prompt.startswith(bos))
         ids: list[int] = []
-        for number, piece in enumerate(_QUOTED.split(prompt)):
+        for number, piece in enumerate(self._literal_at_odd_places(prompt)):
             tokenizer = self._literal if number % 2 else self._tokenizer
             ids += tokenizer.encode(piece, add_special_tokens=add_special_tokens and number == 0).ids
         return ids
+
+    def _literal_at_odd_places(self, prompt: str) -> list[str]:
+        """The prompt without marks, cut at the control tokens of which any character is quoted."""
+        plain, quoted = _unmarked(prompt)
+        pieces, position = [], 0
+        for match in self._control.finditer(plain):
+            while quoted and quoted[0][1] <= match.start():
+                quoted.popleft()
+            if quoted and quoted[0][0] < match.end():
+                pieces += [plain[position : match.start()], match.group()]
+                position = match.end()
+        return [*pieces, plain[position:]]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer, without special tokens."""
@@ -112,6 +148,32 @@ class AnswerStream:
 
 def _prefix_lengths(stop: str) -> Iterator[int]:
     yield from range(1, len(stop))
+
+
+def _merged(spans: Iterable[Span]) -> list[Span]:
+    """In order, those that overlap as one."""
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start < merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _unmarked(prompt: str) -> tuple[str, deque[Span]]:
+    """The prompt without marks, and where in it the quoted texts are, in order."""
+    spans: deque[Span] = deque()
+    pieces, length, is_quoted = [], 0, False
+    for piece in _MARK.split(prompt):
+        if piece in (_QUOTE, _UNQUOTE):
+            is_quoted = piece == _QUOTE
+            continue
+        if is_quoted:
+            spans.append((length, length + len(piece)))
+        pieces.append(piece)
+        length += len(piece)
+    return "".join(pieces), spans
 
 
 def special_tokens(folder: Path) -> dict[str, str]:

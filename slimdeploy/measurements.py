@@ -2,7 +2,8 @@
 
 Definitions, as vLLM has them. TTFT: from sending a request to the first chunk that carries text. E2E: to the last chunk
 with a choice, the one that carries the reason for the end included. TPOT: (E2E - TTFT) / (tokens out - 1), for
-answers of more than one token. A failed request has none of them and counts as infinitely slow in every percentile.
+answers of more than one token. An empty answer has an E2E only. A failed request has none of them and counts as
+infinitely slow in every percentile.
 """
 
 import math
@@ -38,13 +39,15 @@ class RequestRecord:
 
     def latency(self, metric: LatencyMetric) -> float | None:
         """Milliseconds, or None where this request has no such time."""
-        if self.error or self.first_token is None or self.last_token is None:
+        if self.error or self.last_token is None:
+            return None
+        if metric == "e2e":
+            return 1e3 * (self.last_token - self.start)
+        if self.first_token is None:  # an empty answer
             return None
         match metric:
             case "ttft":
                 return 1e3 * (self.first_token - self.start)
-            case "e2e":
-                return 1e3 * (self.last_token - self.start)
             case "tpot":
                 gaps = self.tokens_out - 1
                 return 1e3 * (self.last_token - self.first_token) / gaps if gaps > 0 else None
@@ -145,11 +148,13 @@ def remarks(run: Run) -> list[str]:
             f"{run.failed} of {len(run.requests)} requests failed ({kinds}); they count as infinitely slow."
         )
     if empty := _count(request.first_token is None for request in succeeded):
-        sentences.append(f"{empty} answers were empty and have no TTFT.")
+        sentences.append(f"{empty} answers were empty: they count in E2E, and are left out of TTFT and TPOT.")
+    if untimed := _count(request.last_token is None for request in succeeded):
+        sentences.append(f"{untimed} answers came without a choice, and are left out of E2E as well.")
     if counted := _count(request.token_source == "chunks" for request in succeeded):
         sentences.append(f"The server sent no usage for {counted} requests; their tokens out are chunks with text.")
-    if single := _count(request.tokens_out == 1 for request in succeeded):
-        sentences.append(f"{single} answers have one token and so no TPOT.")
+    if single := _count(request.first_token is not None and request.tokens_out < 2 for request in succeeded):
+        sentences.append(f"{single} answers have one token, and are left out of TPOT.")
     return sentences
 
 

@@ -6,6 +6,7 @@ server's requests without ever blocking the event loop.
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +17,7 @@ from slimdeploy.config import ServeConfig
 from slimdeploy.errors import DataError, ServeError
 
 from ..chat_template import load_chat_template
-from ..engine import Chunk, FinishReason, GenerationRequest, Message, RequestError, Usage
+from ..engine import Chunk, EncodedImage, FinishReason, GenerationRequest, Message, RequestError, Usage
 from ..model_files import read_facts
 from ..preprocess import load_preprocessor
 from ..sampling import Sampler
@@ -33,6 +34,8 @@ class OnnxGenerator:
         self._text = Text(folder)
         self._template = load_chat_template(folder, self._text.special_tokens)
         self._preprocess = load_preprocessor(folder)
+        # Pixels can take a thousand times a file's bytes: of all requests together, one picture is decoded at a time.
+        self._decoding = threading.Lock()
         self._sessions = OnnxSessions(folder, threads or len(os.sched_getaffinity(0)), self._facts.context)
 
     def generate(self, request: GenerationRequest) -> Iterator[Chunk]:
@@ -62,7 +65,7 @@ class OnnxGenerator:
 
     def _embed_prompt(self, messages: Sequence[Message]) -> Floats:
         """The conversation as the decoder's input: (1, tokens, hidden), image features in their places."""
-        images = [part for message in messages for part in message.parts if isinstance(part, Image.Image)]
+        images = [part for message in messages for part in message.parts if not isinstance(part, str)]
         ids = self._text.encode(self._render(messages))
         if ids.count(self._facts.image_token) != len(images):
             raise RequestError(
@@ -98,9 +101,10 @@ class OnnxGenerator:
                 )
         return prompt
 
-    def _pixels(self, images: Sequence[Image.Image]) -> Floats:
+    def _pixels(self, images: Sequence[EncodedImage | Image.Image]) -> Floats:
         try:
-            return self._preprocess(images)
+            with self._decoding:
+                return self._preprocess(map(_decoded, images))
         except DataError as error:
             raise RequestError(str(error), param="messages") from None
 
@@ -112,6 +116,10 @@ class OnnxGenerator:
                 param="messages",
                 code="context_length_exceeded",
             )
+
+
+def _decoded(image: EncodedImage | Image.Image) -> Image.Image:
+    return image if isinstance(image, Image.Image) else image.decode()
 
 
 class OnnxEngine:

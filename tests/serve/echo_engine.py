@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import AsyncGenerator
 
+from PIL import Image
+
 from slimdeploy.errors import ServeError
-from slimdeploy.serve.engine import Chunk, FinishReason, GenerationRequest, RequestError, Usage
+from slimdeploy.serve.engine import Chunk, EncodedImage, FinishReason, GenerationRequest, RequestError, Usage
 
 TOO_LONG = "too long"
 
@@ -22,7 +24,7 @@ class EchoEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         self.requests.append(request)
         parts = request.messages[-1].parts
-        text = " ".join(part if isinstance(part, str) else f"[{part.width}x{part.height}]" for part in parts)
+        text = " ".join(part if isinstance(part, str) else _size(part) for part in parts)
         if text == TOO_LONG:
             raise RequestError("the prompt is too long", param="messages", code="context_length_exceeded")
         if text == "close":
@@ -54,3 +56,8 @@ class EchoEngine:
 
     async def close(self) -> None:
         pass
+
+
+def _size(picture: EncodedImage | Image.Image) -> str:
+    image = picture if isinstance(picture, Image.Image) else picture.decode()
+    return f"[{image.width}x{image.height}]"

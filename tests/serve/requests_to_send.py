@@ -7,6 +7,8 @@ from typing import Any
 import openai
 from PIL import Image
 
+JSON = {"Content-Type": "application/json"}
+
 
 def client_of(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20)

@@ -12,11 +12,11 @@ import pytest
 from echo_engine import TOO_LONG, EchoEngine
 from live_server import Serve
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from PIL import Image
 from requests_to_send import client_of, image_part, picture, user
 
 from slimdeploy.artifact import Artifact
 from slimdeploy.config import ServeConfig
+from slimdeploy.serve.engine import EncodedImage
 from slimdeploy.serve.engines.onnx import OnnxEngine
 
 
@@ -86,7 +86,7 @@ def test_pictures_reach_the_engine_in_their_places(client: openai.OpenAI, engine
     ]
     answer = client.chat.completions.create(model="echo", messages=user(content))
     assert answer.choices[0].message.content == "what [5x3] [2x9] these"
-    assert isinstance(engine.requests[0].messages[0].parts[1], Image.Image)
+    assert isinstance(engine.requests[0].messages[0].parts[1], EncodedImage)
 
 
 def test_settings_reach_the_engine(client: openai.OpenAI, engine: EchoEngine) -> None:
@@ -193,8 +193,8 @@ def test_a_client_that_leaves_frees_its_slot(serve: Serve, stream: bool) -> None
     parts = urlsplit(serve(engine))
     body = json.dumps({"model": "echo", "messages": user("word " * 2000), "stream": stream}).encode()
     with socket.create_connection((parts.hostname, parts.port)) as connection:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-        connection.sendall(head + body)
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
         until(lambda: engine.running == 1)
     until(lambda: (engine.running, engine.ended) == (0, 1))
 

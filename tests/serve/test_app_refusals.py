@@ -13,7 +13,7 @@ from echo_engine import EchoEngine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live_server import Serve
-from requests_to_send import client_of, image_part, picture, user
+from requests_to_send import JSON, client_of, image_part, picture, user
 
 from slimdeploy.config import ServeConfig
 
@@ -116,7 +116,7 @@ def refused(response: httpx.Response, status: int = 400) -> dict[str, Any]:
 
 def test_malformed_fields_are_refused_by_name_and_the_server_goes_on(url: str) -> None:
     good = {"model": "echo", "messages": user("a")}
-    with httpx.Client(base_url=url) as http:
+    with httpx.Client(base_url=url, headers=JSON) as http:
         for case, (change, param) in MALFORMED.items():
             # The standard library's JSON may say NaN, which httpx refuses to send.
             body = json.dumps(good | change)
@@ -132,13 +132,13 @@ def test_urls_that_are_no_pictures_are_refused(client: openai.OpenAI) -> None:
 
 
 def test_bodies_that_are_no_request_are_refused_and_the_server_goes_on(url: str) -> None:
-    with httpx.Client(base_url=url) as http:
+    with httpx.Client(base_url=url, headers=JSON) as http:
         for body in RAW_BODIES.values():
             refused(http.post("/v1/chat/completions", content=body))
         assert http.get("/health").json() == {"status": "ok"}
 
 
-JSON = st.recursive(
+JSON_VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
@@ -149,10 +149,10 @@ FIELDS = st.sampled_from(
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
-@given(st.dictionaries(FIELDS, JSON, max_size=3), JSON)
+@given(st.dictionaries(FIELDS, JSON_VALUE, max_size=3), JSON_VALUE)
 def test_no_body_breaks_the_server(url: str, fields: dict[str, Any], content: Any) -> None:
     body = {"model": "echo", "messages": user(content)} | fields
-    answer = httpx.post(f"{url}/v1/chat/completions", content=json.dumps(body))
+    answer = httpx.post(f"{url}/v1/chat/completions", content=json.dumps(body), headers=JSON)
     assert answer.status_code in (200, 400)
 
 
@@ -172,7 +172,7 @@ def test_pictures_beyond_the_limits_are_refused(serve: Serve, engine: EchoEngine
 
 def test_a_body_beyond_the_limit_is_413_by_its_length_or_as_it_comes(serve: Serve, engine: EchoEngine) -> None:
     url = serve(engine, ServeConfig(max_body_mb=0.001))
-    with httpx.Client(base_url=url) as http:
+    with httpx.Client(base_url=url, headers=JSON) as http:
         refused(http.post("/v1/chat/completions", content=b"x" * 1001), 413)
         refused(http.post("/v1/chat/completions", content=(b"x" * 100 for _ in range(11))), 413)
         refused(http.post("/v1/chat/completions", content=b"x" * 1000), 400)
@@ -181,7 +181,8 @@ def test_a_body_beyond_the_limit_is_413_by_its_length_or_as_it_comes(serve: Serv
 def test_a_length_that_is_announced_is_refused_before_the_body_comes(serve: Serve, engine: EchoEngine) -> None:
     parts = urlsplit(serve(engine))
     with socket.create_connection((parts.hostname, parts.port), timeout=5) as connection:
-        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(head + b"Content-Length: 99999999999\r\n\r\n")
         assert b"413" in connection.recv(100)
 
 

@@ -108,11 +108,12 @@ class TestAnswers:
     def test_a_stream_that_ends_without_done_has_a_finish_reason(self) -> None:
         assert run(Script(GOOD[:4])).answers == ["dark red", "dark red"]
 
-    def test_an_empty_answer_is_no_failure_but_has_no_ttft(self) -> None:
+    def test_an_empty_answer_is_no_failure_and_has_an_e2e_but_no_ttft(self) -> None:
         measured = run(Script(ENDING))
         assert (measured.answers, measured.failed) == (["", ""], 0)
-        assert measured.distribution("ttft").values == ()
-        assert "2 answers were empty and have no TTFT." in remarks(measured)
+        assert measured.distribution("ttft").values == measured.distribution("tpot").values == ()
+        assert measured.distribution("e2e").count == 2
+        assert "2 answers were empty: they count in E2E, and are left out of TTFT and TPOT." in remarks(measured)
 
     def test_the_request_is_greedy_streamed_and_holds_the_pictures_first(self, tmp_path: Path) -> None:
         stream = io.BytesIO()

@@ -1,0 +1,71 @@
+"""Who comes in, decided before a body is read: the line has an end, and pages of other web sites stay outside.
+
+The server has no authentication, so what protects one that listens on this machine only is that a browser on the same
+machine does not lend itself to strangers: see DNS rebinding.
+"""
+
+import ipaddress
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from slimdeploy.config import ServeConfig
+
+from .protocol import CHAT_PATH, error_body
+
+# Beyond this many in line an answer comes too late to be of use, and each that waits holds its pictures in memory.
+_WAITING_PER_SLOT = 16
+_NAMES_OF_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class Gate:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
+        self._app = app
+        self._hosts = _NAMES_OF_THIS_MACHINE | {config.host.lower()} if _is_loopback(config.host) else None
+        self._places = config.concurrency * (1 + _WAITING_PER_SLOT)
+        self._inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        host = Headers(scope=scope).get("host", "")
+        if self._hosts is not None and _without_port(host) not in self._hosts:
+            message = f"this server is reached as localhost, not as '{host[:100]}'; set serve.host to serve a network"
+            await _refusal(403, message, "invalid_request_error")(scope, receive, send)
+        elif scope["method"] == "POST" and scope["path"] == CHAT_PATH:
+            await self._in_line(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _in_line(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The place is held until the last byte of the answer is sent, streams included."""
+        if self._inside >= self._places:
+            message = f"{self._inside} requests are running or waiting, and no more are taken; ask again later"
+            await _refusal(503, message, "server_error")(scope, receive, send)
+            return
+        self._inside += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._inside -= 1
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _without_port(host: str) -> str:
+    """A colon inside brackets belongs to an IPv6 address."""
+    name, colon, port = host.lower().rpartition(":")
+    return name if colon and port.isdecimal() else host.lower()
+
+
+def _refusal(status: int, message: str, kind: str) -> JSONResponse:
+    return JSONResponse(error_body(message, kind), status_code=status)
