@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from .errors import PruneError
-
 Tower = Literal["vision", "projector", "language"]
 UNSTRUCTURED = "unstructured"
 
@@ -102,7 +100,7 @@ class Policy:
 def available_levels(pattern: str, step: float) -> tuple[Level, ...]:
     """The levels a matrix may take, dense first, each sparser than the one before.
 
-    "unstructured": every `step` up to 95%; "N:M": dense or N:M; "*:M": N:M for every N from M down to 1.
+    "unstructured": every `step` up to 95%; "N:M" (N <= M): dense or N:M; "*:M": N:M for every N from M down to 1.
     """
     if pattern == UNSTRUCTURED:
         count = int(0.95 / step + 1e-9)
@@ -111,8 +109,6 @@ def available_levels(pattern: str, step: float) -> tuple[Level, ...]:
     size = int(group)
     if kept == "*":
         return (DENSE, *(Level(1 - n / size, size) for n in range(size - 1, 0, -1)))
-    if int(kept) > size:
-        raise PruneError(f"pattern '{pattern}' keeps more weights than a group has; N of 'N:M' must be at most M")
     return (DENSE, Level(1 - int(kept) / size, size)) if int(kept) < size else (DENSE,)
 
 

@@ -96,8 +96,8 @@ def search_space(layers: Sequence[Layer], config: Config) -> Space:
     """The space of a configuration.
 
     Layers that `prune.skip` names stay dense, and the budget counts over the others: it says how sparse the part that
-    is pruned becomes. Raises PruneError where a glob names no layer, nothing is left to prune, or the levels cannot
-    meet the budget.
+    is pruned becomes. Raises PruneError where a glob names no layer, nothing is left to prune, or the levels that the
+    method takes cannot meet the budget.
     """
     for glob in config.prune.skip:
         if not any(fnmatchcase(layer.name, glob) for layer in layers):
@@ -111,10 +111,23 @@ def search_space(layers: Sequence[Layer], config: Config) -> Space:
     pattern, sparsity = config.prune.pattern, config.search.budget.sparsity
     levels = available_levels(pattern, config.search.level_step)
     space = Space(tuple(pruned), tuple(skipped), levels, weight_budget(pruned, sparsity), pattern)
-    sparsest = space.policy(levels[-1])
+    _require_reach(space, config)
+    return space
+
+
+def _require_reach(space: Space, config: Config) -> None:
+    last = space.policy(space.levels[-1])
+    # What the uniform policy may take, where the levels of the evolution do not bind it.
+    sparsest = space.policy(Level(config.prune.highest_sparsity)) if space.pattern == UNSTRUCTURED else last
+    sparsity = config.search.budget.sparsity
     if not space.fits(sparsest):
         raise PruneError(
-            f"search.budget.sparsity = {sparsity} cannot be met: pattern '{pattern}' removes at most "
-            f"{sparsest.sparsity(pruned):.4f} of the weights; lower the budget or take another prune.pattern"
+            f"search.budget.sparsity = {sparsity} cannot be met: pattern '{space.pattern}' removes at most "
+            f"{sparsest.sparsity(space.layers):.4f} of the weights; lower the budget or take another prune.pattern"
         )
-    return space
+    if config.search.method == "evolution" and not space.fits(last):
+        raise PruneError(
+            f"search.budget.sparsity = {sparsity} cannot be met: with search.level_step = {config.search.level_step} "
+            f"the sparsest level removes {last.sparsity(space.layers):.4f} of the weights; set a smaller "
+            "search.level_step"
+        )

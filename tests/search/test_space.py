@@ -84,6 +84,17 @@ def test_a_budget_that_rounding_puts_out_of_reach_is_refused() -> None:
         _space(0.2857, "5:7")
 
 
+def test_levels_that_end_before_the_budget_are_refused_with_the_step_as_the_cause() -> None:
+    with pytest.raises(PruneError, match=r"level_step = 0.5 the sparsest level removes 0.5.*a smaller search.level_st"):
+        _space(0.6, step=0.5)
+
+
+def test_the_uniform_method_needs_no_levels() -> None:
+    search = SearchConfig(method="uniform", level_step=0.5, budget=BudgetConfig(sparsity=0.6))
+    space = search_space(LAYERS, Config(search=search))
+    assert space.fits(space.uniform())
+
+
 def test_a_glob_that_names_no_layer_is_refused() -> None:
     with pytest.raises(PruneError, match=r"prune.skip = 'langauge.\*' names no layer"):
         _space(0.5, skip=("langauge.*",))
