@@ -41,7 +41,7 @@ def save_settings(model: Model, folder: Path) -> None:
     with quiet_transformers():
         config.save_pretrained(folder)
         model.pretrained.generation_config.save_pretrained(folder)
-        model.processor.save_pretrained(folder)
+    model.save_processor(folder)
 
 
 def dtype_name(model: Model) -> DType:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from optimum.utils.normalized_config import NormalizedTextConfigWithGQA
 from torch import Tensor, nn
 from torch.export import Dim
 from transformers import DynamicCache
@@ -133,10 +134,11 @@ def _decoder_graph(model: Model) -> Graph:
 
     position_ids: (batch, sequence). past: (batch, KV heads, past, head size). logits: (batch, 1, vocabulary).
     """
-    text = model.config.text_config
+    # Families name these values differently; optimum knows how.
+    text = NormalizedTextConfigWithGQA(model.config.text_config)
     batch, sequence, past = Dim("batch_size"), Dim("sequence_length"), Dim("past_sequence_length")
-    pairs = [f"{layer}.{kind}" for layer in range(text.num_hidden_layers) for kind in ("key", "value")]
-    cached = torch.zeros(_BATCH, text.num_key_value_heads, _PAST, head_size(text), device=model.device)
+    pairs = [f"{layer}.{kind}" for layer in range(text.num_layers) for kind in ("key", "value")]
+    cached = torch.zeros(_BATCH, text.num_key_value_heads, _PAST, head_size(text.config), device=model.device)
     return Graph(
         DECODER,
         Decoder(model),

@@ -1,6 +1,6 @@
 """The checkpoint that vLLM serves: dense safetensors under the names of the hub, which vLLM's loader expects.
 
-transformers 5 writes CLIP's weights without `vision_model.`, and vLLM then finds no such module (tried with 0.32).
+transformers 5 writes CLIP's weights without `vision_model.`, and vLLM 0.32 then finds no such module.
 The names are data of the family (`Arch.hub_prefixes`); transformers reads them as well.
 """
 

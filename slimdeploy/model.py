@@ -92,6 +92,16 @@ class Model:
         """Write a checkpoint that `load_model` and transformers load."""
         with quiet_transformers():
             self.pretrained.save_pretrained(folder)
+        self.save_processor(folder)
+
+    def save_processor(self, folder: Path) -> None:
+        """Write tokenizer, image processor and chat template: equal files, whatever was encoded before."""
+        tokenizer = getattr(self.processor.tokenizer, "backend_tokenizer", None)
+        if tokenizer is not None:
+            # Padding a batch leaves its length in the tokenizer, and from there it would get into tokenizer.json.
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+        with quiet_transformers():
             self.processor.save_pretrained(folder)
 
     @property
