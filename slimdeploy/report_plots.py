@@ -29,12 +29,12 @@ def accuracy_bars(accuracy: dict[Stage, Accuracy]) -> Markup:
 
 
 def size_bars(sizes: Sizes) -> Markup:
-    """Bytes of the dense export and of the artifact, from 0."""
+    """Bytes of the dense checkpoint and of the artifact, from 0."""
     known = {name: size for name, size in (("dense", sizes.dense), ("artifact", sizes.artifact)) if size}
     largest = max(known.values())
     marks = []
     for row, (name, size) in enumerate(known.items()):
-        beside = f"{100 * size / largest:.0f}% of dense" if name == "artifact" and sizes.dense else ""
+        beside = f"{100 * size / sizes.dense:.0f}% of dense" if name == "artifact" and sizes.dense else ""
         marks += _bar_row(row, name, size / largest, f"{size / 1e6:,.2f} MB", beside, f"fill-{name}")
     return svg("Size on disk", WIDTH, _ROW * len(known), marks)
 
