@@ -8,6 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .errors import ConfigError
+
 ExportFormat = Literal["onnx", "vllm", "checkpoint"]
 Criterion = Literal["wanda", "magnitude"]
 Metric = Literal["ttft", "tpot", "e2e", "throughput", "accuracy", "accuracy_retention", "artifact_mb"]
@@ -16,6 +18,7 @@ Metric = Literal["ttft", "tpot", "e2e", "throughput", "accuracy", "accuracy_rete
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=10)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Table(BaseModel):
@@ -32,6 +35,11 @@ class ModelConfig(Table):
         min_length=1,
         description='"demo" (ships with slimdeploy), a folder in Hugging Face layout, or a hub name such as\n'
         '"llava-hf/llava-1.5-7b-hf". Only safetensors weights are read.',
+    )
+    device: str = Field(
+        "cpu",
+        pattern=r"^(cpu|cuda(:\d{1,2})?)$",
+        description='Where torch computes: "cpu", "cuda" or "cuda:1". Results repeat bit for bit on "cpu" alone.',
     )
 
 
@@ -102,7 +110,7 @@ class SearchConfig(Table):
         4, ge=0, description="Gradient steps on the projector for the best candidates of a round; 0: it stays as it is."
     )
     projector_learning_rate: Rate = Field(1e-3, description="Their learning rate.")
-    seed: int = Field(0, ge=0, description="Equal seeds give equal policies.")
+    seed: Seed = Field(0, description="Equal seeds give equal policies.")
     budget: BudgetConfig = BudgetConfig()
 
 
@@ -117,7 +125,7 @@ class RestoreConfig(Table):
     vision_rank: Positive = Field(4, description="Rank of the adapters of the vision tower.")
     alpha: float = Field(16.0, gt=0, description="Adapters are scaled by alpha / rank.")
     distillation: float = Field(0.5, ge=0, le=1, description="Share of the loss that is KL to the dense logits.")
-    seed: int = Field(0, ge=0, description="Order of the samples and start of the adapters.")
+    seed: Seed = Field(0, description="Order of the samples and start of the adapters.")
 
 
 class ExportConfig(Table):
@@ -144,7 +152,7 @@ class ServeConfig(Table):
 class ValidateConfig(Table):
     """The load under which the targets must hold."""
 
-    requests: Positive = Field(200, description="Requests, from the test split in order.")
+    requests: Positive = Field(2000, description="Requests: the test split in order, at most all of it.")
     concurrency: Positive = Field(4, description="Requests in flight at the same time.")
     max_tokens: Positive = Field(16, description="Longest answer asked for.")
     warmup: int = Field(4, ge=0, description="Requests sent first and not counted.")
@@ -217,16 +225,26 @@ class Config(Table):
         return self
 
     def anchored(self, folder: Path) -> "Config":
-        """The same settings with relative paths made to start from `folder`; names that are no path stay."""
-        source = self.data.source if self.data.source == "demo" else str(folder / self.data.source)
-        images = str(folder / self.data.images) if self.data.images else ""
+        """The same settings with relative paths made to start from `folder`, and `~` from home; other names stay.
+
+        Raises ConfigError for the home of a user who is unknown.
+        """
+        source = self.data.source if self.data.source == "demo" else _anchored(self.data.source, folder)
+        images = _anchored(self.data.images, folder) if self.data.images else ""
         model = self.model.path
-        if model != "demo" and ((folder / model).exists() or model.startswith(".")):
-            model = str(folder / model)
+        if model != "demo" and (model.startswith((".", "~")) or (folder / model).exists()):
+            model = _anchored(model, folder)
         return self.model_copy(
             update={
-                "out": str(folder / self.out),
+                "out": _anchored(self.out, folder),
                 "model": self.model.model_copy(update={"path": model}),
                 "data": self.data.model_copy(update={"source": source, "images": images}),
             }
         )
+
+
+def _anchored(path: str, folder: Path) -> str:
+    try:
+        return str(folder / Path(path).expanduser())
+    except RuntimeError:
+        raise ConfigError(f"{path} starts from the home of a user who is unknown; write the path out") from None

@@ -6,7 +6,10 @@ An error names the key, its value and what would be right. `render_config` write
 
 import difflib
 import json
+import re
 import tomllib
+from collections.abc import Iterable
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +35,50 @@ def load_config(path: Path) -> Config:
     Raises ConfigError that names the key, its value and what would be right.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; `slimdeploy init` writes one") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers too long for Python, and arrays too deep
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    return parse_config(tables, name=str(path)).anchored(path.parent)
+    # Resolved, so that the copy in the run's folder means the same from everywhere.
+    return parse_config(tables, name=str(path)).anchored(path.parent.resolve())
 
 
 def parse_config(tables: dict[str, Any], name: str = "deploy.toml") -> Config:
     """Check the tables of a deploy.toml. `model = "NAME"` is short for `[model] path = "NAME"`."""
     if isinstance(tables.get("model"), str):
         tables = tables | {"model": {"path": tables["model"]}}
+    _refuse_dates(tables, (), name)
     try:
         # By way of JSON: there pydantic's strict mode takes arrays for tuples and still refuses "3" for 3.
-        return Config.model_validate_json(json.dumps(tables, default=str))
+        return Config.model_validate_json(json.dumps(tables))
     except ValidationError as error:
         raise ConfigError(f"{name}: " + "; ".join(map(_sentence, error.errors(include_url=False)))) from None
 
 
+def _refuse_dates(value: Any, location: tuple[int | str, ...], name: str) -> None:
+    """No setting is a date; TOML reads one where quotes are missing."""
+    match value:
+        case dict():
+            for key, inner in value.items():
+                _refuse_dates(inner, (*location, key), name)
+        case list():
+            for place, inner in enumerate(value):
+                _refuse_dates(inner, (*location, place), name)
+        case date() | time():
+            raise ConfigError(f"{name}: {_key(location)} = {value} is a date or time; write it in quotes if it is text")
+
+
+def _key(location: Iterable[int | str]) -> str:
+    """As TOML writes it, on one line: parts that are no bare keys stand in quotes."""
+    parts = map(str, location)
+    return ".".join(part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else json.dumps(part) for part in parts)
+
+
 def _sentence(error: ErrorDetails) -> str:
-    key = ".".join(map(str, error["loc"]))
+    key = _key(error["loc"])
     if error["type"] == "extra_forbidden":
         suggestion = difflib.get_close_matches(str(error["loc"][-1]), _siblings(error["loc"]), n=1, cutoff=0.5)
         hint = f"did you mean '{suggestion[0]}'?" if suggestion else f"known are {', '.join(_siblings(error['loc']))}"
@@ -62,7 +86,7 @@ def _sentence(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{key} is missing"
     reason = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    value = json.dumps(error["input"], default=str)
+    value = json.dumps(error["input"])
     if error["type"] == "value_error":
         return f"{key}: {reason}" if key else reason
     if error["type"] == "literal_error":

@@ -133,8 +133,9 @@ def load_model(path: str, dtype: DType = "float32", device: str = "cpu", name: s
 
     name: what the path stands for when it is where a named model was found already.
     Raises ModelError where the checkpoint is missing, incomplete, inconsistent, of an unknown family, or holds pickled
-    weights only.
+    weights only, and where torch has no such device.
     """
+    _require_device(device)
     folder = locate_model(path)
     arch = check_checkpoint(folder)
     with quiet_transformers():
@@ -143,6 +144,16 @@ def load_model(path: str, dtype: DType = "float32", device: str = "cpu", name: s
     model = Model(module.to(device).eval(), processor, arch, model_name(name or path), folder)
     model.layers()  # raises for a configuration that does not fit the module, before hours are spent on it
     return model
+
+
+def _require_device(device: str) -> None:
+    wanted = torch.device(device)
+    count = torch.cuda.device_count()
+    if wanted.type == "cuda" and (wanted.index or 0) >= count:
+        raise ModelError(
+            f"device '{device}' is not there: torch {torch.__version__} finds {count} CUDA devices; "
+            "set model.device = 'cpu', or install a torch built for CUDA"
+        )
 
 
 def _load_module(folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -1,6 +1,7 @@
 """deploy.toml: what is documented is what is read, and what is wrong is told in a sentence."""
 
 import tomllib
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,35 @@ def test_relative_paths_start_from_the_file_and_hub_names_stay(tmp_path: Path) -
     assert parse_config({"model": "some/name"}).anchored(tmp_path).model.path == "some/name"
 
 
+def test_a_file_that_is_named_relatively_means_the_same_from_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deploy.toml").write_text('out = "run"\n[data]\nsource = "../vqa.jsonl"\n')
+    monkeypatch.chdir(tmp_path)
+    config = load_config(Path("deploy.toml"))
+    assert config.out == str(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "deploy.toml").write_text(render_config(config))
+    monkeypatch.chdir("/")
+    assert load_config(tmp_path / "run" / "deploy.toml") == config
+
+
+def test_a_tilde_is_home_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    tables = {"out": "~/run", "model": "~/llava", "data": {"source": "~/vqa.jsonl", "images": "~/images"}}
+    config = parse_config(tables).anchored(tmp_path)
+    assert [config.out, config.model.path, config.data.source, config.data.images] == [
+        f"/home/someone/{name}" for name in ("run", "llava", "vqa.jsonl", "images")
+    ]
+    with pytest.raises(ConfigError, match="~nobody-of-this-name/x starts from the home of a user who is unknown"):
+        parse_config({"out": "~nobody-of-this-name/x"}).anchored(tmp_path)
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "deploy.toml").write_text('out = "run"', encoding="utf-8-sig")
+    assert load_config(tmp_path / "deploy.toml").out == str(tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("tables", "sentence"),
     [
@@ -57,6 +87,12 @@ def test_relative_paths_start_from_the_file_and_hub_names_stay(tmp_path: Path) -
         ({"prune": {"pattern": "5:4"}}, "keeps more weights than a group has"),
         ({"prune": {"pattern": "2:4"}}, "search.budget.sparsity = 0.6 is more than prune.pattern = '2:4' can remove"),
         ({"serve": 3}, "serve = 3"),
+        ({"out": date(2024, 1, 1)}, "deploy.toml: out = 2024-01-01 is a date or time; write it in quotes"),
+        ({"prune": {"skip": ["a", time(1, 2)]}}, "prune.skip.1 = 01:02:00 is a date or time"),
+        ({"search": {"a\nb": 1}}, 'search."a\\nb" is not a setting'),
+        ({"search": {"seed": 2**63}}, f"search.seed = {2**63} should be less than {2**63}"),
+        ({"restore": {"seed": 2**70}}, f"restore.seed = {2**70} should be less than"),
+        ({"model": {"device": "gpu"}}, 'model.device = "gpu"'),
         ({"serve": {"port": 70000}}, "serve.port = 70000"),
         ({"targets": [{"max_ms": 3}]}, "targets.0.metric is missing"),
         ({"targets": [{"metric": "ttft", "percentile": 95, "max": 1}]}, "takes exactly the bound 'max_ms'"),
@@ -76,7 +112,7 @@ def test_a_missing_file_names_the_command_that_writes_one(tmp_path: Path) -> Non
         load_config(tmp_path / "deploy.toml")
 
 
-@pytest.mark.parametrize("content", [b"[model", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b"[model", b"\xff\xfe\x00", b"a = " + b"9" * 5000, b"a = " + b"[" * 50_000])
 def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "deploy.toml").write_bytes(content)
     with pytest.raises(ConfigError, match=r"deploy\.toml"):

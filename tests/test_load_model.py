@@ -165,6 +165,11 @@ def test_a_damaged_folder_is_refused_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_a_device_that_is_not_there_is_refused(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ModelError, match=r"device 'cuda:99' is not there: torch .*set model.device = 'cpu'"):
+        load_model(str(tiny_checkpoint), device="cuda:99")
+
+
 def test_a_tokenizer_without_a_pad_token_pads_nonetheless(folder: Path, tiny_model: Model) -> None:
     _change_tokenizer(pad_token=None)(folder)
     model = load_model(str(folder))
