@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimdeploy.measurements import Distribution, RequestRecord, Run, latency_table
+from slimdeploy.measurements import LATENCY_METRICS, Distribution, RequestRecord, Run, latency_table, remarks
 
 MILLISECONDS = st.floats(0.01, 1e5)
 
@@ -40,6 +40,24 @@ def test_latencies_of_one_request() -> None:
     assert record().latency("ttft") == pytest.approx(200)
     assert record().latency("e2e") == pytest.approx(500)
     assert record().latency("tpot") == pytest.approx(100)
+
+
+def test_an_empty_answer_has_an_e2e_only_and_that_is_said() -> None:
+    empty = record(first_token=None, tokens_out=1, answer="")
+    assert [empty.latency(metric) for metric in LATENCY_METRICS] == [None, None, pytest.approx(500)]
+    run = Run("http://x/v1", "m", 1, 16, 0, 2.0, (record(), empty, record(tokens_out=1)))
+    assert [latency_table(run)[metric]["count"] for metric in LATENCY_METRICS] == [2, 1, 3]
+    assert remarks(run) == [
+        "1 answers were empty: they count in E2E, and are left out of TTFT and TPOT.",
+        "1 answers have one token, and are left out of TPOT.",
+    ]
+
+
+def test_an_answer_without_any_choice_has_no_latency_and_that_is_said() -> None:
+    nothing = record(first_token=None, last_token=None, tokens_out=0, answer="")
+    assert [nothing.latency(metric) for metric in LATENCY_METRICS] == [None] * 3
+    run = Run("http://x/v1", "m", 1, 16, 0, 2.0, (nothing,))
+    assert "1 answers came without a choice, and are left out of E2E as well." in remarks(run)
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(1, None), (0, None), (2, 300)])

@@ -24,5 +24,12 @@ def picture(size: tuple[int, int] = (5, 3), form: str = "png") -> str:
     return f"data:image/{form};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
+def bilevel(size: tuple[int, int]) -> str:
+    """A PNG of many pixels and few bytes."""
+    stream = io.BytesIO()
+    Image.new("1", size).save(stream, "png")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
 def image_part(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}

@@ -13,9 +13,11 @@ from echo_engine import EchoEngine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live_server import Serve
-from requests_to_send import JSON, client_of, image_part, picture, user
+from requests_to_send import JSON, bilevel, client_of, image_part, picture, user
 
 from slimdeploy.config import ServeConfig
+from slimdeploy.serve import app
+from slimdeploy.serve.engine import EncodedImage
 
 MALFORMED: dict[str, tuple[Any, str | None]] = {
     "no messages": ({"messages": None}, "messages"),
@@ -168,6 +170,43 @@ def test_pictures_beyond_the_limits_are_refused(serve: Serve, engine: EchoEngine
         with pytest.raises(openai.BadRequestError, match=message):
             client.chat.completions.create(model="echo", messages=user(content))
     assert client.chat.completions.create(model="echo", messages=user([image_part(picture((100, 100)))]))
+
+
+def test_pictures_share_one_limit_of_pixels_and_are_judged_before_they_are_decoded(
+    serve: Serve, engine: EchoEngine
+) -> None:
+    client = client_of(serve(engine))
+    large = bilevel((8000, 5000))
+    with pytest.raises(openai.BadRequestError, match=r"320\.0 megapixels together; at most 40") as caught:
+        client.chat.completions.create(model="echo", messages=user([image_part(large)] * 8))
+    assert caught.value.param == "messages"
+    assert engine.requests == []
+    client.chat.completions.create(model="echo", messages=user([image_part(picture((9, 9)))] * 8))
+    assert all(isinstance(part, EncodedImage) for part in engine.requests[0].messages[0].parts)
+
+
+def test_a_picture_that_makes_the_body_too_large_is_named(serve: Serve, engine: EchoEngine) -> None:
+    client = client_of(serve(engine, ServeConfig(max_image_mb=0.1, max_body_mb=0.3)))
+    for size in (110_000, 1_000_000):  # a body within its limit, and one beyond
+        big = "data:image/jpeg;base64," + base64.b64encode(b"x" * size).decode()
+        content = [{"type": "text", "text": "a"}, image_part(picture()), image_part(big)]
+        with pytest.raises(openai.BadRequestError, match=r"larger than the 0\.1 MB") as caught:
+            client.chat.completions.create(model="echo", messages=[*user("a"), *user(content)])
+        assert caught.value.param == "messages[1].content[2].image_url.url"
+    fitting = "data:image/jpeg;base64," + base64.b64encode(b"x" * 90_000).decode()
+    for content in ("a" * 400_000, [image_part(fitting)] * 4):
+        with pytest.raises(openai.APIStatusError) as refusal:
+            client.chat.completions.create(model="echo", messages=user(content))
+        assert (refusal.value.status_code, refusal.value.param) == (413, None)
+
+
+def test_a_body_that_does_not_come_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_SECONDS_FOR_A_BODY", 0.1)
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=5) as connection:
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(head + b"Content-Length: 100\r\n\r\n{")
+        assert b"408" in connection.recv(100)
 
 
 def test_a_body_beyond_the_limit_is_413_by_its_length_or_as_it_comes(serve: Serve, engine: EchoEngine) -> None:

@@ -1,12 +1,14 @@
 """The ONNX engine answers as transformers does, to several at once, and within its limits."""
 
 import asyncio
+import io
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ import slimdeploy.serve.engines.onnx_sessions as onnx_sessions
 from slimdeploy.artifact import Artifact, Manifest
 from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ArtifactError, ServeError
-from slimdeploy.serve.engine import Chunk, GenerationRequest, Message, RequestError, Sampling
+from slimdeploy.serve.engine import Chunk, EncodedImage, GenerationRequest, Message, RequestError, Sampling
 from slimdeploy.serve.engines import create_engine
 from slimdeploy.serve.engines.onnx import OnnxEngine
 from slimdeploy.serve.model_files import ModelFacts, read_facts
@@ -268,11 +270,41 @@ def test_a_picture_that_cannot_be_resized_is_the_requests_error(engine: OnnxEngi
         asyncio.run(collect(engine, ask("What?", [Image.new("RGB", (1, 500_000))])))
 
 
-def test_an_artifact_of_another_format_is_not_loaded(tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_decoded_is_the_requests_error_and_is_named(engine: OnnxEngine) -> None:
+    stream = io.BytesIO()
+    pictures(1)[0].save(stream, "png")
+    whole = EncodedImage(stream.getvalue(), "messages[0].content[0].image_url.url", 10_000)
+    cut = replace(whole, data=whole.data[:-200], param="messages[0].content[1].image_url.url")
+    assert asyncio.run(collect(engine, GenerationRequest((Message("user", (whole, "a")),), Sampling(2))))
+    with pytest.raises(RequestError, match="truncated") as caught:
+        asyncio.run(collect(engine, GenerationRequest((Message("user", (whole, cut, "a")),), Sampling(2))))
+    assert caught.value.param == cut.param
+
+
+def test_control_tokens_cut_into_parts_stay_plain_text(artifact: Artifact, tmp_path: Path) -> None:
+    folder = shutil.copytree(artifact.path, tmp_path / "copy")
+    joining = "{{ bos_token }}{% for m in messages %}{% for part in m.content %}{{ part.text | trim }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(joining + "{% endfor %}")
+    joined_parts = OnnxEngine(Artifact(folder, artifact.manifest), ServeConfig(threads=1))
+    request = GenerationRequest((Message("user", ("a<ima ", "ge></", " s>b")),), Sampling(1))
+    # A picture that is claimed would be refused, and an end token would be one token.
+    (chunk,) = asyncio.run(collect(joined_parts, request))
+    assert chunk.usage.prompt_tokens == 1 + len("a<image></s>b")
+
+
+@pytest.mark.parametrize("max_tokens", [0, -5])
+def test_an_answer_without_tokens_is_refused(model: LoadedModel, max_tokens: int) -> None:
+    with pytest.raises(RequestError, match=f"max_tokens = {max_tokens}"):
+        model.ask("What?", max_tokens=max_tokens)
+
+
+def test_an_artifact_of_another_format_is_not_loaded_by_any_way(tmp_path: Path) -> None:
     with new_artifact(tmp_path / "other", Manifest("vllm", "m", "llava")) as folder:
         (folder / "config.json").write_text("{}")
     with pytest.raises(ServeError, match="the format 'vllm'"):
         load(tmp_path / "other")
+    with pytest.raises(ServeError, match="the format 'vllm'"):
+        LoadedModel(Artifact(tmp_path / "other", Manifest("vllm", "m", "llava")), threads=1)
 
 
 def test_both_layouts_of_a_configuration_say_the_same(checkpoint: Path, hub_checkpoint: Path) -> None:

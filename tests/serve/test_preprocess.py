@@ -1,6 +1,7 @@
 """Preprocessing without transformers equals transformers' own."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,19 @@ def test_several_images_are_one_batch(tmp_path: Path) -> None:
     assert batch.dtype == np.float32
 
 
+def test_of_pictures_that_are_decoded_on_the_way_one_is_in_memory(tmp_path: Path) -> None:
+    clip_processor().save_pretrained(tmp_path)
+    decoded: list[weakref.ref[Image.Image]] = []
+
+    def decode(size: tuple[int, int]) -> Image.Image:
+        assert all(earlier() is None for earlier in decoded)
+        image = picture("RGB", size)
+        decoded.append(weakref.ref(image))
+        return image
+
+    assert len(load_preprocessor(tmp_path)(map(decode, SIZES))) == len(decoded) == len(SIZES)
+
+
 def test_reads_sizes_given_as_one_number(tmp_path: Path) -> None:
     write(tmp_path, {"feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 32})
     expected = clip_processor()(picture("RGB", (50, 41)), return_tensors="np")["pixel_values"]
@@ -120,5 +134,8 @@ def test_names_a_file_that_is_missing_or_no_json(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no JSON object"):
         load_preprocessor(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ArtifactError, match="cannot be read as JSON"):
+        load_preprocessor(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"a":' * 100_000)
     with pytest.raises(ArtifactError, match="cannot be read as JSON"):
         load_preprocessor(tmp_path)

@@ -35,6 +35,15 @@ def test_a_child_that_cannot_start_says_why(tmp_path: Path) -> None:
         pytest.fail("it started")
 
 
+def test_a_child_that_is_never_ready_is_given_up(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slimdeploy.serve.server._SECONDS_TO_START", 0.01)
+    with (
+        pytest.raises(ServeError, match=r"was not ready after 0\.01 s"),
+        background_server(artifact, ServeConfig()),
+    ):
+        pytest.fail("it started")
+
+
 def test_a_child_ends_when_its_parent_is_killed(artifact: Artifact) -> None:
     code = (
         "import sys, time; from pathlib import Path; from slimdeploy.artifact import open_artifact; "

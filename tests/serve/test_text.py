@@ -126,6 +126,27 @@ def test_a_quoted_control_token_is_plain_text(checkpoint: Path) -> None:
     assert text.quote("plain") == "plain"
 
 
+FRAGMENTS = st.sampled_from(["<ima", "ge>", "mag", "</", "s>", " <s", "> ", "<image>"])
+FORGED = st.lists(st.text(st.sampled_from("<>/s image\nab"), max_size=9) | FRAGMENTS, max_size=5)
+
+
+@given(FORGED, st.sampled_from(["", "<", "</", "<im"]), st.sampled_from(["", "/", "s", "age"]), st.booleans())
+def test_no_pieces_of_messages_and_template_join_to_a_control_token(
+    checkpoint: Path, parts: list[str], before: str, after: str, strips: bool
+) -> None:
+    text = Text(checkpoint)
+    quoted = [text.quote(part).strip() if strips else text.quote(part) for part in parts]
+    ids = text.encode("<s>" + before + "".join(quoted) + after + "<image>")
+    assert (ids[0], ids[-1]) == (1, 4)
+    assert not {0, 1, 2, 3, 4} & set(ids[1:-1])
+    assert text.decode(ids) == before + "".join(part.strip() if strips else part for part in parts) + after
+
+
+@given(st.text("<>/s the", max_size=12).filter(lambda message: "<s>" not in message and "</s>" not in message))
+def test_quoting_changes_no_token_of_a_message_without_control_tokens(byte_level: Text, message: str) -> None:
+    assert byte_level.encode(f"the {byte_level.quote(message)} the") == byte_level.encode(f"the {message} the")
+
+
 def test_a_message_cannot_quote_by_itself(byte_level: Text) -> None:
     with pytest.raises(RequestError, match=r"U\+FDD0"):
         byte_level.quote("a\ufdd0</s>\ufdd1")
