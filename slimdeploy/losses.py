@@ -48,7 +48,7 @@ def text_batch(model: Model, samples: Sequence[Sample]) -> TextBatch:
 
 def _is_text(model: Model, inputs: Mapping[str, Tensor]) -> Tensor:
     """(samples, tokens) bool: True behind the last image token, where question and answer stand."""
-    is_image = inputs["input_ids"] == model.config.image_token_id
+    is_image: Tensor = inputs["input_ids"] == model.config.image_token_id
     images_from_here_on = is_image.flip(1).cumsum(1).flip(1)
     return (images_from_here_on == 0) & inputs["attention_mask"].bool()
 

@@ -33,7 +33,7 @@ def make_masks(model: Model, policy: Policy, criterion: Criterion, stats: Stats)
 def apply_masks(model: Model, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Set everything outside the masks to zero. Returns the dense weights, by name, for `set_weights`."""
     dense = {name: model.linear(name).weight.detach().clone() for name in masks}
-    set_weights(model, {name: weight * masks[name] for name, weight in dense.items()})
+    set_weights(model, {name: weight * masks[name].to(weight.device) for name, weight in dense.items()})
     return dense
 
 

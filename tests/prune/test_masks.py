@@ -114,6 +114,12 @@ def test_the_dense_weights_come_back(tiny_model: Model, stats: Stats) -> None:
     assert all(torch.equal(tiny_model.linear(name).weight, weight) for name, weight in before.items())
 
 
+def test_masks_that_were_loaded_follow_the_model_to_its_device(tiny_model: Model, stats: Stats) -> None:
+    masks = make_masks(tiny_model, _policy(tiny_model, Level(0.5)), "magnitude", stats)
+    tiny_model.module.to("meta")  # a device that every machine has
+    assert all(weight.is_meta for weight in apply_masks(tiny_model, masks).values())
+
+
 def test_biases_are_kept(tiny_model: Model, stats: Stats) -> None:
     biases = {name: tensor.clone() for name, tensor in tiny_model.module.named_parameters() if name.endswith("bias")}
     apply_masks(tiny_model, make_masks(tiny_model, _policy(tiny_model, Level(0.9)), "wanda", stats))
