@@ -6,7 +6,6 @@ server's requests without ever blocking the event loop.
 
 import asyncio
 import os
-import threading
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -35,7 +34,8 @@ class OnnxGenerator:
         self._template = load_chat_template(folder, self._text.special_tokens)
         self._preprocess = load_preprocessor(folder)
         # Pixels can take a thousand times a file's bytes: of all requests together, one picture is decoded at a time.
-        self._decoding = threading.Lock()
+        # One thread and not a lock, because malloc keeps for each thread what a large picture took there.
+        self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._sessions = OnnxSessions(folder, threads or len(os.sched_getaffinity(0)), self._facts.context)
 
     def generate(self, request: GenerationRequest) -> Iterator[Chunk]:
@@ -103,8 +103,7 @@ class OnnxGenerator:
 
     def _pixels(self, images: Sequence[EncodedImage | Image.Image]) -> Floats:
         try:
-            with self._decoding:
-                return self._preprocess(map(_decoded, images))
+            return self._decoding.submit(self._preprocess, map(_decoded, images)).result()
         except DataError as error:
             raise RequestError(str(error), param="messages") from None
 
