@@ -3,6 +3,7 @@
 Where a checkpoint comes from and whether it may be loaded stands in `slimdeploy.checkpoint`. Knows nothing of pruning.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 IGNORED_LABEL = -100
 """Marks the tokens that no loss is taken on, as in transformers."""
 
-__all__ = ["Model", "encode", "load_model", "locate_model", "quiet_transformers"]
+__all__ = ["Model", "encode", "load_model", "locate_model", "quiet_transformers", "refuse_control_tokens"]
 
 
 @dataclass
@@ -230,8 +231,7 @@ def encode(model: Model, samples: Sequence[Sample], answers: bool = False) -> Ba
     Raises DataError that names the sample for a picture that cannot be decoded and for control tokens in its texts.
     """
     tokenizer = model.processor.tokenizer
-    for sample in samples:
-        _refuse_control_tokens(model, sample)
+    refuse_control_tokens(model, samples)
     prompts = [_render(model, sample) for sample in samples]
     texts = (
         [_render_answered(model, sample, prompt) for sample, prompt in zip(samples, prompts, strict=True)]
@@ -255,14 +255,19 @@ def encode(model: Model, samples: Sequence[Sample], answers: bool = False) -> Ba
     return batch.to(model.device)
 
 
-def _refuse_control_tokens(model: Model, sample: Sample) -> None:
-    """The server takes such a text for plain characters and the tokenizer here does not: answers would differ."""
+def refuse_control_tokens(model: Model, samples: Sequence[Sample]) -> None:
+    """Raises DataError that names the first sample whose question or first answer spells a control token.
+
+    The server takes such a text for plain characters and the tokenizer here does not: answers would differ.
+    """
     tokenizer = model.processor.tokenizer
     controls = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    for token in {*controls, *tokenizer.all_special_tokens, getattr(model.processor, "image_token", None)} - {None, ""}:
-        if any(token in text for text in (sample.question, *sample.answers[:1])):
+    controls |= {*tokenizer.all_special_tokens, getattr(model.processor, "image_token", None)} - {None, ""}
+    longest_first = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))))
+    for sample in samples:
+        if found := longest_first.search("\0".join((sample.question, *sample.answers[:1]))):
             raise DataError(
-                f"sample '{sample.id}' holds {token!r} in its question or answer, which is a control token of "
+                f"sample '{sample.id}' holds '{found.group()}' in its question or answer, which is a control token of "
                 f"{model.name}; take it out of the text"
             )
 
