@@ -36,8 +36,8 @@ def evaluate(path: str, config: Config, progress: Progress) -> Accuracy:
     from .evaluate import greedy_answers
     from .model import load_model
 
-    limit = config.validate_.max_tokens
-    return score(samples, greedy_answers(load_model(path), samples, limit, config.data.batch_size, progress))
+    model, limit = load_model(path, device=config.model.device), config.validate_.max_tokens
+    return score(samples, greedy_answers(model, samples, limit, config.data.batch_size, progress))
 
 
 def inspect(path: str) -> list[dict[str, Any]]:

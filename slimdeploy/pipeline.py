@@ -150,11 +150,14 @@ class Run:
 
         def produce(folder: Path) -> None:
             from .exporters import check
+            from .model import refuse_control_tokens
             from .prune import Stats
             from .search import search_policy
 
             model = self._load(self.source)
-            check(model, self.config.export)  # before hours of search, not after
+            # Before hours of search, not after.
+            check(model, self.config.export)
+            refuse_control_tokens(model, self.samples["train"])
             result = search_policy(model, Stats.load(statistics.path), self.samples, self.config, self.progress)
             result.save(folder)
             (folder / _LAYERS).write_text(json.dumps(describe(model.layers(), result.policy), indent=1))
@@ -270,7 +273,8 @@ class Run:
     def _export(self, folder: Path, settings: ExportConfig) -> None:
         from .exporters import export, write_card
 
-        model = self._load(self.restored().path / "checkpoint" if self.prunes else self.source)
+        # Exports are traced and compared on the CPU, where they will run.
+        model = self._load(self.restored().path / "checkpoint" if self.prunes else self.source, device="cpu")
         layers = model.layers()
         rows = self.layer_rows() if self.prunes else describe(layers, Policy({x.name: DENSE for x in layers}))
         prompts = self.samples["calibration"][: settings.verify_prompts]
@@ -288,10 +292,10 @@ class Run:
         write_card(folder, manifest)
         write_manifest(folder, manifest)
 
-    def _load(self, folder: Path) -> "Model":
+    def _load(self, folder: Path, device: str | None = None) -> "Model":
         from .model import load_model
 
-        return load_model(str(folder), name=self.config.model.path)
+        return load_model(str(folder), device=device or self.config.model.device, name=self.config.model.path)
 
     def _test_inputs(self) -> dict[str, Any]:
         return {"test": self.hashes["test"], "max_tokens": self.config.validate_.max_tokens}
