@@ -40,12 +40,13 @@ class LoadedModel:
         seed: int | None = None,
         stop: Sequence[str] = (),
     ) -> str:
-        """The answer to a question about zero or more pictures; greedy unless a temperature is given."""
+        """The answer to a question about pictures, without outer blanks; greedy unless a temperature is given."""
         if max_tokens < 1:
             raise RequestError(f"max_tokens = {max_tokens}; an answer needs at least 1", param="max_tokens")
         message = Message("user", (*(_decoded(image) for image in images), question))
         sampling = Sampling(max_tokens, temperature, top_p, seed, tuple(stop))
-        return "".join(chunk.text for chunk in self._generator.generate(GenerationRequest((message,), sampling)))
+        chunks = self._generator.generate(GenerationRequest((message,), sampling))
+        return "".join(chunk.text for chunk in chunks).strip()
 
 
 def load(path: Path | str, threads: int = 0) -> LoadedModel:

@@ -30,7 +30,7 @@ def _figures(report: Report) -> Table:
     table = _table(escape(report.model), "figure", "value")
     for stage in STAGES:
         if accuracy := report.accuracy.get(stage):
-            where = " (through the endpoint)" if stage == "artifact" else ""
+            where = " (endpoint)" if stage == "artifact" else ""
             table.add_row(f"accuracy {stage}{where}", _share(accuracy))
     for pair, share in (report.agreement or {}).items():
         table.add_row(f"equal answers {pair.replace('_', ' and ')}", f"{100 * share:.2f}%")
