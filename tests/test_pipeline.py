@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 from tiny import make_samples, make_tiny_llava
 
+import slimdeploy
 from slimdeploy.artifact import open_artifact
-from slimdeploy.config import Config
-from slimdeploy.config_file import load_config, parse_config
+from slimdeploy.cli import main
+from slimdeploy.config import Config, Target
+from slimdeploy.config_file import load_config, parse_config, render_config
 from slimdeploy.errors import ArtifactError, ConfigError
 from slimdeploy.evaluate import greedy_answers
 from slimdeploy.inspection import evaluate, inspect
@@ -179,6 +181,40 @@ def test_validating_again_keeps_the_report_of_the_run(finished: Config) -> None:
     assert report.accuracy["dense"] is not None
     assert (Path(finished.out) / "report.json").read_bytes() == before
     assert json.loads((folder / "report.json").read_text())["accuracy"]["artifact"] is not None
+
+
+def test_the_commands_show_what_a_run_left(
+    finished: Config, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(*arguments: object) -> str:
+        assert main([str(argument) for argument in arguments]) == 0
+        return capsys.readouterr().out
+
+    settings = Path(finished.out) / "deploy.toml"
+    assert "all targets met" in shown("run", settings)
+    assert "all targets met" in shown("validate", finished.out, "--targets", settings, "--output", tmp_path / "report")
+    assert (tmp_path / "report" / "report.html").is_file()
+    for command in ("search", "prune", "restore"):
+        assert "kept" in shown(command, settings)
+    assert f"onnx artifact: {finished.out}/artifact" in shown("export", settings)
+    assert "50.0" in shown("evaluate", finished.model.path, "--data", settings)
+    assert "unstructured" in shown("inspect", finished.out)
+    assert "as found" in shown("inspect", finished.model.path)
+    picture = next((source / "data").glob("*.png"))
+    assert shown("ask", finished.out, "--image", picture, "--max-tokens", 4, "What is it?").endswith("\n")
+
+
+def test_a_missed_target_is_exit_code_one(finished: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    impossible = finished.model_copy(update={"targets": (Target(metric="accuracy", min=1.1),)})
+    (tmp_path / "deploy.toml").write_text(render_config(impossible))
+    arguments = ["validate", finished.out, "--targets", tmp_path / "deploy.toml", "--output", tmp_path / "report"]
+    assert main([str(argument) for argument in arguments]) == 1
+    assert "1 of 1 targets missed" in capsys.readouterr().out
+
+
+def test_a_run_and_an_artifact_open_from_python(finished: Config) -> None:
+    assert slimdeploy.run(Path(finished.out) / "deploy.toml").met
+    assert isinstance(slimdeploy.load(finished.out).ask("What is it?", max_tokens=2), str)
 
 
 def run_silently(config: Config) -> None:
