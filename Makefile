@@ -7,6 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: install demo test check format bench-demo clean
 
 .venv/installed: pyproject.toml constraints.txt
+	@echo "installing into .venv; the first time takes minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[compress,edge,dev]'
 	touch $@

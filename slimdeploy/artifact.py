@@ -43,7 +43,7 @@ class Manifest:
     family: its architecture's `model_type`. sparsity: share of the prunable weights that is zero.
     layers: one row per prunable matrix, as `policy.describe` gives them. quality: accuracy on the test split by stage
     ("dense", "pruned", "restored"), as `scoring.Accuracy`. verification: what was compared with torch, and how far
-    apart they were. versions: packages that made it.
+    apart they were. versions: packages that made it. test_split: fingerprint of the samples behind `quality`.
     """
 
     format: str
@@ -54,6 +54,7 @@ class Manifest:
     quality: dict[str, Any] = field(default_factory=dict)
     verification: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    test_split: str = ""
     files: dict[str, FileEntry] = field(default_factory=dict)
     version: int = MANIFEST_VERSION
 

@@ -13,13 +13,14 @@ from rich.console import Console
 
 from . import __version__
 from .artifact import new_file
-from .config import ServeConfig
+from .config import Config, ServeConfig
 from .config_file import load_config, parse_config, render_config
 from .doctor import extra_with
 from .errors import ConfigError, SlimdeployError
 from .progress import Progress
 
 DEFAULT_CONFIG = "deploy.toml"
+OF_THE_RUN = f"default: {DEFAULT_CONFIG} in the run's folder, else here"
 DEFAULT_HELP = "default: %(default)s"
 PIPELINE_STEPS = {
     "run": "the whole path: search, prune, restore, export, serve, validate",
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _refuse(f"{error.name} is not installed; pip install 'slimdeploy[{extra}]'")
     except KeyboardInterrupt:
-        Console(stderr=True).print("slimdeploy: interrupted")
+        Console(stderr=True).print("slimdeploy: interrupted; a run that is started again keeps its finished steps")
         return 130
     return code
 
@@ -87,17 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     validate = commands.add_parser("validate", help="measure an artifact or endpoint and compare it with the targets")
     validate.add_argument("target", metavar="ARTIFACT|URL", help="an artifact, a run's folder, or an endpoint's URL")
-    validate.add_argument(
-        "--targets", type=Path, metavar="TOML", default=Path(DEFAULT_CONFIG), help="default: %(default)s"
-    )
+    validate.add_argument("--targets", type=Path, metavar="TOML", help=OF_THE_RUN)
     validate.add_argument("--output", type=Path, metavar="DIR", help="of report.json and report.html")
     validate.set_defaults(command=_validate)
 
     evaluate = commands.add_parser("evaluate", help="accuracy on the test split, without a server")
     evaluate.add_argument("path", metavar="ARTIFACT|MODEL", help="an artifact, a run's folder, or a checkpoint")
-    evaluate.add_argument(
-        "--data", type=Path, metavar="TOML", default=Path(DEFAULT_CONFIG), help="default: %(default)s"
-    )
+    evaluate.add_argument("--data", type=Path, metavar="TOML", help=OF_THE_RUN)
     evaluate.set_defaults(command=_evaluate)
 
     inspect = commands.add_parser("inspect", help="shape, sparsity and pattern of every prunable layer")
@@ -149,7 +146,7 @@ def _run(options: argparse.Namespace) -> int:
         report = run_pipeline(config, progress)
     console.print(*verdict(report), sep="\n")
     if report.run:
-        _say(f"serve it: slimdeploy serve {config.out}")
+        _say(f"serve it: slimdeploy serve {Path(config.out).resolve()}")
     return 0 if report.met else 1
 
 
@@ -204,13 +201,19 @@ def _serve_config(options: argparse.Namespace) -> ServeConfig:
     return parse_config({"serve": serve.model_dump() | flags}, name="command line").serve
 
 
+def _config_of(target: str, file: Path | None) -> Config:
+    """The deploy.toml that is named, else that of the run which `target` is, else the one in this folder."""
+    of_the_run = Path(target) / DEFAULT_CONFIG
+    return load_config(file or (of_the_run if of_the_run.is_file() else Path(DEFAULT_CONFIG)))
+
+
 def _validate(options: argparse.Namespace) -> int:
     from .tables import verdict
     from .validation import validate
 
     console = Console()
     with Progress(console) as progress:
-        report, folder = validate(options.target, load_config(options.targets), progress, options.output)
+        report, folder = validate(options.target, _config_of(options.target, options.targets), progress, options.output)
     console.print(*verdict(report), sep="\n")
     _say(f"report: {folder / 'report.html'}")
     return 0 if report.met else 1
@@ -222,7 +225,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     console = Console()
     with Progress(console) as progress:
-        accuracy = evaluate(options.path, load_config(options.data), progress)
+        accuracy = evaluate(options.path, _config_of(options.path, options.data), progress)
     console.print(accuracy_table(accuracy))
     return 0
 
@@ -242,7 +245,9 @@ def _ask(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     answer = model.ask(options.question, images=options.image, max_tokens=options.max_tokens)
     Console().print(answer, highlight=False, markup=False)
-    Console(stderr=True).print(f"{1000 * (time.perf_counter() - start):.0f} ms", style="dim", highlight=False)
+    Console(stderr=True).print(
+        f"answered in {1000 * (time.perf_counter() - start):.0f} ms", style="dim", highlight=False
+    )
     return 0
 
 

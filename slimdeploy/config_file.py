@@ -88,7 +88,7 @@ def _sentence(error: ErrorDetails) -> str:
     reason = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     value = json.dumps(error["input"])
     if error["type"] == "value_error":
-        return f"{key}: {reason}" if key else reason
+        return f"{key}: {reason}" if key and not reason.startswith(key) else reason
     if error["type"] == "literal_error":
         suggestion = difflib.get_close_matches(str(error["input"]), _options(error), n=1, cutoff=0.5)
         reason += f"; did you mean '{suggestion[0]}'?" if suggestion else ""

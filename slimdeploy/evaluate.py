@@ -22,7 +22,7 @@ def greedy_answers(
     # Batches of prompts of similar length: padding is work for nothing.
     order = sorted(range(len(samples)), key=lambda index: len(samples[index].question))
     answers = [""] * len(samples)
-    bar = progress.bar("answers", total=-(-len(samples) // batch_size))
+    bar = progress.bar("answers", total=len(samples))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         batch = encode(model, [samples[index] for index in indices])
@@ -33,7 +33,7 @@ def greedy_answers(
         for index, text in zip(indices, texts, strict=True):
             # A character whose last bytes never came is left out, as a server that streams leaves it out.
             answers[index] = text.rstrip("\ufffd").strip()
-        bar.advance()
+        bar.advance(count=len(indices))
     return answers
 
 

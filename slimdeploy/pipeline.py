@@ -29,7 +29,7 @@ from .errors import ArtifactError, ConfigError
 from .policy import DENSE, Policy, describe
 from .progress import Progress
 from .run_folder import RunFolder, Step, fingerprint_of_folder
-from .samples import SPLITS, Sample, Split, require_answers
+from .samples import SPLITS, Sample, Split, fingerprint_of_split, fingerprints, require_answers
 from .scoring import Accuracy, score
 
 if TYPE_CHECKING:
@@ -93,11 +93,7 @@ class Run:
     @cached_property
     def hashes(self) -> dict[Split, list[str]]:
         """What the samples are, answers and kinds included, for fingerprints; every picture is read once."""
-
-        def of(sample: Sample) -> str:
-            return json.dumps([sample.content_hash(), sample.answers, sample.kind])
-
-        return {split: [of(sample) for sample in samples] for split, samples in self.samples.items()}
+        return {split: fingerprints(samples) for split, samples in self.samples.items()}
 
     @cached_property
     def source(self) -> Path:
@@ -288,6 +284,7 @@ class Run:
             quality={stage: asdict(self.accuracy(step)) for stage, step in self.stages().items()},
             verification=verification,
             versions=installed_versions(("slimdeploy", *_EXPORTING_PACKAGES)),
+            test_split=fingerprint_of_split(self.hashes["test"]),
         )
         write_card(folder, manifest)
         write_manifest(folder, manifest)

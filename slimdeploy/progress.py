@@ -19,8 +19,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Bar(Protocol):
     """One running step."""
 
-    def advance(self, note: str = "") -> None:
-        """One unit of work is done; `note` says how it stands, such as "loss 0.31"."""
+    def advance(self, note: str = "", count: int = 1) -> None:
+        """`count` units of work are done; `note` says how it stands, such as "loss 0.31"."""
 
 
 class Progress(AbstractContextManager["Progress"]):
@@ -72,8 +72,8 @@ class _RichBar:
         self._bars = bars
         self._task = bars.add_task(description, total=total, note="")
 
-    def advance(self, note: str = "") -> None:
-        self._bars.update(self._task, advance=1, note=note)
+    def advance(self, note: str = "", count: int = 1) -> None:
+        self._bars.update(self._task, advance=count, note=note)
 
 
 class _Lines:
@@ -86,13 +86,13 @@ class _Lines:
         self._done = 0
         self._start = self._last = time.monotonic()
 
-    def advance(self, note: str = "") -> None:
-        self._done += 1
+    def advance(self, note: str = "", count: int = 1) -> None:
+        self._done += count
         now = time.monotonic()
         if self._done < self._total and now - self._last < _SECONDS_BETWEEN_LINES:
             return
         self._last = now
         elapsed = now - self._start
         left = elapsed / self._done * (self._total - self._done)
-        line = f"{self._description}: {self._done}/{self._total}, {elapsed:.0f} s, {left:.0f} s left {note}"
-        self._console.print(line.rstrip(), highlight=False, markup=False)
+        line = f"{self._description}: {self._done}/{self._total}, {elapsed:.0f} s, {left:.0f} s left"
+        self._console.print(f"{line}; {note}" if note else line, highlight=False, markup=False)

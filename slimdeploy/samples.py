@@ -4,7 +4,8 @@ Knows nothing of files or models; `slimdeploy.data` reads samples from disk, `sl
 """
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -45,6 +46,16 @@ class Sample:
             digest.update(hashlib.sha256(encoded).digest())
         digest.update(self.question.encode())
         return digest.hexdigest()
+
+
+def fingerprints(samples: Iterable[Sample]) -> list[str]:
+    """What each sample is, its answers and kind included; equal for equal samples, whatever their ids."""
+    return [json.dumps([sample.content_hash(), sample.answers, sample.kind]) for sample in samples]
+
+
+def fingerprint_of_split(fingerprints: Sequence[str]) -> str:
+    """One value for all samples of a split, in order."""
+    return hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()
 
 
 def require_answers(samples: Iterable[Sample], purpose: str) -> None:

@@ -68,15 +68,16 @@ def accuracy_table(accuracy: Accuracy) -> Table:
 
 def policy_table(rows: Sequence[dict[str, Any]]) -> Table:
     """One row per prunable layer, as `policy.describe` gives them, and their sum."""
-    table = _table("prunable layers", "layer", "tower", "shape", "pattern", "sparsity", "kept")
+    table = _table("prunable layers", "layer", "shape", "pattern", "sparsity", "kept")
+    table.columns[0].overflow = "fold"  # prune.skip needs the whole name
     for row in rows:
         shape = f"{row['rows']} x {row['columns']}"
         share = f"{100 * row['sparsity']:.1f}%"
-        table.add_row(row["name"], row["tower"], shape, row["pattern"], share, f"{row['kept']:,}")
+        table.add_row(row["name"], shape, row["pattern"], share, f"{row['kept']:,}")
     weights = sum(row["rows"] * row["columns"] for row in rows)
     kept = sum(row["kept"] for row in rows)
     total = f"{100 * (1 - kept / weights):.1f}%" if weights else "-"
-    table.add_row("all", "", f"{weights:,} weights", "", total, f"{kept:,}", style="bold")
+    table.add_row("all", f"{weights:,} weights", "", total, f"{kept:,}", style="bold")
     return table
 
 

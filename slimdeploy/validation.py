@@ -32,13 +32,14 @@ from .report import (
     write_json,
 )
 from .report_html import write_html
-from .samples import Sample, require_answers
+from .samples import Sample, fingerprint_of_split, fingerprints, require_answers
 from .scoring import Accuracy, agreement, score
 from .targets import Measured, judge
 
 if TYPE_CHECKING:
     from .pipeline import Run
 
+_FEW_SAMPLES = 100
 _SERVING_PACKAGES = ("slimdeploy", "onnxruntime", "onnxruntime-gpu", "tokenizers", "fastapi", "uvicorn", "numpy")
 
 
@@ -49,19 +50,35 @@ def validate(target: str, config: Config, progress: Progress, output: Path | Non
     for a URL, so that a run's own report stays. Returns the report and that folder.
     Raises ValidateError when the endpoint cannot be measured.
     """
-    samples = _asked(load_samples(config.data, ["test"])["test"], config)
+    split = load_samples(config.data, ["test"])["test"]
+    samples = _asked(split, config)
     if "://" in target:
         report = _report(config, samples, _measure(target, samples, config, progress))
         folder = Path(config.out)
     elif is_artifact(Path(target)):
         artifact = open_artifact(Path(target))
-        report = _report(config, samples, _serve_and_measure(artifact, samples, config, progress), artifact)
+        load = _serve_and_measure(artifact, samples, config, progress)
+        report = _report(config, samples, load, artifact)
+        if artifact.manifest.test_split != fingerprint_of_split(fingerprints(split)):
+            report = _without_earlier_accuracies(config, report, artifact)
         folder = artifact.path.parent
     else:
         raise ValidateError(f"{target} is neither a URL nor an artifact; `slimdeploy export` makes an artifact")
     folder = output or folder / "validation"
     _write(report, folder)
     return report, folder
+
+
+def _without_earlier_accuracies(config: Config, report: Report, artifact: Artifact) -> Report:
+    """Accuracies on other samples than those asked now are no measure for these."""
+    measured = Measured(report.run, report.accuracy.get("artifact"), None, artifact.bytes)
+    note = "The artifact was made with another test split: its earlier accuracies are left out."
+    return replace(
+        report,
+        accuracy={"artifact": report.accuracy.get("artifact")},
+        targets=tuple(judge(config.targets, measured)),
+        notes=(*report.notes, note),
+    )
 
 
 def validate_run(run: "Run") -> Report:
@@ -136,8 +153,13 @@ def _report(
         run=load,
         policy=_layers(artifact),
         mistakes=first_mistakes(samples, load.answers) if load else (),
-        notes=tuple(remarks(load)) if load else (),
+        notes=_notes(samples, load),
     )
+
+
+def _notes(samples: list[Sample], load: Load | None) -> tuple[str, ...]:
+    few = f"Only {len(samples)} test samples were asked: their accuracy is a rough figure; hundreds make a firm one."
+    return (*(remarks(load) if load else ()), *((few,) if len(samples) < _FEW_SAMPLES else ()))
 
 
 def _layers(artifact: Artifact | None) -> tuple[LayerSparsity, ...] | None:

@@ -217,6 +217,30 @@ def test_a_run_and_an_artifact_open_from_python(finished: Config) -> None:
     assert isinstance(slimdeploy.load(finished.out).ask("What is it?", max_tokens=2), str)
 
 
+def test_accuracies_on_other_samples_are_no_measure_for_these(finished: Config, source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source / "data", tmp_path / "data")
+    lines = (tmp_path / "data" / "test.jsonl").read_text().splitlines()
+    (tmp_path / "data" / "test.jsonl").write_text("\n".join(lines[1:]))
+    other = finished.model_copy(
+        update={
+            "data": finished.data.model_copy(update={"source": str(tmp_path / "data")}),
+            "targets": (Target(metric="accuracy_retention", min=0.1),),
+        }
+    )
+    report, _ = validate(finished.out, other, Progress.silent(), tmp_path / "report")
+    assert report.accuracy.keys() == {"artifact"}
+    assert report.targets[0].measured is None
+    assert any("another test split" in note for note in report.notes)
+
+
+def test_the_settings_of_a_run_count_for_its_artifact(
+    finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", finished.out]) == 0
+    assert f"{COUNTS['test']}" in capsys.readouterr().out
+
+
 def run_silently(config: Config) -> None:
     run_pipeline(config, Progress.silent())
 

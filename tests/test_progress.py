@@ -20,7 +20,7 @@ def test_a_note_says_how_the_step_stands() -> None:
     output = io.StringIO()
     with Progress(Console(file=output, width=200)) as progress:
         progress.bar("training", total=1).advance("loss 0.31")
-    assert output.getvalue().rstrip().endswith("loss 0.31")
+    assert output.getvalue().rstrip().endswith("s left; loss 0.31")
 
 
 def test_a_terminal_gets_a_bar() -> None:
