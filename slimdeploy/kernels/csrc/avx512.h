@@ -1,0 +1,137 @@
+// AVX-512 with VBMI2 (expanding bytes by a mask), VNNI (products of bytes) and GFNI (shifting nibbles): operations for
+// linear.h. 16 lanes; activations are stored as uint8 with an offset of 128, as VNNI wants them.
+
+#ifndef SLIMDEPLOY_AVX512_H
+#define SLIMDEPLOY_AVX512_H
+
+#include <immintrin.h>
+
+#include "linear.h"
+
+namespace slimdeploy {
+namespace {
+
+struct Avx512 {
+    static constexpr int kLanes = 16, kOffset = 128, kStreams = 4, kPanelVectors = 2, kPanelTile = 6;
+    using Chunk = __m512i;
+    using Words = __m512i;
+    using Ints = __m512i;
+    using Units = __m512i;
+    using Floats = __m512;
+
+    static SLIMDEPLOY_INLINE Chunk load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+    // 16 q from the low nibble: every byte times x^4 as a bit matrix, which is a shift by 4.
+    static SLIMDEPLOY_INLINE Chunk load_low(const uint8_t *p) {
+        return _mm512_gf2p8affine_epi64_epi8(load(p), _mm512_set1_epi64(0x0000000001020408), 0);
+    }
+    static SLIMDEPLOY_INLINE Chunk load_high(const uint8_t *p) {
+        return _mm512_and_si512(load(p), _mm512_set1_epi8(char(0xF0)));
+    }
+    static SLIMDEPLOY_INLINE Chunk expand(uint64_t mask, const uint8_t *p) {
+        return _mm512_maskz_expand_epi8(mask, load(p));
+    }
+    static SLIMDEPLOY_INLINE Chunk expand_low(uint64_t mask, const uint8_t *p) {
+        return _mm512_maskz_expand_epi8(mask, load_low(p));
+    }
+    static SLIMDEPLOY_INLINE Chunk expand_high(uint64_t mask, const uint8_t *p) {
+        return _mm512_maskz_expand_epi8(mask, load_high(p));
+    }
+    static SLIMDEPLOY_INLINE Words load16(const uint8_t *p) { return load(p); }
+    static SLIMDEPLOY_INLINE Words expand16(uint32_t mask, const uint8_t *p) {
+        return _mm512_maskz_expand_epi16(mask, load(p));
+    }
+    static SLIMDEPLOY_INLINE void store(uint32_t *p, Chunk chunk) { _mm512_store_si512(p, chunk); }
+
+    static SLIMDEPLOY_INLINE Ints zero_ints() { return _mm512_setzero_si512(); }
+    static SLIMDEPLOY_INLINE Ints dot(Ints sum, const uint8_t *x, Chunk chunk) {
+        return _mm512_dpbusd_epi32(sum, load(x), chunk);
+    }
+    static SLIMDEPLOY_INLINE Floats dot_by_32(Floats sum, const uint8_t *x, Chunk chunk, const uint8_t *scales) {
+        const __m512 first = broadcast(bf16_to_float(scales)), second = broadcast(bf16_to_float(scales + 2));
+        return multiply_add(sum, dot(zero_ints(), x, chunk), _mm512_mask_blend_ps(0xFF00, first, second));
+    }
+
+    static SLIMDEPLOY_INLINE Floats zero() { return _mm512_setzero_ps(); }
+    static SLIMDEPLOY_INLINE Floats broadcast(float value) { return _mm512_set1_ps(value); }
+    static SLIMDEPLOY_INLINE Floats multiply_add(Floats sum, Ints ints, Floats scale) {
+        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints), scale, sum);
+    }
+    static SLIMDEPLOY_INLINE float total(Floats sum) { return _mm512_reduce_add_ps(sum); }
+    static SLIMDEPLOY_INLINE Floats load_floats(const float *p) { return _mm512_load_ps(p); }
+    static SLIMDEPLOY_INLINE void store_floats(float *p, Floats value) { _mm512_store_ps(p, value); }
+
+    static SLIMDEPLOY_INLINE Units load_units(const uint32_t *p) { return _mm512_load_si512(p); }
+    static SLIMDEPLOY_INLINE Units broadcast_unit(const uint8_t *p) {
+        int unit;
+        memcpy(&unit, p, sizeof unit);
+        return _mm512_set1_epi32(unit);
+    }
+    static SLIMDEPLOY_INLINE Ints dot_units(Ints sum, Units x, Units weights) {
+        return _mm512_dpbusd_epi32(sum, x, weights);
+    }
+
+    // Largest magnitude by bit pattern, so that infinity and NaN come out on top.
+    static float round_int8(const float *x, size_t columns, size_t blocks, void *out) {
+        const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+        __m512i most = _mm512_setzero_si512();
+        for (size_t k = 0; k < columns; k += 16) {
+            const __m512i bits = _mm512_castps_si512(load_some(x + k, columns - k));
+            most = _mm512_max_epu32(most, _mm512_and_si512(bits, magnitude));
+        }
+        const Int8Rounding rounding(_mm512_reduce_max_epu32(most));
+        const __m512 inverse = _mm512_set1_ps(rounding.inverse);
+        uint8_t *bytes = static_cast<uint8_t *>(out);
+        for (size_t k = 0; k < blocks * kBlockColumns; k += 16) {
+            const __m512 scaled = _mm512_mul_ps(load_some(x + k, k < columns ? columns - k : 0), inverse);
+            const __m512i codes = _mm512_add_epi32(_mm512_cvtps_epi32(scaled), _mm512_set1_epi32(kOffset));
+            _mm_storeu_si128(reinterpret_cast<__m128i *>(bytes + k), _mm512_cvtepi32_epi8(codes));
+        }
+        return rounding.scale;
+    }
+
+    static SLIMDEPLOY_INLINE __m512 load_some(const float *x, size_t left) {
+        return left >= 16 ? _mm512_loadu_ps(x) : _mm512_maskz_loadu_ps(__mmask16((1u << left) - 1), x);
+    }
+
+    // Two vectors of 16 floats from 32 words.
+    struct Fp16 {
+        using Activation = float;
+        static constexpr auto round = copy_floats;
+        static SLIMDEPLOY_INLINE Floats low(Words w) { return _mm512_cvtph_ps(_mm512_castsi512_si256(w)); }
+        static SLIMDEPLOY_INLINE Floats high(Words w) { return _mm512_cvtph_ps(_mm512_extracti64x4_epi64(w, 1)); }
+        static SLIMDEPLOY_INLINE Floats dot(Floats sum, const float *x, Words w) { return dot_floats<Fp16>(sum, x, w); }
+        static SLIMDEPLOY_INLINE void store(uint32_t *p, Words w) { store_floats_of<Fp16>(p, w); }
+        static SLIMDEPLOY_INLINE Floats dot_units(Floats sum, Units x, Units w) { return dot_float_units(sum, x, w); }
+    };
+    struct Bf16 {
+        using Activation = float;
+        static constexpr auto round = round_to_bf16;
+        static SLIMDEPLOY_INLINE Floats widen(__m256i w) {
+            return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(w), 16));
+        }
+        static SLIMDEPLOY_INLINE Floats low(Words w) { return widen(_mm512_castsi512_si256(w)); }
+        static SLIMDEPLOY_INLINE Floats high(Words w) { return widen(_mm512_extracti64x4_epi64(w, 1)); }
+        static SLIMDEPLOY_INLINE Floats dot(Floats sum, const float *x, Words w) { return dot_floats<Bf16>(sum, x, w); }
+        static SLIMDEPLOY_INLINE void store(uint32_t *p, Words w) { store_floats_of<Bf16>(p, w); }
+        static SLIMDEPLOY_INLINE Floats dot_units(Floats sum, Units x, Units w) { return dot_float_units(sum, x, w); }
+    };
+
+    template <class Arithmetic>
+    static SLIMDEPLOY_INLINE Floats dot_floats(Floats sum, const float *x, Words w) {
+        sum = _mm512_fmadd_ps(_mm512_loadu_ps(x), Arithmetic::low(w), sum);
+        return _mm512_fmadd_ps(_mm512_loadu_ps(x + 16), Arithmetic::high(w), sum);
+    }
+    template <class Arithmetic>
+    static SLIMDEPLOY_INLINE void store_floats_of(uint32_t *p, Words w) {
+        _mm512_store_si512(p, _mm512_castps_si512(Arithmetic::low(w)));
+        _mm512_store_si512(p + 16, _mm512_castps_si512(Arithmetic::high(w)));
+    }
+    static SLIMDEPLOY_INLINE Floats dot_float_units(Floats sum, Units x, Units w) {
+        return _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(w), sum);
+    }
+};
+
+}  // namespace
+}  // namespace slimdeploy
+
+#endif

@@ -1,0 +1,140 @@
+// slimdeploy_linear and the rest of the C interface: activations are rounded once, rows of the weight are shared out.
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "threads.h"
+#include "weight.h"
+
+namespace slimdeploy {
+namespace {
+
+struct Free {
+    void operator()(void *p) const { free(p); }
+};
+using Memory = std::unique_ptr<void, Free>;
+
+Memory allocate(size_t bytes) {
+    void *memory = nullptr;
+    if (posix_memalign(&memory, 64, bytes)) throw std::bad_alloc();
+    return Memory(memory);
+}
+
+struct Call {
+    const slimdeploy_weight &weight;
+    const float *x;
+    size_t count, padded_count;
+    float *y;
+    size_t threads;
+    slimdeploy_parallel_for parallel_for;
+    void *pool;
+
+    template <class Function>
+    void share_out(size_t tasks, Function fn) const {
+        const auto task = [](void *argument, size_t i) { (*static_cast<Function *>(argument))(i); };
+        if (tasks <= 1) {
+            if (tasks) fn(0);
+        } else if (parallel_for) {
+            parallel_for(pool, tasks, task, &fn);
+        } else {
+            run_on_own_threads(threads, tasks, task, &fn);
+        }
+    }
+};
+
+size_t part(size_t total, size_t i, size_t parts) { return total * i / parts; }
+
+void round_activations(const Call &call, Activations &a, uint8_t *values, float *scales) {
+    const slimdeploy_weight &w = call.weight;
+    const size_t tasks = call.count >= 64 ? call.threads : 1;
+    call.share_out(tasks, [&](size_t task) {
+        for (size_t m = part(call.count, task, tasks); m < part(call.count, task + 1, tasks); m++) {
+            const float *x = call.x + m * w.matrix.columns;
+            scales[m] = w.kernels->round[w.kind](x, w.matrix.columns, w.matrix.blocks, values + m * a.stride);
+        }
+    });
+    memset(values + call.count * a.stride, 0, (call.padded_count - call.count) * a.stride);
+}
+
+void multiply_fused(const Call &call, const Activations &a) {
+    const slimdeploy_weight &w = call.weight;
+    const int size = call.padded_count == 1 ? 0 : call.padded_count == 2 ? 1 : call.padded_count == 4 ? 2 : 3;
+    const FusedKernel kernel = w.kernels->fused[w.kind][w.structure][size];
+    const size_t tasks = std::min(call.threads, w.matrix.rows);
+    call.share_out(tasks, [&](size_t task) {
+        kernel(w.matrix, a, call.y, part(w.matrix.rows, task, tasks), part(w.matrix.rows, task + 1, tasks));
+    });
+}
+
+void multiply_panels(const Call &call, const Activations &a) {
+    const slimdeploy_weight &w = call.weight;
+    const PanelKernel kernel = w.kernels->panel[w.kind][w.structure];
+    const size_t panels = (w.matrix.rows + w.kernels->panel_rows - 1) / w.kernels->panel_rows;
+    // A few tasks for each thread even out what other processes take.
+    const size_t tasks = call.threads == 1 ? 1 : std::min(panels, 4 * call.threads);
+    const size_t stride = (w.kernels->panel_bytes + 63) / 64 * 64;
+    const Memory scratch = allocate(stride * tasks);
+    call.share_out(tasks, [&](size_t task) {
+        void *own = static_cast<uint8_t *>(scratch.get()) + task * stride;
+        kernel(w.matrix, a, call.y, part(panels, task, tasks), part(panels, task + 1, tasks), own);
+    });
+}
+
+void multiply(Call call) {
+    const slimdeploy_weight &w = call.weight;
+    const bool fused = call.count <= size_t(kMaxFusedRows);
+    if (fused) {
+        call.padded_count = 1;
+        while (call.padded_count < call.count) call.padded_count *= 2;
+    } else {
+        const size_t tile = w.kernels->tile_rows;
+        call.padded_count = (call.count + tile - 1) / tile * tile;
+    }
+    const size_t stride = w.matrix.blocks * kBlockColumns * w.kernels->activation_bytes[w.kind];
+    const size_t scales_bytes = (call.padded_count * sizeof(float) + 63) / 64 * 64;
+    const Memory memory = allocate(scales_bytes + call.padded_count * stride);
+    float *scales = static_cast<float *>(memory.get());
+    uint8_t *values = static_cast<uint8_t *>(memory.get()) + scales_bytes;
+    Activations a{values, scales, call.count, stride};
+    round_activations(call, a, values, scales);
+    if (fused) {
+        multiply_fused(call, a);
+    } else {
+        multiply_panels(call, a);
+    }
+}
+
+}  // namespace
+}  // namespace slimdeploy
+
+using slimdeploy::guarded;
+using slimdeploy::InvalidInput;
+
+int slimdeploy_weight_create(const slimdeploy_packed *packed, const char *instruction_set, int32_t layout,
+                             slimdeploy_weight **weight, char *error, size_t error_size) {
+    return guarded(error, error_size, [&] {
+        slimdeploy::validate(*packed);
+        if (layout < SLIMDEPLOY_AUTOMATIC || layout > SLIMDEPLOY_DENSE) throw InvalidInput("there is no such layout");
+        *weight = slimdeploy::make_weight(*packed, slimdeploy::find_kernels(instruction_set), layout).release();
+    });
+}
+
+void slimdeploy_weight_free(slimdeploy_weight *weight) { delete weight; }
+
+void slimdeploy_weight_describe(const slimdeploy_weight *weight, slimdeploy_weight_info *info) {
+    const slimdeploy::Matrix &matrix = weight->matrix;
+    *info = {int64_t(matrix.rows), int64_t(matrix.columns), weight->kept, matrix.row_offset[matrix.rows],
+             weight->value_type, weight->structure == slimdeploy::kDense ? SLIMDEPLOY_DENSE : SLIMDEPLOY_SPARSE,
+             weight->kernels->name};
+}
+
+int slimdeploy_linear(const slimdeploy_weight *weight, const float *x, int64_t count, float *y, int32_t threads,
+                      slimdeploy_parallel_for parallel_for, void *pool, char *error, size_t error_size) {
+    return guarded(error, error_size, [&] {
+        if (count < 0) throw InvalidInput("a negative number of rows");
+        if (count == 0) return;
+        slimdeploy::multiply({*weight, x, size_t(count), 0, y, size_t(std::max(threads, 1)), parallel_for, pool});
+    });
+}

@@ -1,0 +1,151 @@
+// Plain C++ for any CPU, which compilers turn into whatever vectors the baseline has. The plainest set of operations
+// that linear.h asks for.
+
+#include "linear.h"
+#include "tables.h"
+
+namespace slimdeploy {
+namespace {
+
+struct Portable {
+    static constexpr int kLanes = 4, kOffset = 0, kStreams = 2, kPanelVectors = 4, kPanelTile = 4;
+    struct Chunk {
+        int8_t q[kChunkColumns];
+    };
+    struct Words {
+        uint16_t w[32];
+    };
+    struct Ints {
+        int32_t lane[kLanes];
+    };
+    struct Units {
+        uint32_t lane[kLanes];
+    };
+    struct Floats {
+        float lane[kLanes];
+    };
+
+    static int8_t low(uint8_t byte) { return int8_t(byte << 4); }
+    static int8_t high(uint8_t byte) { return int8_t(byte & 0xF0); }
+    static int8_t whole(uint8_t byte) { return int8_t(byte); }
+
+    template <int8_t (*kDecode)(uint8_t)>
+    static SLIMDEPLOY_INLINE Chunk load_as(const uint8_t *p) {
+        Chunk chunk;
+        for (int i = 0; i < kChunkColumns; i++) chunk.q[i] = kDecode(p[i]);
+        return chunk;
+    }
+    template <int8_t (*kDecode)(uint8_t)>
+    static SLIMDEPLOY_INLINE Chunk expand_as(uint64_t mask, const uint8_t *p) {
+        Chunk chunk{};
+        for (; mask; mask &= mask - 1) chunk.q[__builtin_ctzll(mask)] = kDecode(*p++);
+        return chunk;
+    }
+    static Chunk load(const uint8_t *p) { return load_as<whole>(p); }
+    static Chunk load_low(const uint8_t *p) { return load_as<low>(p); }
+    static Chunk load_high(const uint8_t *p) { return load_as<high>(p); }
+    static Chunk expand(uint64_t mask, const uint8_t *p) { return expand_as<whole>(mask, p); }
+    static Chunk expand_low(uint64_t mask, const uint8_t *p) { return expand_as<low>(mask, p); }
+    static Chunk expand_high(uint64_t mask, const uint8_t *p) { return expand_as<high>(mask, p); }
+    static Words load16(const uint8_t *p) {
+        Words words;
+        memcpy(words.w, p, sizeof words.w);
+        return words;
+    }
+    static Words expand16(uint32_t mask, const uint8_t *p) {
+        Words words{};
+        for (; mask; mask &= mask - 1, p += 2) memcpy(&words.w[__builtin_ctz(mask)], p, 2);
+        return words;
+    }
+    static void store(uint32_t *p, const Chunk &chunk) { memcpy(p, chunk.q, sizeof chunk.q); }
+
+    static Ints zero_ints() { return {}; }
+    static int32_t dot_range(const uint8_t *x, const Chunk &chunk, int begin, int end) {
+        int32_t sum = 0;
+        for (int i = begin; i < end; i++) sum += int32_t(int8_t(x[i])) * chunk.q[i];
+        return sum;
+    }
+    static Ints dot(Ints sum, const uint8_t *x, const Chunk &chunk) {
+        for (int l = 0; l < kLanes; l++) sum.lane[l] += dot_range(x, chunk, 16 * l, 16 * l + 16);
+        return sum;
+    }
+    static Floats dot_by_32(Floats sum, const uint8_t *x, const Chunk &chunk, const uint8_t *scales) {
+        for (int half = 0; half < 2; half++) {
+            const int32_t ints = dot_range(x, chunk, 32 * half, 32 * half + 32);
+            sum.lane[half] += float(ints) * bf16_to_float(scales + 2 * half);
+        }
+        return sum;
+    }
+
+    static Floats zero() { return {}; }
+    static Floats broadcast(float value) { return {{value, value, value, value}}; }
+    static Floats multiply_add(Floats sum, Ints ints, Floats scale) {
+        for (int l = 0; l < kLanes; l++) sum.lane[l] += float(ints.lane[l]) * scale.lane[l];
+        return sum;
+    }
+    static float total(Floats sum) { return (sum.lane[0] + sum.lane[1]) + (sum.lane[2] + sum.lane[3]); }
+    static Floats load_floats(const float *p) { return {{p[0], p[1], p[2], p[3]}}; }
+    static void store_floats(float *p, Floats value) { memcpy(p, value.lane, sizeof value.lane); }
+
+    static Units load_units(const uint32_t *p) { return {{p[0], p[1], p[2], p[3]}}; }
+    static Units broadcast_unit(const uint8_t *p) {
+        uint32_t unit;
+        memcpy(&unit, p, sizeof unit);
+        return {{unit, unit, unit, unit}};
+    }
+    static Ints dot_units(Ints sum, Units x, Units weights) {
+        for (int l = 0; l < kLanes; l++) {
+            for (int byte = 0; byte < 32; byte += 8) {
+                sum.lane[l] += int32_t(int8_t(x.lane[l] >> byte)) * int8_t(weights.lane[l] >> byte);
+            }
+        }
+        return sum;
+    }
+
+    static float round_int8(const float *x, size_t columns, size_t blocks, void *out) {
+        uint32_t most = 0;
+        for (size_t k = 0; k < columns; k++) {
+            const uint32_t magnitude = bits_of_float(x[k]) & 0x7FFFFFFFu;
+            most = magnitude > most ? magnitude : most;
+        }
+        const Int8Rounding rounding(most);
+        int8_t *codes = static_cast<int8_t *>(out);
+        memset(codes, 0, blocks * kBlockColumns);
+        if (rounding.inverse == 0.0f) return rounding.scale;
+        for (size_t k = 0; k < columns; k++) codes[k] = int8_t(__builtin_rintf(x[k] * rounding.inverse));
+        return rounding.scale;
+    }
+
+    static float half_to_float(uint16_t half) {
+        const uint32_t sign = uint32_t(half & 0x8000u) << 16, rest = half & 0x7FFFu;
+        if (rest >= 0x7C00u) return float_of_bits(sign | 0x7F800000u | (rest & 0x3FFu) << 13);
+        // As a float with the same bits it is 2^112 times too small; multiplying also handles subnormal numbers.
+        const float magnitude = float_of_bits(rest << 13) * 5.192296858534828e33f;
+        return sign ? -magnitude : magnitude;
+    }
+    static float bf16_value(uint16_t word) { return float_of_bits(uint32_t(word) << 16); }
+
+    template <float (*kWiden)(uint16_t), RoundKernel kRound>
+    struct ByFloats {
+        using Activation = float;
+        static constexpr RoundKernel round = kRound;
+        static Floats dot(Floats sum, const float *x, const Words &words) {
+            for (int i = 0; i < 32; i++) sum.lane[i % kLanes] += x[i] * kWiden(words.w[i]);
+            return sum;
+        }
+        static void store(uint32_t *p, const Words &words) {
+            for (int i = 0; i < 32; i++) p[i] = bits_of_float(kWiden(words.w[i]));
+        }
+        static Floats dot_units(Floats sum, Units x, Units weights) {
+            for (int l = 0; l < kLanes; l++) sum.lane[l] += float_of_bits(x.lane[l]) * float_of_bits(weights.lane[l]);
+            return sum;
+        }
+    };
+    using Fp16 = ByFloats<half_to_float, copy_floats>;
+    using Bf16 = ByFloats<bf16_value, round_to_bf16>;
+};
+
+}  // namespace
+}  // namespace slimdeploy
+
+const slimdeploy::KernelTable slimdeploy::portable_kernels = slimdeploy::make_table<slimdeploy::Portable>("portable");

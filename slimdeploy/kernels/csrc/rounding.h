@@ -1,0 +1,62 @@
+// How activations are rounded, the parts that are the same on every machine. See layout.h on unnamed namespaces.
+
+#ifndef SLIMDEPLOY_ROUNDING_H
+#define SLIMDEPLOY_ROUNDING_H
+
+#include <cstring>
+
+#include "layout.h"
+
+namespace slimdeploy {
+namespace {
+
+inline float float_of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline uint32_t bits_of_float(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+// From the bit pattern of a row's largest magnitude. A row with infinity or NaN gets the scale NaN.
+struct Int8Rounding {
+    float scale, inverse;
+
+    explicit Int8Rounding(uint32_t largest_bits) {
+        const float largest = float_of_bits(largest_bits), floor = 1e-30f;
+        const float magnitude = largest > floor ? largest : floor;
+        const bool finite = largest_bits < 0x7F800000u;
+        scale = finite ? magnitude / 127.0f : float_of_bits(0x7FC00000u);
+        inverse = finite ? 127.0f / magnitude : 0.0f;
+    }
+};
+
+// Nearest, ties to even, kept in a float; NaN stays NaN.
+inline float bf16_rounded(float value) {
+    const uint32_t bits = bits_of_float(value);
+    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return value;
+    return float_of_bits((bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u);
+}
+
+inline float round_to_bf16(const float *x, size_t columns, size_t blocks, void *out) {
+    float *floats = static_cast<float *>(out);
+    for (size_t k = 0; k < columns; k++) floats[k] = bf16_rounded(x[k]);
+    for (size_t k = columns; k < blocks * kBlockColumns; k++) floats[k] = 0;
+    return 1.0f;
+}
+
+inline float copy_floats(const float *x, size_t columns, size_t blocks, void *out) {
+    float *floats = static_cast<float *>(out);
+    memcpy(floats, x, columns * sizeof(float));
+    for (size_t k = columns; k < blocks * kBlockColumns; k++) floats[k] = 0;
+    return 1.0f;
+}
+
+}  // namespace
+}  // namespace slimdeploy
+
+#endif

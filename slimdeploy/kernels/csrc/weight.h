@@ -1,0 +1,91 @@
+// A packed weight in kernel layout, and how it is made from the arrays of a file.
+
+#ifndef SLIMDEPLOY_WEIGHT_H
+#define SLIMDEPLOY_WEIGHT_H
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "layout.h"
+#include "slimdeploy_kernels.h"
+
+namespace slimdeploy {
+
+// What a caller did wrong; becomes the sentence in `error`.
+struct InvalidInput : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// Zeroed memory in huge pages where the system has them: kernels stream through it, and small pages cost a tenth.
+// Pages that are never written take no memory.
+class Buffer {
+   public:
+    explicit Buffer(size_t capacity);
+    ~Buffer();
+    Buffer(const Buffer &) = delete;
+    Buffer &operator=(const Buffer &) = delete;
+
+    uint8_t *data() const { return data_; }
+    // Gives back what lies behind the first `bytes`.
+    void shrink(size_t bytes);
+
+   private:
+    void *mapping_;
+    size_t mapped_;
+    uint8_t *data_;
+};
+
+// The fastest instruction set of this CPU, or the one named. Throws InvalidInput for one that it does not support.
+const KernelTable &find_kernels(const char *name);
+
+// Throws InvalidInput that says which array disagrees with what.
+void validate(const slimdeploy_packed &packed);
+
+ValueKind value_kind(int32_t value_type, int32_t group);
+
+// Whether weights are faster dense than sparse on this machine; see layout_choice.cpp.
+bool dense_is_faster(const KernelTable &kernels, ValueKind kind, Structure structure, double kept);
+
+}  // namespace slimdeploy
+
+struct slimdeploy_weight {
+    slimdeploy::Matrix matrix;
+    const slimdeploy::KernelTable *kernels;
+    slimdeploy::ValueKind kind;
+    slimdeploy::Structure structure;
+    int32_t value_type;
+    int64_t kept;
+    std::vector<uint64_t> row_offset;
+    std::vector<float> weight_sums;
+    std::unique_ptr<slimdeploy::Buffer> buffer;
+};
+
+namespace slimdeploy {
+
+// `packed` must have been validated.
+std::unique_ptr<slimdeploy_weight> make_weight(const slimdeploy_packed &packed, const KernelTable &kernels,
+                                               int32_t layout);
+
+// Runs fn and turns what it throws into a return code and a sentence.
+template <class Function>
+int guarded(char *error, size_t error_size, Function fn) {
+    try {
+        fn();
+        return 0;
+    } catch (const std::bad_alloc &) {
+        if (error && error_size) snprintf(error, error_size, "not enough memory");
+    } catch (const std::exception &problem) {
+        if (error && error_size) snprintf(error, error_size, "%s", problem.what());
+    }
+    return 1;
+}
+
+}  // namespace slimdeploy
+
+#endif
