@@ -5,19 +5,18 @@ One file per format, with two functions: `check` refuses, before hours of search
 so each holds any policy.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, assert_never
 
 from ..config import ExportConfig, ExportFormat
 from ..progress import Progress
-from ..samples import Sample
 from .card import write_card
+from .job import ExportJob
 
 if TYPE_CHECKING:
     from ..model import Model
 
-__all__ = ["check", "export", "write_card"]
+__all__ = ["ExportJob", "check", "export", "write_card"]
 
 
 class Exporter(Protocol):
@@ -25,7 +24,7 @@ class Exporter(Protocol):
 
     def check(self, model: "Model") -> None: ...
 
-    def export(self, model: "Model", folder: Path, prompts: Sequence[Sample], progress: Progress) -> dict[str, Any]: ...
+    def export(self, model: "Model", folder: Path, job: ExportJob, progress: Progress) -> dict[str, Any]: ...
 
 
 def check(model: "Model", config: ExportConfig) -> None:
@@ -33,15 +32,13 @@ def check(model: "Model", config: ExportConfig) -> None:
     _exporter(config.format).check(model)
 
 
-def export(
-    model: "Model", folder: Path, config: ExportConfig, prompts: Sequence[Sample], progress: Progress
-) -> dict[str, Any]:
-    """Write the model into the empty `folder` and verify what was written on `prompts`.
+def export(model: "Model", folder: Path, job: ExportJob, progress: Progress) -> dict[str, Any]:
+    """Write the model into the empty `folder` and verify what was written on the job's prompts.
 
     Returns the comparison with torch as JSON values, the same for the same model on the same machine.
     Raises ExportError when the format cannot hold the model, or when what was written differs from it.
     """
-    verification = _exporter(config.format).export(model, folder, prompts, progress)
+    verification = _exporter(job.config.format).export(model, folder, job, progress)
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes for the owner alone, and another user may serve
     return verification

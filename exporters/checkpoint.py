@@ -12,6 +12,7 @@ from ..errors import ExportError, ModelError
 from ..model import DType, Model, encode, load_model, quiet_transformers
 from ..progress import Progress
 from ..samples import Sample
+from .job import ExportJob
 from .limits import refuse_quantized
 
 # Prompts whose logits are compared at a time: a batch holds the logits of every position.
@@ -23,12 +24,12 @@ def check(model: Model) -> None:
     refuse_quantized(model)
 
 
-def export(model: Model, folder: Path, prompts: Sequence[Sample], progress: Progress) -> dict[str, Any]:
+def export(model: Model, folder: Path, job: ExportJob, progress: Progress) -> dict[str, Any]:
     """Write weights, configuration, tokenizer and processor; load them again and compare."""
     check(model)
     model.save(folder)
     save_settings(model, folder)
-    return verify_checkpoint(model, folder, prompts, progress)
+    return verify_checkpoint(model, folder, job.prompts, progress)
 
 
 def save_settings(model: Model, folder: Path) -> None:

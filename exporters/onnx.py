@@ -6,7 +6,7 @@ this machine) is removed. Weights keep their names in the model, so that a tool 
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +19,9 @@ from onnxscript.optimizer import optimize_ir
 from ..errors import ExportError
 from ..model import Model
 from ..progress import Progress
-from ..samples import Sample
 from .checkpoint import save_settings
 from .graphs import Graph, graphs_of
+from .job import ExportJob
 from .limits import refuse_quantized, require_known_tower
 from .verify import verify_onnx
 
@@ -60,7 +60,7 @@ def check(model: Model) -> None:
         raise ExportError(f"{model.name} is loaded as {dtype}, but the ONNX export holds float32; load it as float32")
 
 
-def export(model: Model, folder: Path, prompts: Sequence[Sample], progress: Progress) -> dict[str, Any]:
+def export(model: Model, folder: Path, job: ExportJob, progress: Progress) -> dict[str, Any]:
     """Write graphs, configuration, tokenizer, processor and chat template; compare the graphs with torch."""
     check(model)
     save_settings(model, folder)
@@ -73,7 +73,7 @@ def export(model: Model, folder: Path, prompts: Sequence[Sample], progress: Prog
         tidy(traced, weights)
         write(traced, folder / f"{graph.name}.onnx")
         bar.advance(graph.name)
-    return verify_onnx(model, folder, prompts, progress)
+    return verify_onnx(model, folder, job.prompts, progress)
 
 
 def trace(graph: Graph) -> ir.Model:

@@ -4,7 +4,6 @@ transformers 5 writes CLIP's weights without `vision_model.`, and vLLM 0.32 then
 The names are data of the family (`Arch.hub_prefixes`); transformers reads them as well.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from torch import Tensor
 from ..errors import ExportError, ModelError
 from ..model import Model
 from ..progress import Progress
-from ..samples import Sample
 from .checkpoint import save_settings, verify_checkpoint
+from .job import ExportJob
 from .limits import refuse_quantized, require_known_tower
 
 
@@ -26,12 +25,12 @@ def check(model: Model) -> None:
     renamed_weights(model)
 
 
-def export(model: Model, folder: Path, prompts: Sequence[Sample], progress: Progress) -> dict[str, Any]:
+def export(model: Model, folder: Path, job: ExportJob, progress: Progress) -> dict[str, Any]:
     """Write weights, configuration, tokenizer and processor; load them again through transformers and compare."""
     check(model)
     save_torch_state_dict(renamed_weights(model), folder, max_shard_size="5GB", metadata={"format": "pt"})
     save_settings(model, folder)
-    return verify_checkpoint(model, folder, prompts, progress)
+    return verify_checkpoint(model, folder, job.prompts, progress)
 
 
 def renamed_weights(model: Model) -> dict[str, Tensor]:

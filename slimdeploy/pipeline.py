@@ -267,14 +267,15 @@ class Run:
         return record
 
     def _export(self, folder: Path, settings: ExportConfig) -> None:
-        from .exporters import export, write_card
+        from .exporters import ExportJob, export, write_card
 
         # Exports are traced and compared on the CPU, where they will run.
         model = self._load(self.restored().path / "checkpoint" if self.prunes else self.source, device="cpu")
         layers = model.layers()
         rows = self.layer_rows() if self.prunes else describe(layers, Policy({x.name: DENSE for x in layers}))
         prompts = self.samples["calibration"][: settings.verify_prompts]
-        verification = export(model, folder, settings, prompts, self.progress)
+        job = ExportJob(settings, prompts, {row["name"]: row["pattern"] for row in rows})
+        verification = export(model, folder, job, self.progress)
         manifest = Manifest(
             format=settings.format,
             model=model.name,

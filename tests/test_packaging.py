@@ -65,12 +65,12 @@ def test_nothing_of_the_edge_imports_torch() -> None:
 
 @pytest.mark.network
 def test_the_edge_extra_alone_serves(wheel: Path, tmp_path: Path) -> None:
-    from slimdeploy.exporters import export
+    from slimdeploy.exporters import ExportJob, export
     from slimdeploy.model import load_model
 
     with new_artifact(tmp_path / "artifact", Manifest("onnx", "tiny", "llava")) as folder:
         model = load_model(str(make_tiny_llava(tmp_path / "model")))
-        export(model, folder, ExportConfig(verify_prompts=2), make_samples(2), Progress.silent())
+        export(model, folder, ExportJob(ExportConfig(verify_prompts=2), make_samples(2)), Progress.silent())
 
     venv.create(tmp_path / "edge", with_pip=True)
     python = tmp_path / "edge" / "bin" / "python"

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import make_tiny_llava
 
 from slimdeploy.config import ExportConfig, ExportFormat
-from slimdeploy.exporters import export
+from slimdeploy.exporters import ExportJob, export
 from slimdeploy.model import Model, load_model
 from slimdeploy.progress import Progress
 from slimdeploy.samples import Sample
@@ -67,4 +67,4 @@ def checkpoint_export(model: Model, prompts: list[Sample], tmp_path_factory: pyt
 
 
 def _exported(name: ExportFormat, model: Model, prompts: list[Sample], folder: Path) -> Exported:
-    return Exported(folder, export(model, folder, ExportConfig(format=name), prompts, Progress.silent()))
+    return Exported(folder, export(model, folder, ExportJob(ExportConfig(format=name), prompts), Progress.silent()))

@@ -13,7 +13,7 @@ from tiny import make_tiny_llava
 
 from slimdeploy.config import ExportConfig
 from slimdeploy.errors import ExportError
-from slimdeploy.exporters import check, checkpoint, export, vllm
+from slimdeploy.exporters import ExportJob, check, checkpoint, export, vllm
 from slimdeploy.model import Model, load_model
 from slimdeploy.progress import Progress
 from slimdeploy.samples import Sample
@@ -73,7 +73,7 @@ def test_a_hub_checkpoint_is_exported_under_the_same_names_and_values(prompts: l
     hub = make_tiny_llava(tmp_path / "hub", hub_layout=True)
     out = tmp_path / "out"
     out.mkdir()
-    export(load_model(str(hub)), out, ExportConfig(format="vllm"), prompts, Progress.silent())
+    export(load_model(str(hub)), out, ExportJob(ExportConfig(format="vllm"), prompts), Progress.silent())
     before, after = load_file(hub / "model.safetensors"), load_file(out / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

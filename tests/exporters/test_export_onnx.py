@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from slimdeploy.config import ExportConfig
 from slimdeploy.errors import ExportError
-from slimdeploy.exporters import check, export
+from slimdeploy.exporters import ExportJob, check, export
 from slimdeploy.exporters import onnx as onnx_exporter
 from slimdeploy.exporters.graphs import DECODER, EMBED_TOKENS, VISION_ENCODER, VisionEncoder, graphs_of
 from slimdeploy.exporters.verify import (
@@ -147,7 +147,7 @@ def test_a_tie_is_counted(prompts: list[Sample]) -> None:
 def test_two_exports_are_byte_for_byte_equal(
     model: Model, onnx_export: Exported, prompts: list[Sample], tmp_path: Path
 ) -> None:
-    verification = export(model, tmp_path, ExportConfig(format="onnx"), prompts, Progress.silent())
+    verification = export(model, tmp_path, ExportJob(ExportConfig(format="onnx"), prompts), Progress.silent())
     assert verification == onnx_export.verification
     files = sorted(file.name for file in tmp_path.iterdir())
     assert files == sorted(file.name for file in onnx_export.folder.iterdir())

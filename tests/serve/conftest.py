@@ -30,12 +30,12 @@ def hub_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    from slimdeploy.exporters import export
+    from slimdeploy.exporters import ExportJob, export
     from slimdeploy.model import load_model
 
     path = tmp_path_factory.mktemp("artifacts") / "tiny"
     with new_artifact(path, Manifest("onnx", "tiny", "llava")) as folder:
-        export(load_model(str(checkpoint)), folder, ExportConfig(), make_samples(2), Progress.silent())
+        export(load_model(str(checkpoint)), folder, ExportJob(ExportConfig(), make_samples(2)), Progress.silent())
     return open_artifact(path)
 
 
