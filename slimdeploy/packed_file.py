@@ -1,0 +1,145 @@
+"""Packed weights in a safetensors file: writer and reader (docs/packed-format.md, "File").
+
+Nothing in a file is taken on trust: its header is compared with what it describes before an array is read, and every
+array is checked before it is handed out.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .artifact import new_file
+from .errors import ArtifactError
+from .packed_tensor import Encoding, PackedTensor, array_shapes, header_problems, short
+
+FORMAT: Final = "slimdeploy-packed"
+VERSION: Final = "1"
+_PARTS: Final = ("mask", "values", "scales")
+_DTYPES: Final = {"U8": "uint8", "I8": "int8", "U16": "uint16"}
+
+
+def write_packed(file: Path, tensors: Mapping[str, PackedTensor], others: Mapping[str, NDArray[Any]]) -> None:
+    """Write packed weights by their layers' names, and other arrays beside them, into one safetensors file."""
+    from safetensors.numpy import save_file
+
+    arrays = {name: np.asarray(array, order="C") for name, array in others.items()}
+    for name, packed in tensors.items():
+        packed.validate(name)
+        for part in _PARTS:
+            if f"{name}.{part}" in arrays:
+                raise ArtifactError(f"{file}: the array '{name}.{part}' has the name of a part of '{name}'; rename it")
+            if (array := getattr(packed, part)).size:
+                arrays[f"{name}.{part}"] = array
+    header = {
+        name: {
+            "rows": packed.rows,
+            "columns": packed.columns,
+            "values": packed.encoding.values,
+            "group": packed.encoding.group,
+            "pattern": packed.pattern,
+            "kept": packed.kept,
+        }
+        for name, packed in tensors.items()
+    }
+    metadata = {"format": FORMAT, "version": VERSION, "packed": json.dumps(header)}
+    with new_file(file) as aside:
+        save_file(arrays, aside, metadata)
+
+
+def read_packed(file: Path) -> tuple[dict[str, PackedTensor], dict[str, NDArray[Any]]]:
+    """Packed weights by their layers' names, every one checked, and the other arrays of a file.
+
+    Raises ArtifactError that names the file or the tensor.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as stored:
+            names = set(stored.keys())
+            tensors = {name: _read(stored, names, name, header) for name, header in _headers(stored, file).items()}
+            others = {name: _other(stored, name) for name in sorted(names)}
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{file} is truncated or no safetensors file ({error}); export the model again") from None
+    return tensors, others
+
+
+def _headers(stored: Any, file: Path) -> dict[str, Any]:
+    """What the file says of its packed tensors, by name; of the right form at the top, unchecked below."""
+    metadata = stored.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{file} holds no packed weights: its format is {short(metadata.get('format'))}, not '{FORMAT}'"
+        )
+    if metadata.get("version") != VERSION:
+        found = short(metadata.get("version"))
+        raise ArtifactError(
+            f"{file} is of version {found} of the packed format, this slimdeploy reads {VERSION}; upgrade it"
+        )
+    try:
+        headers = json.loads(metadata["packed"], object_pairs_hook=_without_duplicates)
+        if not isinstance(headers, dict):
+            raise ValueError(f"{short(headers)} is not a table")
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{file} does not describe its packed weights ({error}); export the model again") from None
+    return headers
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise ValueError(f"{short(twice)} stands there twice")
+    return found
+
+
+def _read(stored: Any, names: set[str], name: str, header: Any) -> PackedTensor:
+    """One packed tensor, checked; takes the arrays it is made of out of `names`."""
+
+    def refuse(problem: str) -> ArtifactError:
+        return ArtifactError(f"packed tensor {short(name)}: {problem}; export the model again")
+
+    keys = {"rows", "columns", "values", "group", "pattern", "kept"}
+    if not isinstance(header, dict) or set(header) != keys:
+        raise refuse(f"its description is {short(header)}, which has not exactly {', '.join(sorted(keys))}")
+    rows, columns, pattern, kept = (header[key] for key in ("rows", "columns", "pattern", "kept"))
+    if (problem := next(header_problems(rows, columns, header["values"], header["group"], pattern), None)) is not None:
+        raise refuse(problem)
+    if type(kept) is not int or not 0 <= kept <= rows * columns:
+        raise refuse(f"it keeps {short(kept)} of its {rows * columns} weights")
+    encoding = Encoding(header["values"], header["group"])
+    arrays = {}
+    for part, (dtype, shape) in array_shapes(rows, columns, encoding, pattern, kept).items():
+        whole_name = f"{name}.{part}"
+        if 0 in shape:
+            if whole_name in names:
+                raise refuse(f"it has {part}, though a tensor of its description has none")
+            arrays[part] = np.empty(shape, dtype)
+            continue
+        if whole_name not in names:
+            raise refuse(f"its {part} are missing")
+        names.remove(whole_name)
+        view = stored.get_slice(whole_name)
+        found = (_DTYPES.get(view.get_dtype()), tuple(view.get_shape()))
+        if found != (dtype, shape):
+            raise refuse(f"its {part} are {view.get_dtype()} {list(found[1])}, not {dtype} {list(shape)}")
+        arrays[part] = stored.get_tensor(whole_name)
+    packed = PackedTensor(rows, columns, encoding, pattern, **arrays)
+    if packed.kept != kept:
+        raise refuse(f"its mask keeps {packed.kept} weights, its description says {kept}")
+    packed.validate(name)
+    return packed
+
+
+def _other(stored: Any, name: str) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = stored.get_tensor(name)
+    except (TypeError, AttributeError, ValueError) as error:
+        # Types that numpy lacks (bf16, eight-bit floats), and shapes beyond its limits.
+        raise ArtifactError(
+            f"tensor {short(name)} cannot be read into numpy ({error}); store it as float32 or float16"
+        ) from None
+    return array
