@@ -144,9 +144,9 @@ def _decode(values: NDArray[Any], kind: ValueType) -> NDArray[np.float32]:
 
 def _join_nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Two codes to a byte, the first in the low half."""
-    nibbles = codes.view(np.uint8) & 0x0F
-    joined: NDArray[np.uint8] = nibbles[0::2].copy()
-    joined[: len(codes) // 2] |= nibbles[1::2] << 4
+    nibbles: NDArray[np.uint8] = codes.view(np.uint8) & np.uint8(0x0F)
+    joined = nibbles[0::2].copy()
+    joined[: len(codes) // 2] |= nibbles[1::2] << np.uint8(4)
     return joined
 
 

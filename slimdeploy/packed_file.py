@@ -48,6 +48,18 @@ def write_packed(file: Path, tensors: Mapping[str, PackedTensor], others: Mappin
     metadata = {"format": FORMAT, "version": VERSION, "packed": json.dumps(header)}
     with new_file(file) as aside:
         save_file(arrays, aside, metadata)
+        _fix_order(aside, metadata)
+
+
+def _fix_order(file: Path, metadata: dict[str, str]) -> None:
+    """Give a file's metadata its order: safetensors writes it in any, and equal inputs shall give equal files."""
+    with file.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length)) | {"__metadata__": metadata}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        assert len(text) == length, f"{file} has a header of {length} bytes, which became {len(text)}"
+        stream.seek(8)
+        stream.write(text)
 
 
 def read_packed(file: Path) -> tuple[dict[str, PackedTensor], dict[str, NDArray[Any]]]:
@@ -59,12 +71,24 @@ def read_packed(file: Path) -> tuple[dict[str, PackedTensor], dict[str, NDArray[
 
     try:
         with safe_open(file, framework="numpy") as stored:
+            _refuse_duplicates(file)
             names = set(stored.keys())
             tensors = {name: _read(stored, names, name, header) for name, header in _headers(stored, file).items()}
             others = {name: _other(stored, name) for name in sorted(names)}
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{file} is truncated or no safetensors file ({error}); export the model again") from None
     return tensors, others
+
+
+def _refuse_duplicates(file: Path) -> None:
+    """Raises ArtifactError where the header names a tensor twice, of which safetensors takes the last."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(length)
+    try:
+        json.loads(header, object_pairs_hook=_without_duplicates)
+    except ValueError as error:
+        raise ArtifactError(f"{file} has a header that contradicts itself: {error}; export the model again") from None
 
 
 def _headers(stored: Any, file: Path) -> dict[str, Any]:
