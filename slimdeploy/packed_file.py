@@ -140,16 +140,16 @@ def _read(stored: Any, names: set[str], name: str, header: Any) -> PackedTensor:
         whole_name = f"{name}.{part}"
         if 0 in shape:
             if whole_name in names:
-                raise refuse(f"it has {part}, though a tensor of its description has none")
+                raise refuse(f"it has an array '{part}', which a tensor of its description has not")
             arrays[part] = np.empty(shape, dtype)
             continue
         if whole_name not in names:
-            raise refuse(f"its {part} are missing")
+            raise refuse(f"its array '{part}' is missing")
         names.remove(whole_name)
         view = stored.get_slice(whole_name)
         found = (_DTYPES.get(view.get_dtype()), tuple(view.get_shape()))
         if found != (dtype, shape):
-            raise refuse(f"its {part} are {view.get_dtype()} {list(found[1])}, not {dtype} {list(shape)}")
+            raise refuse(f"its array '{part}' is {view.get_dtype()} {list(found[1])}, not {dtype} {list(shape)}")
         arrays[part] = stored.get_tensor(whole_name)
     packed = PackedTensor(rows, columns, encoding, pattern, **arrays)
     if packed.kept != kept:

@@ -167,9 +167,9 @@ def tensor_problems(packed: PackedTensor) -> Iterator[str]:
 
 def _array_problems(name: str, array: NDArray[Any], dtype: str, shape: tuple[int, ...]) -> Iterator[str]:
     if array.dtype != np.dtype(dtype) or array.shape != shape:
-        yield f"its {name} are {array.dtype} {list(array.shape)}, not {dtype} {list(shape)}"
+        yield f"its array '{name}' is {array.dtype} {list(array.shape)}, not {dtype} {list(shape)}"
     if not array.flags.c_contiguous:
-        yield f"its {name} do not lie in memory in row-major order"
+        yield f"its array '{name}' does not lie in memory in row-major order"
 
 
 def mask_problems(mask: NDArray[np.uint8], columns: int, pattern: str) -> Iterator[str]:
