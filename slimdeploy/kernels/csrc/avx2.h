@@ -1,0 +1,175 @@
+// AVX2 with FMA and F16C: operations for linear.h. 8 lanes; bf16 and fp16 weights are multiplied as floats.
+// `Products` says how bytes are multiplied: with the VNNI instruction or without.
+
+#ifndef SLIMDEPLOY_AVX2_H
+#define SLIMDEPLOY_AVX2_H
+
+#include <immintrin.h>
+
+#include "expand.h"
+#include "linear.h"
+
+namespace slimdeploy {
+namespace {
+
+template <class Products>
+struct Avx2 {
+    static constexpr int kLanes = 8, kOffset = Products::kOffset, kStreams = 4, kPanelVectors = 2, kPanelTile = 4;
+    struct Chunk {
+        __m256i half[2];  // 32 columns each
+    };
+    struct Words {
+        __m128i part[4];  // 8 columns each
+    };
+    using Ints = __m256i;
+    using Units = __m256i;
+    using Floats = __m256;
+
+    static SLIMDEPLOY_INLINE __m128i load_128(const void *p) { return _mm_loadu_si128(static_cast<const __m128i *>(p)); }
+    static SLIMDEPLOY_INLINE __m256i load_256(const void *p) {
+        return _mm256_loadu_si256(static_cast<const __m256i *>(p));
+    }
+
+    // 16 q from the low or from the high nibbles.
+    static SLIMDEPLOY_INLINE __m256i high_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(char(0xF0))); }
+    static SLIMDEPLOY_INLINE __m256i low_nibbles(__m256i v) { return high_nibbles(_mm256_slli_epi16(v, 4)); }
+    static SLIMDEPLOY_INLINE Chunk high_nibbles(Chunk c) { return {{high_nibbles(c.half[0]), high_nibbles(c.half[1])}}; }
+    static SLIMDEPLOY_INLINE Chunk low_nibbles(Chunk c) { return {{low_nibbles(c.half[0]), low_nibbles(c.half[1])}}; }
+
+    static SLIMDEPLOY_INLINE __m128i spread(uint64_t mask, const uint8_t *p) {
+        const __m128i first = load_128(kExpand.first[mask & 0xFF]), second = load_128(kExpand.second[mask >> 8 & 0xFF]);
+        return _mm_shuffle_epi8(load_128(p), _mm_add_epi8(first, second));
+    }
+    static SLIMDEPLOY_INLINE Chunk expand(uint64_t mask, const uint8_t *p) {
+        const __m128i a = spread(mask, p);
+        const __m128i b = spread(mask >> 16, p + __builtin_popcountll(mask & 0xFFFF));
+        const __m128i c = spread(mask >> 32, p + __builtin_popcountll(mask & 0xFFFFFFFF));
+        const __m128i d = spread(mask >> 48, p + __builtin_popcountll(mask << 16));
+        return {{_mm256_set_m128i(b, a), _mm256_set_m128i(d, c)}};
+    }
+    static SLIMDEPLOY_INLINE Chunk expand_low(uint64_t mask, const uint8_t *p) { return low_nibbles(expand(mask, p)); }
+    static SLIMDEPLOY_INLINE Chunk expand_high(uint64_t mask, const uint8_t *p) { return high_nibbles(expand(mask, p)); }
+    static SLIMDEPLOY_INLINE Chunk load(const uint8_t *p) { return {{load_256(p), load_256(p + 32)}}; }
+    static SLIMDEPLOY_INLINE Chunk load_low(const uint8_t *p) { return low_nibbles(load(p)); }
+    static SLIMDEPLOY_INLINE Chunk load_high(const uint8_t *p) { return high_nibbles(load(p)); }
+    static SLIMDEPLOY_INLINE Words load16(const uint8_t *p) {
+        return {{load_128(p), load_128(p + 16), load_128(p + 32), load_128(p + 48)}};
+    }
+    static SLIMDEPLOY_INLINE __m128i spread_words(uint32_t mask, const uint8_t *p) {
+        return _mm_shuffle_epi8(load_128(p), load_128(kExpand.words[mask & 0xFF]));
+    }
+    static SLIMDEPLOY_INLINE Words expand16(uint32_t mask, const uint8_t *p) {
+        return {{spread_words(mask, p), spread_words(mask >> 8, p + 2 * __builtin_popcount(mask & 0xFF)),
+                 spread_words(mask >> 16, p + 2 * __builtin_popcount(mask & 0xFFFF)),
+                 spread_words(mask >> 24, p + 2 * __builtin_popcount(mask & 0xFFFFFF))}};
+    }
+    static SLIMDEPLOY_INLINE void store(uint32_t *p, Chunk chunk) {
+        _mm256_store_si256(reinterpret_cast<__m256i *>(p), chunk.half[0]);
+        _mm256_store_si256(reinterpret_cast<__m256i *>(p + 8), chunk.half[1]);
+    }
+
+    static SLIMDEPLOY_INLINE Ints zero_ints() { return _mm256_setzero_si256(); }
+    static SLIMDEPLOY_INLINE Ints dot(Ints sum, const uint8_t *x, Chunk chunk) {
+        sum = Products::add(sum, load_256(x), chunk.half[0]);
+        return Products::add(sum, load_256(x + 32), chunk.half[1]);
+    }
+    static SLIMDEPLOY_INLINE Floats dot_by_32(Floats sum, const uint8_t *x, Chunk chunk, const uint8_t *scales) {
+        SLIMDEPLOY_UNROLL
+        for (int half = 0; half < 2; half++) {
+            const __m256i ints = Products::add(zero_ints(), load_256(x + 32 * half), chunk.half[half]);
+            sum = multiply_add(sum, ints, broadcast(bf16_to_float(scales + 2 * half)));
+        }
+        return sum;
+    }
+
+    static SLIMDEPLOY_INLINE Floats zero() { return _mm256_setzero_ps(); }
+    static SLIMDEPLOY_INLINE Floats broadcast(float value) { return _mm256_set1_ps(value); }
+    static SLIMDEPLOY_INLINE Floats multiply_add(Floats sum, Ints ints, Floats scale) {
+        return _mm256_fmadd_ps(_mm256_cvtepi32_ps(ints), scale, sum);
+    }
+    static SLIMDEPLOY_INLINE float total(Floats sum) {
+        __m128 four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+        four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+    }
+    static SLIMDEPLOY_INLINE Floats load_floats(const float *p) { return _mm256_load_ps(p); }
+    static SLIMDEPLOY_INLINE void store_floats(float *p, Floats value) { _mm256_store_ps(p, value); }
+
+    static SLIMDEPLOY_INLINE Units load_units(const uint32_t *p) {
+        return _mm256_load_si256(reinterpret_cast<const __m256i *>(p));
+    }
+    static SLIMDEPLOY_INLINE Units broadcast_unit(const uint8_t *p) {
+        int unit;
+        memcpy(&unit, p, sizeof unit);
+        return _mm256_set1_epi32(unit);
+    }
+    static SLIMDEPLOY_INLINE Ints dot_units(Ints sum, Units x, Units weights) { return Products::add(sum, x, weights); }
+
+    static SLIMDEPLOY_INLINE __m256 load_some(const float *x, size_t left) {
+        if (left >= 8) return _mm256_loadu_ps(x);
+        const __m256i places = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        return _mm256_maskload_ps(x, _mm256_cmpgt_epi32(_mm256_set1_epi32(int(left)), places));
+    }
+    // Largest magnitude by bit pattern, so that infinity and NaN come out on top.
+    static float round_int8(const float *x, size_t columns, size_t blocks, void *out) {
+        __m256i most = _mm256_setzero_si256();
+        for (size_t k = 0; k < columns; k += 8) {
+            const __m256i bits = _mm256_castps_si256(load_some(x + k, columns - k));
+            most = _mm256_max_epu32(most, _mm256_and_si256(bits, _mm256_set1_epi32(0x7FFFFFFF)));
+        }
+        alignas(32) uint32_t lanes[kLanes];
+        _mm256_store_si256(reinterpret_cast<__m256i *>(lanes), most);
+        uint32_t largest = 0;
+        for (uint32_t lane : lanes) largest = lane > largest ? lane : largest;
+        const Int8Rounding rounding(largest);
+        const __m256 inverse = _mm256_set1_ps(rounding.inverse);
+        uint8_t *bytes = static_cast<uint8_t *>(out);
+        for (size_t k = 0; k < blocks * kBlockColumns; k += 8) {
+            const __m256 scaled = _mm256_mul_ps(load_some(x + k, k < columns ? columns - k : 0), inverse);
+            const __m256i codes = _mm256_add_epi32(_mm256_cvtps_epi32(scaled), _mm256_set1_epi32(kOffset));
+            const __m256i low_bytes = _mm256_setr_epi32(0x0C080400, -1, -1, -1, 0x0C080400, -1, -1, -1);
+            const __m256i packed = _mm256_shuffle_epi8(codes, low_bytes);
+            const __m128i eight = _mm_unpacklo_epi32(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1));
+            _mm_storel_epi64(reinterpret_cast<__m128i *>(bytes + k), eight);
+        }
+        return rounding.scale;
+    }
+
+    template <class Widen, RoundKernel kRound>
+    struct ByFloats {
+        using Activation = float;
+        static constexpr RoundKernel round = kRound;
+        static SLIMDEPLOY_INLINE Floats dot(Floats sum, const float *x, Words words) {
+            SLIMDEPLOY_UNROLL
+            for (int i = 0; i < 4; i++) {
+                sum = _mm256_fmadd_ps(_mm256_loadu_ps(x + 8 * i), Widen::floats(words.part[i]), sum);
+            }
+            return sum;
+        }
+        static SLIMDEPLOY_INLINE void store(uint32_t *p, Words words) {
+            SLIMDEPLOY_UNROLL
+            for (int i = 0; i < 4; i++) {
+                const __m256i floats = _mm256_castps_si256(Widen::floats(words.part[i]));
+                _mm256_store_si256(reinterpret_cast<__m256i *>(p + 8 * i), floats);
+            }
+        }
+        static SLIMDEPLOY_INLINE Floats dot_units(Floats sum, Units x, Units weights) {
+            return _mm256_fmadd_ps(_mm256_castsi256_ps(x), _mm256_castsi256_ps(weights), sum);
+        }
+    };
+    struct WidenFp16 {
+        static SLIMDEPLOY_INLINE Floats floats(__m128i words) { return _mm256_cvtph_ps(words); }
+    };
+    struct WidenBf16 {
+        static SLIMDEPLOY_INLINE Floats floats(__m128i words) {
+            return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
+        }
+    };
+    using Fp16 = ByFloats<WidenFp16, copy_floats>;
+    using Bf16 = ByFloats<WidenBf16, round_to_bf16>;
+};
+
+}  // namespace
+}  // namespace slimdeploy
+
+#endif
