@@ -51,6 +51,8 @@ right one. Likelihood: the right choice is the likeliest of those offered; guess
 
 {accuracy}
 
+The recipe was settled while looking at answers to the first 1,000 of these questions; no weights were chosen by them.
+
 ## Architecture
 
 - Vision tower: CLIP, {vision_layers} layers, {vision_width} wide, MLP {vision_mlp}, patches of {patch} pixels, \
