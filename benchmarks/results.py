@@ -14,6 +14,7 @@ from rich.table import Table
 from slimdeploy.report import now, this_machine
 
 RESULTS = Path(__file__).parent / "results"
+_WIDTH = 160
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,22 @@ class Row:
         return self.value <= self.goal if self.at_most else self.value >= self.goal
 
 
-def publish(name: str, rows: Sequence[Row]) -> None:
-    """Print the table and write benchmarks/results/NAME.json."""
+def publish(
+    name: str, rows: Sequence[Row], details: Sequence[Table | str] = (), *, as_json: bool = False, keep: bool = True
+) -> None:
+    """Print the details and the table of goals, or all of it as JSON, and write benchmarks/results/NAME.json.
+
+    details: what was measured beside the goals. keep: False for a trial, whose figures mean nothing.
+    """
     table = Table("figure", "value", "goal", "met", box=box.MARKDOWN)
     for row in rows:
         bound = "at most" if row.at_most else "at least"
         table.add_row(row.name, f"{row.value:.4g} {row.unit}", f"{bound} {row.goal:g}", "yes" if row.met else "no")
-    console = Console(width=120)
+    console = Console(width=_WIDTH)
     with console.capture() as capture:
-        console.print(table)
-    text = "\n".join(line.rstrip() for line in capture.get().strip().splitlines())
-    console.print(text, highlight=False)
+        for part in (*details, table):
+            console.print(part, highlight=False)
+    text = "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines())
     result = {
         "machine": asdict(this_machine()),
         "date": now(),
@@ -49,5 +55,8 @@ def publish(name: str, rows: Sequence[Row]) -> None:
         "rows": [asdict(row) | {"met": row.met} for row in rows],
         "table": text,
     }
+    console.print(json.dumps(result, indent=1) if as_json else text, highlight=False, markup=False, soft_wrap=True)
+    if not keep:
+        return
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
