@@ -4,12 +4,15 @@ CONFIG ?= deploy.toml
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test check format bench-demo clean
+.PHONY: install demo test check format bench-demo bench-kernels wheels clean
 
-.venv/installed: pyproject.toml constraints.txt
+KERNELS := slimdeploy/kernels
+
+.venv/installed: pyproject.toml constraints.txt setup.py $(wildcard $(KERNELS)/csrc/*)
 	@echo "installing into .venv; the first time takes minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[compress,edge,dev]'
+	@! test -e $(KERNELS)/not_built.txt || { echo "warning: no compiled kernels, so packed models will be slow:"; cat $(KERNELS)/not_built.txt; }
 	touch $@
 
 install: .venv/installed
@@ -32,9 +35,27 @@ check: .venv/installed
 bench-demo: .venv/installed
 	$(BIN)/python benchmarks/demo.py
 
+# SLIMDEPLOY_BENCH_GGML=FOLDER adds llama.cpp; benchmarks/README.md tells how.
+bench-kernels: .venv/installed
+	$(BIN)/python benchmarks/kernels.py
+
 format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# What devices install: wheels for x86-64 and 64-bit Arm with every instruction set. No newer glibc than onnxruntime needs.
+# Needs g++ and g++-aarch64-linux-gnu; each wheel is built from the source distribution.
+wheels: export SLIMDEPLOY_REQUIRE_KERNELS = 1
+wheels: .venv/installed
+	rm -rf build/wheels dist/wheels
+	$(BIN)/python -m build --outdir build/wheels
+	CMAKE_TOOLCHAIN_FILE=$(CURDIR)/$(KERNELS)/csrc/aarch64.cmake $(BIN)/python -m build --outdir build/wheels \
+	    --config-setting=--build-option=--plat-name=linux_aarch64
+	for machine in x86_64 aarch64; do \
+	    PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --plat manylinux_2_28_$$machine --wheel-dir dist/wheels \
+	        build/wheels/*$$machine.whl || exit 1; \
+	done
+	mv build/wheels/*.tar.gz dist/wheels
+
 clean:
-	rm -rf .venv dist build *.egg-info
+	rm -rf .venv dist build *.egg-info $(KERNELS)/*.so $(KERNELS)/not_built.txt

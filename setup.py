@@ -5,6 +5,7 @@ what a build prints, so `slimdeploy doctor` shows it. SLIMDEPLOY_REQUIRE_KERNELS
 """
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -33,7 +34,7 @@ class BuildKernels(build_ext):
         for name in (LIBRARY, REASON):
             (folder / name).unlink(missing_ok=True)
         try:
-            shutil.copy(build(Path("build").resolve() / f"kernels-{self.plat_name}"), folder)
+            shutil.copy(build(), folder)
         except KernelsError as error:
             if os.environ.get("SLIMDEPLOY_REQUIRE_KERNELS") == "1":
                 raise
@@ -53,10 +54,12 @@ def compiler() -> str | None:
     return os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 
 
-def build(folder: Path) -> Path:
-    """Builds in a folder, which later builds continue, and returns the library's file."""
-    if compiler() is None and "CMAKE_TOOLCHAIN_FILE" not in os.environ:
+def build() -> Path:
+    """Builds in a folder that later builds continue, and returns the library's file."""
+    toolchain = os.environ.get("CMAKE_TOOLCHAIN_FILE")
+    if compiler() is None and toolchain is None:
         raise KernelsError("no C++ compiler (c++, g++ or clang++) is on the PATH, and CXX is not set")
+    folder = Path("build").resolve() / f"kernels-{Path(toolchain).stem if toolchain else platform.machine()}"
     # Without its cache CMake looks for everything anew, but compiles only what has changed.
     (folder / "CMakeCache.txt").unlink(missing_ok=True)
     generator = () if shutil.which("make") else ("-G", "Ninja")

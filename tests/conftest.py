@@ -14,12 +14,22 @@ import pytest
 if TYPE_CHECKING:
     from slimdeploy.model import Model
 
+# What the tests with a marker run, and the Debian packages that hold it.
+PROGRAMS = {
+    "chromium": (["chromium"], "chromium"),
+    "compiler": (["c++", "cmake"], "g++ cmake"),
+    "cross": (
+        ["aarch64-linux-gnu-g++", "qemu-aarch64-static", "cmake"],
+        "g++-aarch64-linux-gnu qemu-user-static cmake",
+    ),
+}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--everything",
         action="store_true",
-        help="also run tests that need Chromium or the package index; a skipped test is then a failure",
+        help="also run tests that need the package index; a skipped test is then a failure",
     )
 
 
@@ -28,8 +38,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("network") and not everything:
             item.add_marker(pytest.mark.skip(reason="installs packages; run with --everything"))
-        if item.get_closest_marker("chromium") and shutil.which("chromium") is None:
-            item.add_marker(pytest.mark.skip(reason="needs Chromium: apt-get install chromium"))
+        for marker, (programs, packages) in PROGRAMS.items():
+            if item.get_closest_marker(marker) and not all(map(shutil.which, programs)):
+                item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(programs)}: apt-get install {packages}"))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -46,6 +57,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import make_tiny_llava
 
     return make_tiny_llava(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For this machine; without the kernels' library where there is no C++ compiler."""
+    from wheels import build_wheel
+
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The wheel holds all there is, and what the edge extra installs is enough to serve."""
 
-import shutil
 import subprocess
 import sys
 import venv
@@ -11,44 +10,23 @@ import httpx
 import pytest
 from artifacts import new_artifact
 from tiny import make_samples, make_tiny_llava
+from wheels import INSTALLED_AS, KERNELS, ROOT, pip
 
 from slimdeploy.artifact import Manifest
 from slimdeploy.config import ExportConfig
 from slimdeploy.progress import Progress
 
-ROOT = Path(__file__).parent.parent
-INSTALLED_AS = {"slimdeploy": "slimdeploy", "exporters": "slimdeploy/exporters", "serve": "slimdeploy/serve"}
 
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: building leaves its traces beside the sources."""
-    folder = tmp_path_factory.mktemp("wheel")
-    for name in INSTALLED_AS:
-        shutil.copytree(ROOT / name, folder / "source" / name)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder / "source")
-    pip(sys.executable, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, folder / "source")
-    (built,) = folder.glob("*.whl")
-    return built
-
-
-def pip(python: Path | str, *arguments: object) -> None:
-    command = [str(python), "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
-
-
-def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
-    packed = set(zipfile.ZipFile(wheel).namelist())
+def test_the_wheel_holds_the_tree_and_the_kernels_and_nothing_else(wheel: Path) -> None:
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if not name.startswith("slimdeploy-")}
     expected = {
         f"{installed}/{file.relative_to(ROOT / folder).as_posix()}"
         for folder, installed in INSTALLED_AS.items()
         for file in (ROOT / folder).rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
+        if file.is_file() and not {"__pycache__", "csrc"} & set(file.parts)
     }
-    assert expected - packed == set()
-    assert {name for name in packed if not name.startswith(("slimdeploy/", "slimdeploy-"))} == set()
+    assert packed - set(KERNELS) == expected - set(KERNELS)
+    assert len(packed & set(KERNELS)) == 1
 
 
 def test_nothing_of_the_edge_imports_torch() -> None:

@@ -1,0 +1,107 @@
+"""The kernels' library in the wheel: where it runs, what it needs, and what happens where it cannot be built."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from wheels import ARM, CSRC, KERNELS, NO_COMPILER, ROOT, build_wheel, copy_tree, install
+
+LIBRARY, REASON = KERNELS
+X86 = ["amx", "avx512_bf16", "avx512", "avx2_vnni", "avx2", "portable"]
+SHOW = """
+import json
+from slimdeploy.kernels.library import instruction_sets
+print(json.dumps([(found.name, found.supported) for found in instruction_sets()]))
+"""
+
+
+def contents(wheel: Path, name: str) -> str:
+    return zipfile.ZipFile(wheel).read(name).decode()
+
+
+@pytest.mark.compiler
+def test_a_machine_without_a_compiler_gets_the_fast_kernels_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    programs = install(wheel, tmp_path / "device")
+    bare = {"PATH": str(programs), "HOME": str(tmp_path)}
+    shown = subprocess.run([programs / "python", "-c", SHOW], capture_output=True, text=True, env=bare, cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    found = dict(json.loads(shown.stdout))
+    assert found["portable"]
+    if platform.machine() == "x86_64":
+        assert list(found) == X86
+        flags = Path("/proc/cpuinfo").read_text().split()
+        assert found["avx2"] == ("avx2" in flags)
+        assert found["avx512"] == ("avx512_vbmi2" in flags and "avx512_vnni" in flags)
+
+
+@pytest.mark.compiler
+def test_one_wheel_serves_every_python_on_devices_where_onnxruntime_runs(wheel: Path, tmp_path: Path) -> None:
+    machine = platform.machine()
+    assert wheel.name.endswith(f"-py3-none-linux_{machine}.whl")
+    assert tagged(wheel, tmp_path, machine).endswith(f"-py3-none-manylinux_2_28_{machine}.whl")
+
+
+@pytest.mark.cross
+def test_the_wheel_for_64_bit_arm_is_built_on_any_machine(tmp_path: Path) -> None:
+    arm = build_wheel(tmp_path, "--config-settings=--build-option=--plat-name=linux_aarch64", **ARM)
+    assert zipfile.ZipFile(arm).read(LIBRARY)[18:20] == b"\xb7\x00"  # ELF e_machine: EM_AARCH64
+    assert tagged(arm, tmp_path, "aarch64").endswith("-py3-none-manylinux_2_28_aarch64.whl")
+
+
+def tagged(wheel: Path, folder: Path, machine: str) -> str:
+    """The wheel's name after auditwheel, which fails where the library needs a newer glibc than onnxruntime does."""
+    command = [sys.executable, "-m", "auditwheel", "repair", "--plat", f"manylinux_2_28_{machine}", "--only-plat"]
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    result = subprocess.run(
+        [*command, "--wheel-dir", folder / "tagged", wheel], capture_output=True, text=True, env=os.environ | path
+    )
+    assert result.returncode == 0, result.stderr
+    (built,) = (folder / "tagged").iterdir()
+    return built.name
+
+
+def test_without_a_compiler_the_package_is_installed_and_says_why_it_is_slow(tmp_path: Path) -> None:
+    wheel = build_wheel(tmp_path, SLIMDEPLOY_REQUIRE_KERNELS="", **NO_COMPILER)
+    assert LIBRARY not in zipfile.ZipFile(wheel).namelist()
+    assert contents(wheel, REASON).startswith("no C++ compiler")
+
+
+@pytest.mark.compiler
+def test_a_build_that_fails_gives_its_last_lines_as_the_reason(tmp_path: Path) -> None:
+    wheel = build_wheel(tmp_path, SLIMDEPLOY_REQUIRE_KERNELS="", CMAKE_TOOLCHAIN_FILE=str(tmp_path / "no.cmake"))
+    assert LIBRARY not in zipfile.ZipFile(wheel).namelist()
+    assert "no.cmake" in contents(wheel, REASON)
+
+
+def test_whoever_requires_the_kernels_gets_an_error_instead(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"no C\+\+ compiler"):
+        build_wheel(tmp_path, SLIMDEPLOY_REQUIRE_KERNELS="1", **NO_COMPILER)
+
+
+@pytest.mark.compiler
+def test_no_instruction_set_leaks_into_code_that_runs_on_every_machine(wheel: Path) -> None:
+    """A function that the linker may take from any file would bring that file's instructions to older machines."""
+    folder = ROOT / "build" / f"kernels-{platform.machine()}" / "CMakeFiles" / "slimdeploy_kernels.dir"
+    objects = [file for file in folder.glob("*.o") if file.name.startswith(("avx", "amx", "neon"))]
+    assert objects
+    for file in objects:
+        symbols = subprocess.run(["nm", "-C", file], capture_output=True, text=True, check=True).stdout.splitlines()
+        assert [line for line in symbols if line[17:18] in "WVu"] == [], file.name
+
+
+def test_the_source_distribution_holds_the_sources_of_the_kernels(tmp_path: Path) -> None:
+    source = copy_tree(tmp_path / "source")
+    script = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", script], cwd=source, check=True, capture_output=True)
+    (packed,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(packed) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {f"slimdeploy/kernels/csrc/{file.name}" for file in CSRC.iterdir()} <= names
+    assert "setup.py" in names
+    assert not names & set(KERNELS)
