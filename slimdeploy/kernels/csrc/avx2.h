@@ -36,16 +36,22 @@ struct Avx2 {
     static SLIMDEPLOY_INLINE Chunk high_nibbles(Chunk c) { return {{high_nibbles(c.half[0]), high_nibbles(c.half[1])}}; }
     static SLIMDEPLOY_INLINE Chunk low_nibbles(Chunk c) { return {{low_nibbles(c.half[0]), low_nibbles(c.half[1])}}; }
 
+    // The table's entry for the byte of the mask at bit kShift. Rotated to 16 times the byte, as one instruction does it.
+    template <int kShift>
+    static SLIMDEPLOY_INLINE __m128i entry(const uint8_t (&table)[256][16], uint64_t mask) {
+        constexpr int kRotation = (kShift + 60) % 64;
+        const uint64_t offset = (mask >> kRotation | mask << (64 - kRotation)) & 0xFF0;
+        return load_128(table[0] + offset);
+    }
+    template <int kShift>
     static SLIMDEPLOY_INLINE __m128i spread(uint64_t mask, const uint8_t *p) {
-        const __m128i first = load_128(kExpand.first[mask & 0xFF]), second = load_128(kExpand.second[mask >> 8 & 0xFF]);
+        p += __builtin_popcountll(mask & ((uint64_t(1) << kShift) - 1));
+        const __m128i first = entry<kShift>(kExpand.first, mask), second = entry<kShift + 8>(kExpand.second, mask);
         return _mm_shuffle_epi8(load_128(p), _mm_add_epi8(first, second));
     }
     static SLIMDEPLOY_INLINE Chunk expand(uint64_t mask, const uint8_t *p) {
-        const __m128i a = spread(mask, p);
-        const __m128i b = spread(mask >> 16, p + __builtin_popcountll(mask & 0xFFFF));
-        const __m128i c = spread(mask >> 32, p + __builtin_popcountll(mask & 0xFFFFFFFF));
-        const __m128i d = spread(mask >> 48, p + __builtin_popcountll(mask << 16));
-        return {{_mm256_set_m128i(b, a), _mm256_set_m128i(d, c)}};
+        return {{_mm256_set_m128i(spread<16>(mask, p), spread<0>(mask, p)),
+                 _mm256_set_m128i(spread<48>(mask, p), spread<32>(mask, p))}};
     }
     static SLIMDEPLOY_INLINE Chunk expand_low(uint64_t mask, const uint8_t *p) { return low_nibbles(expand(mask, p)); }
     static SLIMDEPLOY_INLINE Chunk expand_high(uint64_t mask, const uint8_t *p) { return high_nibbles(expand(mask, p)); }
@@ -55,13 +61,13 @@ struct Avx2 {
     static SLIMDEPLOY_INLINE Words load16(const uint8_t *p) {
         return {{load_128(p), load_128(p + 16), load_128(p + 32), load_128(p + 48)}};
     }
+    template <int kShift>
     static SLIMDEPLOY_INLINE __m128i spread_words(uint32_t mask, const uint8_t *p) {
-        return _mm_shuffle_epi8(load_128(p), load_128(kExpand.words[mask & 0xFF]));
+        const int before = __builtin_popcount(mask & ((1u << kShift) - 1));
+        return _mm_shuffle_epi8(load_128(p + 2 * before), entry<kShift>(kExpand.words, mask));
     }
     static SLIMDEPLOY_INLINE Words expand16(uint32_t mask, const uint8_t *p) {
-        return {{spread_words(mask, p), spread_words(mask >> 8, p + 2 * __builtin_popcount(mask & 0xFF)),
-                 spread_words(mask >> 16, p + 2 * __builtin_popcount(mask & 0xFFFF)),
-                 spread_words(mask >> 24, p + 2 * __builtin_popcount(mask & 0xFFFFFF))}};
+        return {{spread_words<0>(mask, p), spread_words<8>(mask, p), spread_words<16>(mask, p), spread_words<24>(mask, p)}};
     }
     static SLIMDEPLOY_INLINE void store(uint32_t *p, Chunk chunk) {
         _mm256_store_si256(reinterpret_cast<__m256i *>(p), chunk.half[0]);
@@ -140,11 +146,13 @@ struct Avx2 {
         using Activation = float;
         static constexpr RoundKernel round = kRound;
         static SLIMDEPLOY_INLINE Floats dot(Floats sum, const float *x, Words words) {
+            // One addition to `sum` at the end keeps the chain of additions through a row short.
+            __m256 part = _mm256_mul_ps(_mm256_loadu_ps(x), Widen::floats(words.part[0]));
             SLIMDEPLOY_UNROLL
-            for (int i = 0; i < 4; i++) {
-                sum = _mm256_fmadd_ps(_mm256_loadu_ps(x + 8 * i), Widen::floats(words.part[i]), sum);
+            for (int i = 1; i < 4; i++) {
+                part = _mm256_fmadd_ps(_mm256_loadu_ps(x + 8 * i), Widen::floats(words.part[i]), part);
             }
-            return sum;
+            return _mm256_add_ps(sum, part);
         }
         static SLIMDEPLOY_INLINE void store(uint32_t *p, Words words) {
             SLIMDEPLOY_UNROLL
