@@ -11,7 +11,9 @@ namespace slimdeploy {
 namespace {
 
 struct Neon {
-    static constexpr int kLanes = 4, kOffset = 0, kStreams = 4, kPanelVectors = 4, kPanelTile = 4;
+    static constexpr int kLanes = 4, kOffset = 0, kPanelVectors = 4, kPanelTile = 4;
+    using Few = Neon;
+    using Bytes = const uint8_t *;
     struct Chunk {
         int8x16_t part[4];
     };
@@ -87,14 +89,18 @@ struct Neon {
         for (int i = 0; i < 4; i++) vst1q_u32(p + 4 * i, vreinterpretq_u32_s8(chunk.part[i]));
     }
 
+    static SLIMDEPLOY_INLINE Bytes load_bytes(const uint8_t *x) { return x; }
     static SLIMDEPLOY_INLINE int8x16_t codes(const uint8_t *x) { return vreinterpretq_s8_u8(vld1q_u8(x)); }
+    static SLIMDEPLOY_INLINE void load_scales(const uint8_t *p, Floats (&scale)[2]) {
+        for (int half = 0; half < 2; half++) scale[half] = broadcast(bf16_to_float(p + 2 * half));
+    }
     static SLIMDEPLOY_INLINE Ints zero_ints() { return vdupq_n_s32(0); }
-    static SLIMDEPLOY_INLINE Ints dot(Ints sum, const uint8_t *x, Chunk chunk) {
+    static SLIMDEPLOY_INLINE Ints dot(Ints sum, Bytes x, Chunk chunk) {
         SLIMDEPLOY_UNROLL
         for (int i = 0; i < 4; i++) sum = vdotq_s32(sum, codes(x + 16 * i), chunk.part[i]);
         return sum;
     }
-    static SLIMDEPLOY_INLINE Floats dot_by_32(Floats sum, const uint8_t *x, Chunk chunk, const uint8_t *scales) {
+    static SLIMDEPLOY_INLINE Floats dot_by_32(Floats sum, Bytes x, Chunk chunk, const uint8_t *scales) {
         SLIMDEPLOY_UNROLL
         for (int half = 0; half < 2; half++, x += 32) {
             Ints ints = vdotq_s32(zero_ints(), codes(x), chunk.part[2 * half]);
