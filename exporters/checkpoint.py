@@ -1,7 +1,7 @@
-"""The checkpoint that transformers loads: dense safetensors in which pruned weights are zeros."""
+"""The checkpoint that transformers loads: dense safetensors in which pruned weights are zeros, or packed ones."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..progress import Progress
 from ..samples import Sample
 from .job import ExportJob
 from .limits import refuse_quantized
+from .packing import ENCODINGS
 
 # Prompts whose logits are compared at a time: a batch holds the logits of every position.
 _BATCH = 4
@@ -27,18 +28,28 @@ def check(model: Model) -> None:
 def export(model: Model, folder: Path, job: ExportJob, progress: Progress) -> dict[str, Any]:
     """Write weights, configuration, tokenizer and processor; load them again and compare."""
     check(model)
+    weights = job.config.checkpoint.weights
+    if weights != "dense":
+        from .packed_checkpoint import export_packed
+
+        return export_packed(model, folder, job, ENCODINGS[weights], progress)
     model.save(folder)
     save_settings(model, folder)
     return verify_checkpoint(model, folder, job.prompts, progress)
 
 
-def save_settings(model: Model, folder: Path) -> None:
-    """Everything of a model but its weights: configuration, tokenizer, processor, chat template."""
+def save_settings(model: Model, folder: Path, quantization: Mapping[str, Any] | None = None) -> None:
+    """Everything of a model but its weights: configuration, tokenizer, processor, chat template.
+
+    quantization: how the weights are stored, for config.json, where they are not plain numbers.
+    """
     config = copy.deepcopy(model.config)
     config.architectures = [type(model.module).__name__]
     config.dtype = dtype_name(model)
     # The zeros are stored like any other number, and vLLM refuses a checkpoint that speaks of sparsity.
     vars(config).pop("sparsity_config", None)
+    if quantization is not None:
+        config.quantization_config = dict(quantization)
     with quiet_transformers():
         config.save_pretrained(folder)
         model.pretrained.generation_config.save_pretrained(folder)

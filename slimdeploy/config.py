@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from .errors import ConfigError
 
 ExportFormat = Literal["onnx", "vllm", "checkpoint"]
+CheckpointWeights = Literal["dense", "packed-int4", "packed-int8", "packed-bf16"]
 Criterion = Literal["wanda", "magnitude"]
 Metric = Literal["ttft", "tpot", "e2e", "throughput", "accuracy", "accuracy_retention", "artifact_mb"]
 
@@ -128,11 +129,22 @@ class RestoreConfig(Table):
     seed: Seed = Field(0, description="Order of the samples and start of the adapters.")
 
 
+class CheckpointConfig(Table):
+    """The transformers checkpoint."""
+
+    weights: CheckpointWeights = Field(
+        "dense",
+        description='"dense" (pruned weights are zeros that are stored), or without the zeros: "packed-int4",\n'
+        '"packed-int8", "packed-bf16". A packed one needs slimdeploy where it is loaded.',
+    )
+
+
 class ExportConfig(Table):
     """The form in which the model is shipped."""
 
     format: ExportFormat = Field("onnx", description='"onnx" (onnxruntime), "vllm", or "checkpoint" (transformers).')
     verify_prompts: Positive = Field(32, description="Prompts whose greedy tokens must equal torch's.")
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
 
 class ServeConfig(Table):

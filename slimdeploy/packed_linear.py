@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import sparse_linear
 from .packed import Encoding, PackedTensor
+from .packed_config import Description
 
 ARRAYS = ("mask", "values", "scales")
 
@@ -41,6 +42,18 @@ class PackedLinear(nn.Module):
         """Shares the arrays' memory."""
         mask, values, scales = (torch.from_numpy(array) for array in (packed.mask, packed.values, packed.scales))
         weight = sparse_linear.Weight(mask, values, scales, packed.columns, packed.encoding, packed.pattern)
+        return PackedLinear(weight, bias)
+
+    @staticmethod
+    def empty(description: Description, bias: Tensor | None) -> "PackedLinear":
+        """Without contents, to be loaded into; on the device "meta", which takes no memory."""
+        mask, values, scales = (
+            torch.empty(shape, dtype=getattr(torch, dtype), device="cpu" if 0 in shape else "meta")
+            for dtype, shape in description.arrays().values()
+        )
+        weight = sparse_linear.Weight(
+            mask, values, scales, description.columns, description.encoding, description.pattern
+        )
         return PackedLinear(weight, bias)
 
     @property
@@ -81,7 +94,8 @@ class PackedLinear(nn.Module):
         return self.__dict__ | {"_buffers": _with_bits(self._buffers, torch.uint16, torch.int16)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state | {"_buffers": _with_bits(state["_buffers"], torch.int16, torch.uint16)})
+        module: Any = super()
+        module.__setstate__(state | {"_buffers": _with_bits(state["_buffers"], torch.int16, torch.uint16)})
 
     def extra_repr(self) -> str:
         encoding: Encoding = self.encoding
