@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 LARGEST_CODE: Final = {"int8": 127, "int4": 7}
 # Where the largest weight of a group may land on the int4 codes, which end at 7. Beyond 7 it is clipped, so that the
 # others get a finer grid; below 7 the grid is coarser, which suits groups whose small weights are pruned. 7, 6 and 5
-# give weights that were int4 before exactly. Half-way points (6.5, 7.5) are left out: they lose half a step there.
+# give back what was unpacked before, exactly. Half-way points (6.5, 7.5) are left out: they lose half a step there.
 _INT4_PLACES: Final = (7.0, 5.0, 5.4, 6.0, 6.35, 6.7, 7.35, 7.7, 8.2, 9.0, 10.0)
 _SMALLEST_NORMAL: Final = np.float32(2.0**-126)
 
@@ -86,5 +86,6 @@ def _best_scale(grouped: NDArray[np.float32], top: NDArray[np.float32], largest:
     codes = _codes(np.divide(grouped, best[..., None], out=work), largest)
     across = np.einsum("rgc,rgc->rg", relative, codes)
     along = np.maximum(np.einsum("rgc,rgc->rg", codes, codes), 1)
-    consider(_scale_at(across / along * unit, 1))
+    # Held at the coarsest place: what was unpacked then finds its own scale again.
+    consider(_scale_at(np.minimum(across / along * unit, top / np.float32(min(_INT4_PLACES))), 1))
     return best

@@ -1,6 +1,7 @@
 """Packing keeps exactly what the format can hold, in memory and in a file."""
 
 import errno
+import re
 from pathlib import Path
 
 import numpy as np
@@ -214,3 +215,14 @@ def test_an_invalid_tensor_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="'gate': a scale is zero"):
         write_packed(tmp_path / "x", {"gate": packed}, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_the_specification_shows_the_bytes_that_are_written(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "packed-format.md").read_text(encoding="utf-8")
+    (header,) = re.findall(r"```json\n(.*)\n```", page)
+    length, data = (bytes.fromhex(block) for block in re.findall(r"```hex\n([^`]*)```", page))
+    weight = np.array([[0.5, 0, -1.5, 0, 3.5], [0, 1, 0, 0, -1.75]], np.float32)
+    packed = pack(weight, Encoding("int4", 32), "unstructured")
+    np.testing.assert_array_equal(unpack(packed), weight)
+    write_packed(tmp_path / "gate", {"gate": packed}, {})
+    assert (tmp_path / "gate").read_bytes() == length + header.encode() + b" " * 5 + data

@@ -47,6 +47,16 @@ def test_codes_and_scales_are_in_range(largest: int, group: int, weight: np.ndar
     assert not codes[weight == 0].any()
 
 
+@kinds
+@given(weight=weights)
+@settings(deadline=None)
+def test_what_was_quantised_is_quantised_again_without_loss(largest: int, group: int, weight: np.ndarray) -> None:
+    codes, scales = quantize(weight, largest, group)
+    once = -errors(np.zeros_like(weight), codes, scales, group)
+    again = -errors(np.zeros_like(weight), *quantize(once.astype(np.float32), largest, group), group)
+    np.testing.assert_array_equal(again, once)
+
+
 @given(weight=weights)
 def test_an_int8_weight_is_at_most_half_a_step_away(weight: np.ndarray) -> None:
     codes, scales = quantize(weight, 127, 0)
