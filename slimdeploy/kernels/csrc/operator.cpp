@@ -1,0 +1,340 @@
+// onnxruntime's operators slimdeploy::SparseLinear and slimdeploy::DenseLinear: y = x W^T with a packed weight.
+//
+// The packed weight is a constant of the model. Its kernel layout is made once, when the session is created, and the
+// pages of the file that it was read from are then given back, so that a weight is in memory once. Everything that
+// comes from the model is checked before it is read; an error names the node.
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "half.h"
+#include "onnxruntime_api.h"
+#include "pages.h"
+#include "slimdeploy_kernels.h"
+
+namespace {
+
+// What onnxruntime itself reported; handed back to it unchanged.
+struct Reported {
+    OrtStatus *status;
+};
+
+void check(OrtStatus *status) {
+    if (status) throw Reported{status};
+}
+
+struct Malformed : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// A tensor of the session, as far as it has been looked at.
+struct Tensor {
+    OrtElementType type;
+    std::vector<int64_t> shape;
+    void *data;
+
+    Tensor(const OrtApi &api, const OrtValue *value) {
+        OrtTensorTypeAndShapeInfo *info = nullptr;
+        check(api.GetTensorTypeAndShape(value, &info));
+        const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> held(
+            info, api.ReleaseTensorTypeAndShapeInfo);
+        size_t dimensions = 0;
+        check(api.GetTensorElementType(info, &type));
+        check(api.GetDimensionsCount(info, &dimensions));
+        shape.resize(dimensions);
+        check(api.GetDimensions(info, shape.data(), dimensions));
+        check(api.GetTensorMutableData(const_cast<OrtValue *>(value), &data));
+    }
+
+    // Elements; a shape from onnxruntime has no negative dimension and fits its memory.
+    uint64_t count() const {
+        uint64_t product = 1;
+        for (const int64_t dimension : shape) product *= uint64_t(dimension);
+        return product;
+    }
+
+    std::string shape_text() const {
+        std::string text = "[";
+        for (size_t i = 0; i < shape.size(); i++) text += (i ? ", " : "") + std::to_string(shape[i]);
+        return text + "]";
+    }
+};
+
+// ---- A node's weight
+
+struct FreeWeight {
+    void operator()(slimdeploy_weight *weight) const { slimdeploy_weight_free(weight); }
+};
+
+struct Kernel {
+    const OrtApi &api;
+    std::string where;
+    std::unique_ptr<slimdeploy_weight, FreeWeight> weight;
+    int64_t rows = 0, columns = 0;
+
+    Kernel(const OrtApi &api, std::string where, const OrtKernelInfo *info, bool sparse);
+    void compute(OrtKernelContext *context) const;
+};
+
+template <class Getter>
+std::string get_text(Getter get) {
+    size_t size = 0;
+    check(get(nullptr, &size));
+    std::string text(size, '\0');
+    check(get(text.empty() ? nullptr : &text[0], &size));
+    return text.c_str();  // without the terminating zero, which the size counts
+}
+
+int64_t get_number(const OrtApi &api, const OrtKernelInfo *info, const char *name) {
+    int64_t value = 0;
+    check(api.KernelInfoGetAttribute_int64(info, name, &value));
+    return value;
+}
+
+// N and M of "N:M"; 0 and 0 for "unstructured" and "dense".
+std::pair<int32_t, int32_t> parse_pattern(const std::string &pattern, bool sparse) {
+    if (pattern == (sparse ? "unstructured" : "dense")) return {0, 0};
+    int kept = 0, block = 0;
+    char rest = 0;
+    const bool pair = sscanf(pattern.c_str(), "%9d:%9d%c", &kept, &block, &rest) == 2;
+    if (!sparse || !pair || kept < 1 || kept > block) throw Malformed("its pattern is '" + pattern + "'");
+    return {kept, block};
+}
+
+Tensor constant_input(const OrtApi &api, const OrtKernelInfo *info, size_t index, const char *name) {
+    int is_constant = 0;
+    const OrtValue *value = nullptr;
+    check(api.KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value));
+    if (!is_constant || !value) throw Malformed(std::string("its input '") + name + "' is not a constant of the model");
+    return Tensor(api, value);
+}
+
+Tensor matrix_input(const OrtApi &api, const OrtKernelInfo *info, size_t index, const char *name, OrtElementType type) {
+    Tensor tensor = constant_input(api, info, index, name);
+    if (tensor.type != type || tensor.shape.size() != 2) {
+        throw Malformed(std::string("its input '") + name + "' has shape " + tensor.shape_text() + " and type " +
+                        std::to_string(tensor.type) + ", not a matrix of type " + std::to_string(type));
+    }
+    return tensor;
+}
+
+int32_t value_type(const Tensor &values) {
+    switch (values.type) {
+        case kOrtBfloat16: return SLIMDEPLOY_BF16;
+        case kOrtFloat16: return SLIMDEPLOY_FP16;
+        case kOrtInt8: return SLIMDEPLOY_INT8;
+        case kOrtInt4: return SLIMDEPLOY_INT4;
+        default: throw Malformed("its values are of type " + std::to_string(values.type));
+    }
+}
+
+size_t bytes_of(const Tensor &values) {
+    switch (values.type) {
+        case kOrtInt4: return (values.count() + 1) / 2;
+        case kOrtBfloat16:
+        case kOrtFloat16: return 2 * values.count();
+        default: return values.count();
+    }
+}
+
+Kernel::Kernel(const OrtApi &api, std::string where, const OrtKernelInfo *info, bool sparse)
+    : api(api), where(std::move(where)) {
+    slimdeploy_packed packed = {};
+    packed.columns = columns = get_number(api, info, "columns");
+    const int64_t group = get_number(api, info, "group");
+    if (columns < 1 || columns > INT32_MAX) throw Malformed("it has " + std::to_string(columns) + " columns");
+    if (group < 0 || group > INT32_MAX) throw Malformed("its group is " + std::to_string(group));
+    packed.group = int32_t(group);
+    const std::string pattern = get_text([&](char *text, size_t *size) {
+        return api.KernelInfoGetAttribute_string(info, "pattern", text, size);
+    });
+    std::tie(packed.kept_per_block, packed.block) = parse_pattern(pattern, sparse);
+
+    const size_t first = sparse ? 2 : 1;
+    const Tensor values = constant_input(api, info, first, "values");
+    if (values.shape.size() != 1) throw Malformed("its values have shape " + values.shape_text());
+    packed.value_type = value_type(values);
+    packed.values = values.data;
+    packed.value_count = values.count();
+    std::vector<std::pair<const void *, size_t>> read = {{values.data, bytes_of(values)}};
+    if (sparse) {
+        const Tensor mask = matrix_input(api, info, 1, "mask", kOrtUint8);
+        packed.mask = static_cast<const uint8_t *>(mask.data);
+        packed.mask_count = mask.count();
+        packed.rows = mask.shape[0];
+        read.push_back({mask.data, mask.count()});
+    } else {
+        packed.rows = int64_t(values.count() / uint64_t(columns));
+    }
+    if (packed.value_type == SLIMDEPLOY_INT8 || packed.value_type == SLIMDEPLOY_INT4) {
+        const Tensor scales = matrix_input(api, info, first + 1, "scales", kOrtBfloat16);
+        packed.scales = static_cast<const uint16_t *>(scales.data);
+        packed.scale_count = scales.count();
+        read.push_back({scales.data, 2 * scales.count()});
+    }
+    rows = packed.rows;
+
+    const char *forced = getenv("SLIMDEPLOY_KERNELS");
+    char error[512] = "";
+    slimdeploy_weight *made = nullptr;
+    if (slimdeploy_weight_create(&packed, forced && *forced ? forced : nullptr, SLIMDEPLOY_AUTOMATIC, &made, error,
+                                 sizeof error)) {
+        throw Malformed(error);
+    }
+    weight.reset(made);
+    for (const auto &[data, bytes] : read) slimdeploy::give_back_file_pages(data, bytes);
+}
+
+// ---- A product
+
+struct Pool {
+    const OrtApi &api;
+    const OrtKernelContext *context;
+    OrtStatus *status;
+};
+
+void run_in_pool(void *pool, size_t tasks, void (*task)(void *argument, size_t i), void *argument) {
+    auto &own = *static_cast<Pool *>(pool);
+    OrtStatus *status = own.api.KernelContext_ParallelFor(own.context, task, tasks, tasks, argument);
+    if (own.status && status) own.api.ReleaseStatus(status);
+    if (!own.status) own.status = status;
+}
+
+void Kernel::compute(OrtKernelContext *context) const {
+    const OrtValue *input = nullptr;
+    check(api.KernelContext_GetInput(context, 0, &input));
+    const Tensor x(api, input);
+    if (x.shape.empty() || x.shape.back() != columns) {
+        throw Malformed("its input has shape " + x.shape_text() + ", but the weight has " + std::to_string(columns) +
+                        " columns");
+    }
+    const uint64_t count = x.count() / uint64_t(columns);
+    std::vector<int64_t> shape = x.shape;
+    shape.back() = rows;
+    OrtValue *output = nullptr;
+    void *y = nullptr;
+    check(api.KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &output));
+    check(api.GetTensorMutableData(output, &y));
+    if (count == 0) return;
+
+    const bool half = x.type == kOrtFloat16;
+    std::vector<float> wide_x, wide_y;
+    if (half) {
+        wide_x.resize(count * uint64_t(columns));
+        wide_y.resize(count * uint64_t(rows));
+        slimdeploy::widen(static_cast<const uint16_t *>(x.data), wide_x.data(), wide_x.size());
+    }
+    Pool pool{api, context, nullptr};
+    char error[512] = "";
+    // As many tasks as processors: a session with fewer threads runs several on each.
+    const auto threads = int32_t(std::max(std::thread::hardware_concurrency(), 1u));
+    const int failed =
+        slimdeploy_linear(weight.get(), half ? wide_x.data() : static_cast<const float *>(x.data), int64_t(count),
+                          half ? wide_y.data() : static_cast<float *>(y), threads, run_in_pool, &pool, error, sizeof error);
+    check(pool.status);
+    if (failed) throw Malformed(error);
+    if (half) slimdeploy::narrow(wide_y.data(), static_cast<uint16_t *>(y), wide_y.size());
+}
+
+// ---- What onnxruntime calls
+
+// No exception may cross into onnxruntime. `where` says which node it was.
+template <class Function>
+OrtStatus *guarded(const OrtApi &api, const std::string &where, Function fn) {
+    try {
+        fn();
+        return nullptr;
+    } catch (const Reported &reported) {
+        return reported.status;
+    } catch (const Malformed &problem) {
+        return api.CreateStatus(kOrtInvalidArgument, (where + ": " + problem.what()).c_str());
+    } catch (const std::exception &problem) {
+        return api.CreateStatus(kOrtFail, (where + ": " + problem.what()).c_str());
+    }
+}
+
+// One of the operators. activations: the type of x and y.
+struct Operator : OrtCustomOp {
+    const char *name;
+    bool sparse;
+    OrtElementType activations;
+
+    Operator(const char *name, bool sparse, OrtElementType activations);
+};
+
+const Operator &self(const OrtCustomOp *op) { return *static_cast<const Operator *>(op); }
+
+OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
+    std::string where = self(op).name;
+    return guarded(*api, where, [&] {
+        const auto name = [&](char *text, size_t *size) { return api->KernelInfo_GetNodeName(info, text, size); };
+        where += " '" + get_text(name) + "'";
+        *kernel = new Kernel(*api, where, info, self(op).sparse);
+    });
+}
+
+OrtStatus *compute(void *kernel, OrtKernelContext *context) {
+    const Kernel &own = *static_cast<const Kernel *>(kernel);
+    return guarded(own.api, own.where, [&] { own.compute(context); });
+}
+
+// SparseLinear: x, mask, values, scales. DenseLinear: x, values, scales. bf16 and fp16 values have no scales.
+Operator::Operator(const char *name, bool sparse, OrtElementType activations)
+    : OrtCustomOp{}, name(name), sparse(sparse), activations(activations) {
+    version = kOrtApiVersion;
+    GetName = [](const OrtCustomOp *op) { return self(op).name; };
+    GetExecutionProviderType = [](const OrtCustomOp *) { return "CPUExecutionProvider"; };
+    GetInputTypeCount = [](const OrtCustomOp *op) { return size_t(self(op).sparse ? 4 : 3); };
+    GetInputType = [](const OrtCustomOp *op, size_t i) { return i == 0 ? self(op).activations : kOrtAnyType; };
+    GetInputCharacteristic = [](const OrtCustomOp *op, size_t i) {
+        return i + 1 == self(op).GetInputTypeCount(op) ? kOrtOptional : kOrtRequired;
+    };
+    GetInputMemoryType = [](const OrtCustomOp *, size_t) { return 0; };
+    GetOutputTypeCount = [](const OrtCustomOp *) { return size_t(1); };
+    GetOutputType = [](const OrtCustomOp *op, size_t) { return self(op).activations; };
+    GetOutputCharacteristic = [](const OrtCustomOp *, size_t) { return kOrtRequired; };
+    GetVariadicInputMinArity = GetVariadicInputHomogeneity = [](const OrtCustomOp *) { return 1; };
+    GetVariadicOutputMinArity = GetVariadicOutputHomogeneity = [](const OrtCustomOp *) { return 1; };
+    GetStartVersion = GetEndVersion = [](const OrtCustomOp *) { return 1; };
+    CreateKernelV2 = create_kernel;
+    KernelComputeV2 = compute;
+    KernelDestroy = [](void *kernel) { delete static_cast<Kernel *>(kernel); };
+}
+
+}  // namespace
+
+extern "C" SLIMDEPLOY_API OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
+    // onnxruntime keeps pointers to both for as long as any session lives.
+    static const Operator operators[] = {{"SparseLinear", true, kOrtFloat},
+                                         {"DenseLinear", false, kOrtFloat},
+                                         {"SparseLinear", true, kOrtFloat16},
+                                         {"DenseLinear", false, kOrtFloat16}};
+    static OrtCustomOpDomain *domain = nullptr;
+    static std::mutex mutex;
+
+    const OrtApi *api = base->GetApi(kOrtApiVersion);
+    if (!api) {
+        const std::string version = base->GetVersionString();
+        return base->GetApi(1)->CreateStatus(
+            kOrtFail, ("slimdeploy's operators need onnxruntime 1.17 or later, not " + version).c_str());
+    }
+    return guarded(*api, "slimdeploy's operators", [&] {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (!domain) {
+            OrtCustomOpDomain *created = nullptr;
+            check(api->CreateCustomOpDomain("slimdeploy", &created));
+            for (const Operator &op : operators) check(api->CustomOpDomain_Add(created, &op));
+            domain = created;
+        }
+        check(api->AddCustomOpDomain(options, domain));
+    });
+}
