@@ -42,6 +42,18 @@ vllm serve FOLDER
 ```""",
 }
 
+_LOADING_PACKED = """\
+A checkpoint in Hugging Face layout whose weights are packed; slimdeploy teaches transformers to load it. Without the
+first line transformers warns of an unknown quantization type and makes the packed weights up.
+
+```python
+import slimdeploy.transformers_plugin
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained(FOLDER)
+processor = AutoProcessor.from_pretrained(FOLDER)
+```"""
+
 _CARD = """\
 ---
 library_name: {library}
@@ -84,10 +96,20 @@ def write_card(folder: Path, manifest: Manifest) -> None:
         what=f"{manifest.sparsity:.1%} pruned" if manifest.sparsity else "not pruned",
         removed=_removed(manifest),
         quality=_quality(manifest.quality),
-        loading=_LOADING[cast(ExportFormat, manifest.format)],
+        loading=_loading(manifest),
         checks=_checks(manifest.verification),
     )
     (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def _is_packed(manifest: Manifest) -> bool:
+    return str(manifest.verification.get("weights")).startswith("packed-")
+
+
+def _loading(manifest: Manifest) -> str:
+    if manifest.format == "checkpoint" and _is_packed(manifest):
+        return _LOADING_PACKED
+    return _LOADING[cast(ExportFormat, manifest.format)]
 
 
 def _removed(manifest: Manifest) -> str:
@@ -102,7 +124,8 @@ def _removed(manifest: Manifest) -> str:
             patterns = ", ".join(sorted({layer["pattern"] for layer in layers}))
             rows.append([_TOWERS[tower], str(len(layers)), f"{weights:,}", f"{1 - kept / weights:.1%}", patterns])
     table = _table(["Part", "Matrices", "Weights", "Removed", "Patterns"], rows)
-    return f"{table}\n\nRemoved weights are stored as zeros. Embeddings and the head are not pruned."
+    stored = "are not stored" if _is_packed(manifest) else "are stored as zeros"
+    return f"{table}\n\nRemoved weights {stored}. Embeddings and the head are not pruned."
 
 
 def _quality(quality: Mapping[str, Any]) -> str:
@@ -117,7 +140,7 @@ def _quality(quality: Mapping[str, Any]) -> str:
 
 
 def _checks(verification: Mapping[str, Any]) -> str:
-    """What the export compared with torch, in words; see `verify_onnx` and `verify_checkpoint`."""
+    """What the export compared with torch, in words; see `verify_onnx`, `verify_checkpoint` and `verify_packed`."""
     if "relative_error" in verification:
         errors = ", ".join(f"{part} {error:g}" for part, error in verification["relative_error"].items())
         sizes = " and ".join(map(str, verification["batch_sizes"]))
@@ -129,6 +152,15 @@ def _checks(verification: Mapping[str, Any]) -> str:
         return (
             f"Loaded again by transformers: {verification['weights_equal']} weights and the logits on "
             f"{verification['prompts_with_equal_logits']} prompts are equal bit for bit."
+        )
+    if "tensors_equal" in verification:
+        unchanged = verification["prompts_answered_as_before_packing"]
+        return (
+            f"Loaded again by transformers: {verification['tensors_equal']} tensors are equal bit for bit. Against "
+            "torch with the same weights unpacked and the same rounding of activations: products with packed weights "
+            f"are within a relative error of {verification['relative_error_of_products']:g}, greedy tokens equal on "
+            f"{verification['prompts']} prompts ({verification['tokens']:,} tokens), {verification['ties']} ties "
+            f"aside. Packing ('{verification['weights']}') left {unchanged} of the answers as they were."
         )
     return "Not checked."
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from .archs import Arch, arch_for
 from .errors import ModelError
+from .packed_config import METHOD
 
 DEMO = "demo"
 WEIGHTS = "model.safetensors"
@@ -74,8 +75,10 @@ def _download(name: str) -> Path:
 
 
 def check_checkpoint(folder: Path) -> Arch:
-    """The checkpoint's family. Raises ModelError that names what is missing, truncated, unknown or unsafe."""
-    arch = arch_for(_read_json(folder / "config.json"), str(folder))
+    """The checkpoint's family. Raises ModelError that names what is missing, truncated, unknown, unsafe or packed."""
+    config = _read_json(folder / "config.json")
+    arch = arch_for(config, str(folder))
+    _refuse_packed(config.get("quantization_config"), folder)
     for file in _weight_files(folder):
         _check_weights(file)
     for kind, names in (("tokenizer", _TOKENIZERS), ("processor", _PROCESSORS)):
@@ -84,6 +87,14 @@ def check_checkpoint(folder: Path) -> Arch:
                 f"{folder} is incomplete: it has no {kind} ({' or '.join(names)}); download or save it again"
             )
     return arch
+
+
+def _refuse_packed(quantization: object, folder: Path) -> None:
+    if isinstance(quantization, dict) and quantization.get("quant_method") == METHOD:
+        raise ModelError(
+            f"{folder} holds packed weights, which are pruned and quantised already; give the checkpoint that they "
+            "were made from, or load the folder with slimdeploy.transformers_plugin to use it as it is"
+        )
 
 
 def _weight_files(folder: Path) -> list[Path]:
