@@ -52,7 +52,7 @@ wheels: .venv/installed
 	CMAKE_TOOLCHAIN_FILE=$(CURDIR)/$(KERNELS)/csrc/aarch64.cmake $(BIN)/python -m build --outdir build/wheels \
 	    --config-setting=--build-option=--plat-name=linux_aarch64
 	for machine in x86_64 aarch64; do \
-	    PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --plat manylinux_2_28_$$machine --wheel-dir dist/wheels \
+	    PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --only-plat --plat manylinux_2_28_$$machine --wheel-dir dist/wheels \
 	        build/wheels/*$$machine.whl || exit 1; \
 	done
 	mv build/wheels/*.tar.gz dist/wheels
