@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import session_memory
 from contenders import Stack, llama_cpp, onnxruntime_matmul, openvino_matmul, ours, torch_linear
 from kernel_tables import Block, memory_bound, ratio_table, time_table
 from results import Row, publish
@@ -133,6 +134,13 @@ def rows_of(goals: Sequence[Goal], block: Block) -> Iterator[Row]:
         yield Row(name, block.ratio(goal.engine, setting, peer), "times as fast", goal.factor, at_most=False)
 
 
+def memory_row(values: ValueType, scale: Scale, folder: Path, rng: np.random.Generator) -> Row:
+    model = session_memory.write_model(folder, scale.stack, values, "50%", rng)
+    file = session_memory.file_bytes(model)
+    name = f"peak memory of a session over {file / 1e6:.0f} MB of packed {values} 50%"
+    return Row(name, session_memory.peak_bytes(model) / 1e6, "MB", (1.3 * file + 200e6) / 1e6, at_most=True)
+
+
 def notes(blocks: Sequence[Block], rng: np.random.Generator) -> Iterator[str]:
     """What a reader of the tables has to know."""
     call = seconds_per_layer([ours.call_from_python(rng)], Setting(1, 1, 3), ours.SMALLEST, rng)
@@ -157,7 +165,7 @@ def main() -> None:
         for values in [arguments.only] if arguments.only else GOALS:
             block = measure(values, scale, Path(folder), rng)
             blocks.append(block)
-            rows += rows_of(GOALS[values], block)
+            rows += [*rows_of(GOALS[values], block), memory_row(values, scale, Path(folder), rng)]
     details = [ratio_table(blocks), time_table(blocks), "\n".join(notes(blocks, rng))]
     keep = not (arguments.quick or arguments.only)
     publish("kernels", rows, details, as_json=arguments.json, keep=keep)
