@@ -1,8 +1,8 @@
 """Exporters: from the model in memory to files that a runtime loads, each verified against the model before it counts.
 
 One file per format, with two functions: `check` refuses, before hours of search, a model that the format cannot hold;
-`export` fills a folder and returns what it compared with torch. Every format of today stores pruned weights as zeros,
-so each holds any policy.
+`export` fills a folder and returns what it compared with torch. Every format holds any policy: it stores pruned weights
+as zeros, or packs the others.
 """
 
 from pathlib import Path
