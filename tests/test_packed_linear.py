@@ -4,15 +4,18 @@ import copy
 import gc
 import io
 import pickle
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from slimdeploy import sparse_linear
 from slimdeploy.errors import ArtifactError
-from slimdeploy.packed import Encoding, PackedTensor, ValueType, pack, unpack
+from slimdeploy.packed import Encoding, PackedTensor, ValueType, pack, unpack, write_packed
 from slimdeploy.packed_linear import PackedLinear
 from slimdeploy.sparse_linear import round_activations
 
@@ -111,6 +114,33 @@ def test_memory_goes_with_the_module(x: Tensor) -> None:
     before = len(sparse_linear._prepared)
     del layer
     assert len(sparse_linear._prepared) == before - 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked to give pages back")
+def test_arrays_in_a_file_give_their_memory_back_once_the_layer_is_prepared(tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).normal(size=(2048, 2048)).astype(np.float32)
+    file = tmp_path / "packed.safetensors"
+    write_packed(file, {"layer": pack(weight, Encoding("int8"), "dense")}, {})
+    with safe_open(file, framework="pt", backend="mmap") as stored:
+        values, scales = (stored.get_slice(f"layer.{part}")[...] for part in ("values", "scales"))
+    nothing = torch.empty(2048, 0, dtype=torch.uint8)
+    layer = PackedLinear(sparse_linear.Weight(nothing, values, scales, 2048, Encoding("int8"), "dense"))
+    checksum = int(values.sum(dtype=torch.int64))
+    before = resident_kilobytes(file)
+    layer.prepare("layer")
+    after = resident_kilobytes(file)
+    if after == before:
+        pytest.skip("this kernel does not take pages back (madvise MADV_PAGEOUT, Linux 5.4)")
+    assert before >= 4096
+    assert after < 0.1 * before
+    assert int(values.sum(dtype=torch.int64)) == checksum
+
+
+def resident_kilobytes(file: Path) -> int:
+    """Memory that the mapping of a file takes in this process."""
+    maps = Path("/proc/self/smaps").read_text().splitlines()
+    start = next(i for i, line in enumerate(maps) if line.endswith(str(file)))
+    return int(next(line for line in maps[start:] if line.startswith("Rss:")).split()[1])
 
 
 def test_damage_is_named(layer: PackedLinear) -> None:
