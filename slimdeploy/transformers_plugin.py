@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -133,12 +133,7 @@ def _unpacked(layer: PackedLinear, dtype: torch.dtype | None) -> nn.Linear:
 
 def _compare(descriptions: Mapping[str, Description], files: Iterable[Path]) -> None:
     """Raises ArtifactError where the files have not exactly the arrays described; transformers would make some up."""
-    stored: dict[str, tuple[str | None, tuple[int, ...]]] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - it is no dictionary
-                view = tensors.get_slice(key)
-                stored[key] = (_DTYPES.get(view.get_dtype(), view.get_dtype()), tuple(view.get_shape()))
+    stored = {name: array for file in files for name, array in _arrays_in(file).items()}
     for name, description in descriptions.items():
         for part, expected in description.arrays().items():
             found = stored.get(f"{name}.{part}")
@@ -150,5 +145,21 @@ def _compare(descriptions: Mapping[str, Description], files: Iterable[Path]) -> 
                 )
 
 
-def _words(array: tuple[str | None, tuple[int, ...]] | None) -> str:
+def _arrays_in(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """dtype and shape of every tensor in a file, by its name."""
+    arrays = {}
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
+                view = tensors.get_slice(name)
+                arrays[name] = (_DTYPES.get(view.get_dtype(), view.get_dtype()), tuple(view.get_shape()))
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(
+            f"{file} is truncated or no safetensors file ({error}), and packed weights are read from nothing else; "
+            "export the model again"
+        ) from None
+    return arrays
+
+
+def _words(array: tuple[str, tuple[int, ...]] | None) -> str:
     return f"{array[0]} {list(array[1])}" if array else "not there"

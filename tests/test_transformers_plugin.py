@@ -31,10 +31,10 @@ WEIGHTS: tuple[CheckpointWeights, ...] = ("packed-bf16", "packed-int8", "packed-
 
 @pytest.fixture(scope="module")
 def source(tiny_checkpoint: Path) -> Model:
-    """Half of every prunable matrix is zero."""
+    """Half of every prunable matrix but one is zero."""
     model = load_model(str(tiny_checkpoint))
     with torch.no_grad():
-        for layer in model.layers():
+        for layer in model.layers()[1:]:
             weight = model.linear(layer.name).weight
             weight *= weight.abs() > weight.abs().median()
     return model
@@ -188,4 +188,11 @@ def test_a_file_that_does_not_fit_is_refused(folder: Path, change: Change, messa
     change(tensors)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ArtifactError, match=message):
+        load(folder)
+
+
+def test_a_truncated_file_is_refused(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ArtifactError, match=r"model\.safetensors is truncated"):
         load(folder)
