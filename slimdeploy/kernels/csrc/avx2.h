@@ -14,7 +14,9 @@ namespace {
 
 template <class Products>
 struct Avx2 {
-    static constexpr int kLanes = 8, kOffset = Products::kOffset, kStreams = 4, kPanelVectors = 2, kPanelTile = 4;
+    static constexpr int kLanes = 8, kOffset = Products::kOffset, kPanelVectors = 2, kPanelTile = 4;
+    using Few = Avx2;
+    using Bytes = const uint8_t *;  // 16 registers are few: activations are loaded where they are used
     struct Chunk {
         __m256i half[2];  // 32 columns each
     };
@@ -75,6 +77,10 @@ struct Avx2 {
     }
 
     static SLIMDEPLOY_INLINE Ints zero_ints() { return _mm256_setzero_si256(); }
+    static SLIMDEPLOY_INLINE Bytes load_bytes(const uint8_t *x) { return x; }
+    static SLIMDEPLOY_INLINE void load_scales(const uint8_t *p, Floats (&scale)[2]) {
+        for (int half = 0; half < 2; half++) scale[half] = broadcast(bf16_to_float(p + 2 * half));
+    }
     static SLIMDEPLOY_INLINE Ints dot(Ints sum, const uint8_t *x, Chunk chunk) {
         sum = Products::add(sum, load_256(x), chunk.half[0]);
         return Products::add(sum, load_256(x + 32), chunk.half[1]);

@@ -11,9 +11,13 @@
 namespace slimdeploy {
 namespace {
 
+struct Avx512Few;
+
 struct Avx512 {
-    static constexpr int kLanes = 16, kOffset = 128, kStreams = 4, kPanelVectors = 2, kPanelTile = 6;
+    static constexpr int kLanes = 16, kOffset = 128, kPanelVectors = 2, kPanelTile = 6;
+    using Few = Avx512Few;
     using Chunk = __m512i;
+    using Bytes = __m512i;
     using Words = __m512i;
     using Ints = __m512i;
     using Units = __m512i;
@@ -43,10 +47,17 @@ struct Avx512 {
     static SLIMDEPLOY_INLINE void store(uint32_t *p, Chunk chunk) { _mm512_store_si512(p, chunk); }
 
     static SLIMDEPLOY_INLINE Ints zero_ints() { return _mm512_setzero_si512(); }
-    static SLIMDEPLOY_INLINE Ints dot(Ints sum, const uint8_t *x, Chunk chunk) {
-        return _mm512_dpbusd_epi32(sum, load(x), chunk);
+    static SLIMDEPLOY_INLINE Bytes load_bytes(const uint8_t *x) { return load(x); }
+    static SLIMDEPLOY_INLINE Ints dot(Ints sum, Bytes x, Chunk chunk) { return _mm512_dpbusd_epi32(sum, x, chunk); }
+    // Both scales in one load; bf16 is the upper half of a float.
+    static SLIMDEPLOY_INLINE void load_scales(const uint8_t *p, Floats (&scale)[2]) {
+        int both;
+        memcpy(&both, p, sizeof both);
+        const __m512i pair = _mm512_set1_epi32(both);
+        scale[0] = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
+        scale[1] = _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32(int(0xFFFF0000))));
     }
-    static SLIMDEPLOY_INLINE Floats dot_by_32(Floats sum, const uint8_t *x, Chunk chunk, const uint8_t *scales) {
+    static SLIMDEPLOY_INLINE Floats dot_by_32(Floats sum, Bytes x, Chunk chunk, const uint8_t *scales) {
         const __m512 first = broadcast(bf16_to_float(scales)), second = broadcast(bf16_to_float(scales + 2));
         return multiply_add(sum, dot(zero_ints(), x, chunk), _mm512_mask_blend_ps(0xFF00, first, second));
     }
@@ -128,6 +139,23 @@ struct Avx512 {
     }
     static SLIMDEPLOY_INLINE Floats dot_float_units(Floats sum, Units x, Units w) {
         return _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(w), sum);
+    }
+};
+
+// At most 32 values take half a vector, which costs half as much to load and shift.
+struct Avx512Few {
+    static SLIMDEPLOY_INLINE __m256i load(const uint8_t *p) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+    }
+    static SLIMDEPLOY_INLINE __m512i spread(uint64_t mask, __m256i values) {
+        return _mm512_maskz_expand_epi8(mask, _mm512_castsi256_si512(values));
+    }
+    static SLIMDEPLOY_INLINE __m512i expand(uint64_t mask, const uint8_t *p) { return spread(mask, load(p)); }
+    static SLIMDEPLOY_INLINE __m512i expand_low(uint64_t mask, const uint8_t *p) {
+        return spread(mask, _mm256_gf2p8affine_epi64_epi8(load(p), _mm256_set1_epi64x(0x0000000001020408), 0));
+    }
+    static SLIMDEPLOY_INLINE __m512i expand_high(uint64_t mask, const uint8_t *p) {
+        return spread(mask, _mm256_and_si256(load(p), _mm256_set1_epi8(char(0xF0))));
     }
 };
 

@@ -8,8 +8,9 @@
 //
 // Nibbles: the first half of a block (columns 0 to 127) lies in the low nibbles, the second half in the high nibbles, so
 // that one load serves both; the shorter half is padded. A code q is decoded as 16 q, which needs no sign extension,
-// and 1/16 is folded into the scale. Where every 64 columns keep the same number of weights (N:M with M | 64), each
-// 64 columns take the same room, padded in a remainder block, and addresses follow without counting bits.
+// and 1/16 is folded into the scale. Where every 64 columns keep the same number of weights (N:M with M | 64), at most
+// half of them, each 64 columns take the same room, padded in a remainder block, and addresses follow without counting
+// bits.
 // Columns are padded to whole blocks; padding is never kept.
 //
 // This header is compiled once for every instruction set. Nothing in it, or in what it includes, may be an inline
@@ -61,7 +62,9 @@ using PanelKernel = void (*)(const Matrix &, const Activations &, float *y, size
 // One row of activations: writes `blocks` whole blocks at `out`, returns the scale (1 for kinds without).
 using RoundKernel = float (*)(const float *x, size_t columns, size_t blocks, void *out);
 
-constexpr int kFusedSizes = 4;  // for 1, 2, 4 and 8 rows of activations
+// By rows of activations. One row comes in two kinds, with two or four rows of the weight in flight: which is faster
+// depends on a CPU's prefetchers, and is measured.
+enum FusedSize { kOneByTwo, kOneByFour, kTwo, kFour, kEight, kFusedSizes };
 
 struct KernelTable {
     const char *name;

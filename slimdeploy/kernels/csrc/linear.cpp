@@ -60,7 +60,10 @@ void round_activations(const Call &call, Activations &a, uint8_t *values, float 
 
 void multiply_fused(const Call &call, const Activations &a) {
     const slimdeploy_weight &w = call.weight;
-    const int size = call.padded_count == 1 ? 0 : call.padded_count == 2 ? 1 : call.padded_count == 4 ? 2 : 3;
+    const FusedSize size = call.padded_count == 1   ? w.one_row
+                           : call.padded_count == 2 ? kTwo
+                           : call.padded_count == 4 ? kFour
+                                                    : kEight;
     const FusedKernel kernel = w.kernels->fused[w.kind][w.structure][size];
     const size_t tasks = std::min(call.threads, w.matrix.rows);
     call.share_out(tasks, [&](size_t task) {

@@ -2,12 +2,15 @@
 //
 // `Isa` supplies vectors and a few operations on them (see portable.cpp for the plainest one):
 //
-//     Lanes, Offset            32-bit lanes of a vector; what is added to int8 activations when they are stored
-//     Chunk, Ints, Floats      64 int8 weights; a vector of int32; a vector of float
-//     expand, expand_low, expand_high (mask, values)     64 kept weights spread by a mask: int8, low or high nibbles
+//     kLanes, kOffset          32-bit lanes of a vector; what is added to int8 activations when they are stored
+//     Chunk, Bytes             64 int8 weights; 64 activations, or a pointer to them where registers are few
+//     Ints, Floats             a vector of int32; a vector of float
+//     expand, expand_low, expand_high (mask, values)     64 weights spread by a mask from int8, low or high nibbles
+//     Few                      the same for masks of at most 32 bits
 //     load, load_low, load_high (values)                 64 weights that are all there
-//     dot(ints, x, chunk)      sums of 64 products, in any lanes
-//     dot_by_32(floats, x, chunk, scales)                the same with a scale for each half
+//     dot(ints, bytes, chunk)  sums of 64 products, in any lanes
+//     dot_by_32(floats, bytes, chunk, scales)            the same with a scale for each half
+//     load_scales              two scales, each in all lanes
 //     Words, expand16, load16, dot_bf16, dot_fp16        the same for 32 weights of 16 bits
 //     Unit (one 32-bit lane): dot_units, and `store*` for panels
 //
@@ -17,6 +20,7 @@
 #define SLIMDEPLOY_LINEAR_H
 
 #include <cstring>
+#include <type_traits>
 
 #include "layout.h"
 #include "rounding.h"
@@ -24,10 +28,12 @@
 namespace slimdeploy {
 namespace {
 
-// How far ahead of a row's position memory is fetched: four streams of about 3 KB hide the latency of DRAM.
+// How far ahead of a row's position memory is fetched; with two or four rows in flight this hides the latency of DRAM.
 constexpr int kPrefetchBytes = 3072;
 
+#if !defined(SLIMDEPLOY_UNROLL)
 #define SLIMDEPLOY_UNROLL _Pragma("GCC unroll 16")
+#endif
 #define SLIMDEPLOY_INLINE inline __attribute__((always_inline))
 
 SLIMDEPLOY_INLINE uint64_t load_u64(const uint8_t *p) {
@@ -53,9 +59,14 @@ SLIMDEPLOY_INLINE void prefetch(const uint8_t *p) {
 
 // ---- Decoding: a Stream walks over the blocks of a row.
 
+// A fixed count is at most half (layout.h).
+template <class Isa, Structure kStructure>
+using SpreadOf = std::conditional_t<kStructure == kFixedCount, typename Isa::Few, Isa>;
+
 template <class Isa, Structure kStructure>
 struct Int8Stream {
     static constexpr int kGroup = 128, kScaleBytes = 4, kPrefetch = kStructure == kDense ? 320 : 192;
+    using Spread = SpreadOf<Isa, kStructure>;
     const uint8_t *p;
     int count;
 
@@ -70,7 +81,7 @@ struct Int8Stream {
                 v += kChunkColumns;
             } else {
                 const uint64_t mask = load_u64(masks + 8 * c);
-                out[c] = Isa::expand(mask, v);
+                out[c] = Spread::expand(mask, v);
                 v += kStructure == kFixedCount ? count : __builtin_popcountll(mask);
             }
         }
@@ -82,6 +93,7 @@ struct Int8Stream {
 template <class Isa, Structure kStructure, int kGroupColumns>
 struct Int4Stream {
     static constexpr int kGroup = kGroupColumns, kScaleBytes = 2 * kBlockColumns / kGroup, kPrefetch = 128;
+    using Spread = SpreadOf<Isa, kStructure>;
     const uint8_t *p;
     int count;
 
@@ -101,10 +113,10 @@ struct Int4Stream {
             const uint64_t m2 = load_u64(masks + 16), m3 = load_u64(masks + 24);
             const int low = kStructure == kFixedCount ? count : __builtin_popcountll(m0);
             const int high = kStructure == kFixedCount ? count : __builtin_popcountll(m2);
-            out[0] = Isa::expand_low(m0, v);
-            out[1] = Isa::expand_low(m1, v + low);
-            out[2] = Isa::expand_high(m2, v);
-            out[3] = Isa::expand_high(m3, v + high);
+            out[0] = Spread::expand_low(m0, v);
+            out[1] = Spread::expand_low(m1, v + low);
+            out[2] = Spread::expand_high(m2, v);
+            out[3] = Spread::expand_high(m3, v + high);
             if constexpr (kStructure == kFixedCount) {
                 p = v + 2 * count;
             } else {
@@ -159,12 +171,17 @@ struct IntProduct {
             for (int m = 0; m < kCount; m++) sum[r][m] = Isa::zero();
         }
         for (size_t b = 0; b < w.blocks; b++, x += kBlockColumns) {
+            typename Isa::Bytes bytes[kChunks];
+            if constexpr (kCount == 1) load_bytes(x, bytes);
             SLIMDEPLOY_UNROLL
             for (int r = 0; r < kRows; r++) {
                 typename Isa::Chunk chunk[kChunks];
                 const uint8_t *scales = stream[r].next(chunk);
                 SLIMDEPLOY_UNROLL
-                for (int m = 0; m < kCount; m++) sum[r][m] = add(sum[r][m], x + m * a.stride, chunk, scales);
+                for (int m = 0; m < kCount; m++) {
+                    if constexpr (kCount > 1) load_bytes(x + m * a.stride, bytes);
+                    sum[r][m] = add(sum[r][m], bytes, chunk, scales);
+                }
             }
         }
         SLIMDEPLOY_UNROLL
@@ -179,18 +196,25 @@ struct IntProduct {
         }
     }
 
-    static SLIMDEPLOY_INLINE typename Isa::Floats add(typename Isa::Floats sum, const uint8_t *x,
+    static SLIMDEPLOY_INLINE void load_bytes(const uint8_t *x, typename Isa::Bytes (&bytes)[kChunks]) {
+        SLIMDEPLOY_UNROLL
+        for (int c = 0; c < kChunks; c++) bytes[c] = Isa::load_bytes(x + kChunkColumns * c);
+    }
+
+    static SLIMDEPLOY_INLINE typename Isa::Floats add(typename Isa::Floats sum, const typename Isa::Bytes (&x)[kChunks],
                                                       const typename Isa::Chunk (&chunk)[kChunks],
                                                       const uint8_t *scales) {
         if constexpr (Stream::kGroup == 32) {
             SLIMDEPLOY_UNROLL
-            for (int c = 0; c < kChunks; c++) sum = Isa::dot_by_32(sum, x + 64 * c, chunk[c], scales + 4 * c);
+            for (int c = 0; c < kChunks; c++) sum = Isa::dot_by_32(sum, x[c], chunk[c], scales + 4 * c);
         } else {
+            typename Isa::Floats scale[2];
+            Isa::load_scales(scales, scale);
             SLIMDEPLOY_UNROLL
             for (int half = 0; half < 2; half++) {
-                auto ints = Isa::dot(Isa::zero_ints(), x + 128 * half, chunk[2 * half]);
-                ints = Isa::dot(ints, x + 128 * half + 64, chunk[2 * half + 1]);
-                sum = Isa::multiply_add(sum, ints, Isa::broadcast(bf16_to_float(scales + 2 * half)));
+                auto ints = Isa::dot(Isa::zero_ints(), x[2 * half], chunk[2 * half]);
+                ints = Isa::dot(ints, x[2 * half + 1], chunk[2 * half + 1]);
+                sum = Isa::multiply_add(sum, ints, scale[half]);
             }
         }
         return sum;
@@ -404,10 +428,11 @@ void panels(const Matrix &w, const Activations &a, float *y, size_t begin, size_
 
 template <class Isa, class Product>
 SLIMDEPLOY_INLINE void fill_fused(FusedKernel (&kernels)[kFusedSizes]) {
-    kernels[0] = fused<Product, Isa::kStreams, 1>;
-    kernels[1] = fused<Product, Isa::kStreams / 2, 2>;
-    kernels[2] = fused<Product, Isa::kStreams / 2, 4>;
-    kernels[3] = fused<Product, 1, 8>;
+    kernels[kOneByTwo] = fused<Product, 2, 1>;
+    kernels[kOneByFour] = fused<Product, 4, 1>;
+    kernels[kTwo] = fused<Product, 2, 2>;
+    kernels[kFour] = fused<Product, 2, 4>;
+    kernels[kEight] = fused<Product, 1, 8>;
 }
 
 template <class Isa, Structure kStructure>

@@ -1,6 +1,9 @@
 // Plain C++ for any CPU, which compilers turn into whatever vectors the baseline has. The plainest set of operations
 // that linear.h asks for.
 
+// There are no vector registers to fill: unrolling would only take the compiler a minute.
+#define SLIMDEPLOY_UNROLL
+
 #include "linear.h"
 #include "tables.h"
 
@@ -8,7 +11,9 @@ namespace slimdeploy {
 namespace {
 
 struct Portable {
-    static constexpr int kLanes = 4, kOffset = 0, kStreams = 2, kPanelVectors = 4, kPanelTile = 4;
+    static constexpr int kLanes = 4, kOffset = 0, kPanelVectors = 4, kPanelTile = 4;
+    using Few = Portable;
+    using Bytes = const uint8_t *;
     struct Chunk {
         int8_t q[kChunkColumns];
     };
@@ -59,6 +64,10 @@ struct Portable {
     }
     static void store(uint32_t *p, const Chunk &chunk) { memcpy(p, chunk.q, sizeof chunk.q); }
 
+    static Bytes load_bytes(const uint8_t *x) { return x; }
+    static void load_scales(const uint8_t *p, Floats (&scale)[2]) {
+        for (int half = 0; half < 2; half++) scale[half] = broadcast(bf16_to_float(p + 2 * half));
+    }
     static Ints zero_ints() { return {}; }
     static int32_t dot_range(const uint8_t *x, const Chunk &chunk, int begin, int end) {
         int32_t sum = 0;

@@ -13,6 +13,8 @@ namespace slimdeploy {
 namespace {
 
 constexpr size_t kHugePage = size_t(2) << 20;
+// Smaller weights live in caches, and measuring would take longer than it saves.
+constexpr int64_t kWorthMeasuring = int64_t(1) << 20;
 
 [[noreturn]] void fail(const char *format, int64_t a, int64_t b) {
     char text[256];
@@ -297,12 +299,14 @@ std::unique_ptr<slimdeploy_weight> make_weight(const slimdeploy_packed &packed, 
     weight->kind = value_kind(packed.value_type, packed.group);
     weight->value_type = packed.value_type;
     weight->kept = int64_t(packed.value_count);
-    const bool fixed = packed.block && kChunkColumns % packed.block == 0;
-    weight->structure = !packed.mask ? kDense : fixed ? kFixedCount : kUnstructured;
-    const double kept = double(packed.value_count) / (double(packed.rows) * double(packed.columns));
-    if (layout == SLIMDEPLOY_DENSE ||
-        (layout == SLIMDEPLOY_AUTOMATIC && packed.mask && dense_is_faster(kernels, weight->kind, weight->structure, kept))) {
-        weight->structure = kDense;
+    const bool fixed = packed.block && kChunkColumns % packed.block == 0 && 2 * packed.kept_per_block <= packed.block;
+    weight->structure = !packed.mask || layout == SLIMDEPLOY_DENSE ? kDense : fixed ? kFixedCount : kUnstructured;
+    weight->one_row = kOneByTwo;
+    if (packed.rows * packed.columns >= kWorthMeasuring) {
+        const double kept = double(packed.value_count) / (double(packed.rows) * double(packed.columns));
+        const LayoutChoice choice = choose_layout(kernels, weight->kind, weight->structure, kept);
+        if (layout == SLIMDEPLOY_AUTOMATIC) weight->structure = choice.structure;
+        weight->one_row = weight->structure == kDense ? choice.dense.one_row : choice.sparse.one_row;
     }
     Matrix &matrix = weight->matrix;
     matrix.rows = size_t(packed.rows);

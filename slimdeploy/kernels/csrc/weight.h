@@ -49,8 +49,19 @@ void validate(const slimdeploy_packed &packed);
 
 ValueKind value_kind(int32_t value_type, int32_t group);
 
-// Whether weights are faster dense than sparse on this machine; see layout_choice.cpp.
-bool dense_is_faster(const KernelTable &kernels, ValueKind kind, Structure structure, double kept);
+struct Speed {
+    double ns_per_1000;  // weights, on one thread and one row of activations, from memory
+    FusedSize one_row;   // the faster kernel
+};
+
+// How a weight of which a certain share is kept is best held.
+struct LayoutChoice {
+    Structure structure;
+    Speed sparse, dense;
+};
+
+// Measured on first use (layout_choice.cpp). structure: the sparse one, or kDense for a weight without zeros.
+LayoutChoice choose_layout(const KernelTable &kernels, ValueKind kind, Structure structure, double kept);
 
 }  // namespace slimdeploy
 
@@ -59,6 +70,7 @@ struct slimdeploy_weight {
     const slimdeploy::KernelTable *kernels;
     slimdeploy::ValueKind kind;
     slimdeploy::Structure structure;
+    slimdeploy::FusedSize one_row;  // kernel for one row of activations
     int32_t value_type;
     int64_t kept;
     std::vector<uint64_t> row_offset;
