@@ -1,4 +1,4 @@
-"""What this machine has and what slimdeploy can do with it. Imports nothing heavy: versions are read from metadata."""
+"""What this machine has and what slimdeploy can do with it. Imports no extra: versions are read from metadata."""
 
 import os
 import platform
@@ -9,8 +9,14 @@ from pathlib import Path
 
 from . import __version__
 from .errors import ConfigError
+from .kernels.library import instruction_sets, layout_choice, library_file
+from .packed import ValueType
 
 Lookup = Callable[[str], str]
+
+# What is measured to tell how packed weights are held: half of them kept.
+_MEASURED: tuple[ValueType, ...] = ("int4", "int8", "bf16")
+_MEASURED_KEPT = 0.5
 
 # What each extra brings, by the packages that only it needs.
 EXTRAS: Mapping[str, tuple[str, ...]] = {
@@ -40,9 +46,36 @@ def examine(lookup: Lookup = version) -> list[Finding]:
         Finding("system", f"{platform.system()} {platform.machine()}"),
         Finding("cpu", cpu_name()),
         Finding("cores", str(cores())),
+        *kernels(library_file()),
         *(_extra(name, packages, found) for name, packages in EXTRAS.items()),
         *_two_onnxruntimes(found),
     ]
+
+
+def kernels(file: Path | None) -> list[Finding]:
+    """Which of our kernels this machine runs, and how it holds packed weights; measuring takes half a second.
+
+    file: the kernels' library, or None where it was not built.
+    """
+    if file is None:
+        problem = (
+            "there was no C++ compiler when slimdeploy was installed: packed weights run through onnxruntime's or "
+            "torch's own operators, dense and slower; install g++ and then slimdeploy again, or a wheel with kernels"
+        )
+        return [Finding("kernels", "not built", problem)]
+    sets = instruction_sets()
+    supported = [each.name for each in sets if each.supported]
+    missing = [each.name for each in sets if not each.supported]
+    found = [Finding("kernels", f"{supported[0]}, the fastest of {', '.join(supported)}")]
+    if missing:
+        found.append(Finding("kernels not used", f"{', '.join(missing)}: not on this CPU"))
+    return found + [_layout(values) for values in _MEASURED]
+
+
+def _layout(values: ValueType) -> Finding:
+    choice = layout_choice(values, _MEASURED_KEPT)
+    speed = f"sparse {choice.sparse_ns:.0f}, dense {choice.dense_ns:.0f} ns per 1000 weights"
+    return Finding(f"packed {values}", f"kept {choice.layout} in memory ({speed}; {1 - _MEASURED_KEPT:.0%} pruned)")
 
 
 def installed_versions(packages: Iterable[str], lookup: Lookup = version) -> dict[str, str]:
