@@ -118,6 +118,7 @@ using slimdeploy::InvalidInput;
 int slimdeploy_weight_create(const slimdeploy_packed *packed, const char *instruction_set, int32_t layout,
                              slimdeploy_weight **weight, char *error, size_t error_size) {
     return guarded(error, error_size, [&] {
+        if (!packed || !weight) throw InvalidInput("no packed weight, or no place for the result");
         slimdeploy::validate(*packed);
         if (layout < SLIMDEPLOY_AUTOMATIC || layout > SLIMDEPLOY_DENSE) throw InvalidInput("there is no such layout");
         *weight = slimdeploy::make_weight(*packed, slimdeploy::find_kernels(instruction_set), layout).release();
@@ -136,8 +137,9 @@ void slimdeploy_weight_describe(const slimdeploy_weight *weight, slimdeploy_weig
 int slimdeploy_linear(const slimdeploy_weight *weight, const float *x, int64_t count, float *y, int32_t threads,
                       slimdeploy_parallel_for parallel_for, void *pool, char *error, size_t error_size) {
     return guarded(error, error_size, [&] {
-        if (count < 0) throw InvalidInput("a negative number of rows");
+        if (count < 0 || count > INT32_MAX) throw InvalidInput(std::to_string(count) + " rows cannot be multiplied");
         if (count == 0) return;
+        if (!weight || !x || !y) throw InvalidInput("no weight, no input or no output");
         slimdeploy::multiply({*weight, x, size_t(count), 0, y, size_t(std::max(threads, 1)), parallel_for, pool});
     });
 }
