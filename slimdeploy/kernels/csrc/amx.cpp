@@ -150,12 +150,12 @@ void tile_panels(const Matrix &w, const Activations &a, float *y, size_t begin, 
         const size_t n0 = p * kPanelRows, left = w.rows - n0, rows = left < panels * kPanelRows ? left : panels * kPanelRows;
         typename Kind::Row stream[kPanelsAtOnce * kPanelRows];
         for (size_t r = 0; r < rows; r++) stream[r] = {w.data + w.row_offset[n0 + r], w.kept_per_chunk};
-        // Rows behind the last are computed with what the panel held before; nothing of them is written.
         const uint8_t *x = static_cast<const uint8_t *>(a.values);
         for (size_t slab = 0; slab < w.blocks; slab += kSlabBlocks) {
             const size_t blocks = w.blocks - slab < size_t(kSlabBlocks) ? w.blocks - slab : kSlabBlocks;
-            for (size_t r = 0; r < rows; r++) {
-                for (size_t b = 0; b < blocks; b++) Kind::decode(stream[r], panel[r / kPanelRows], b, int(r % kPanelRows));
+            for (size_t r = 0; r < rows; r += kPanelRows) {
+                const size_t rest = rows - r < size_t(kPanelRows) ? rows - r : kPanelRows;
+                decode_panel<Amx, Kind>(stream + r, int(rest), blocks, panel[r / kPanelRows]);
             }
             Tiles::see_memory();
             for (size_t m0 = 0; m0 < a.count; m0 += 2 * kTileRows) {

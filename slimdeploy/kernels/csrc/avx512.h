@@ -159,6 +159,42 @@ struct Avx512Few {
     }
 };
 
+// 16 x 16 units at a time: units of 4 rows are gathered in 128-bit lanes, then lanes are exchanged.
+template <int kUnits, int kStride>
+struct Transpose<16, kUnits, kStride> {
+    static SLIMDEPLOY_INLINE void run(const uint32_t (&from)[16][kUnits], uint32_t *to) {
+        for (int u = 0; u < kUnits; u += 16) {
+            __m512i row[16], quad[16];
+            SLIMDEPLOY_UNROLL
+            for (int i = 0; i < 16; i++) row[i] = _mm512_load_si512(from[i] + u);
+            // quad[4 q + i], lane l: unit 4 l + i of rows 4 q to 4 q + 3.
+            SLIMDEPLOY_UNROLL
+            for (int q = 0; q < 16; q += 4) {
+                const __m512i a = _mm512_unpacklo_epi32(row[q], row[q + 1]), b = _mm512_unpackhi_epi32(row[q], row[q + 1]);
+                const __m512i c = _mm512_unpacklo_epi32(row[q + 2], row[q + 3]);
+                const __m512i d = _mm512_unpackhi_epi32(row[q + 2], row[q + 3]);
+                quad[q] = _mm512_unpacklo_epi64(a, c);
+                quad[q + 1] = _mm512_unpackhi_epi64(a, c);
+                quad[q + 2] = _mm512_unpacklo_epi64(b, d);
+                quad[q + 3] = _mm512_unpackhi_epi64(b, d);
+            }
+            // Unit 4 l + i of all rows is lane l of quad[i], quad[4 + i], quad[8 + i] and quad[12 + i].
+            SLIMDEPLOY_UNROLL
+            for (int i = 0; i < 4; i++) {
+                const __m512i even_a = _mm512_shuffle_i32x4(quad[i], quad[4 + i], 0x88);
+                const __m512i odd_a = _mm512_shuffle_i32x4(quad[i], quad[4 + i], 0xDD);
+                const __m512i even_b = _mm512_shuffle_i32x4(quad[8 + i], quad[12 + i], 0x88);
+                const __m512i odd_b = _mm512_shuffle_i32x4(quad[8 + i], quad[12 + i], 0xDD);
+                uint32_t *out = to + size_t(u + i) * kStride;
+                _mm512_store_si512(out, _mm512_shuffle_i32x4(even_a, even_b, 0x88));
+                _mm512_store_si512(out + 4 * kStride, _mm512_shuffle_i32x4(odd_a, odd_b, 0x88));
+                _mm512_store_si512(out + 8 * kStride, _mm512_shuffle_i32x4(even_a, even_b, 0xDD));
+                _mm512_store_si512(out + 12 * kStride, _mm512_shuffle_i32x4(odd_a, odd_b, 0xDD));
+            }
+        }
+    }
+};
+
 }  // namespace
 }  // namespace slimdeploy
 

@@ -284,11 +284,15 @@ struct Panel {
     alignas(64) float scales[kScales * kRows];
 };
 
-// Copies the units of one row's block to their places in the panel.
-template <int kRows, int kUnits>
-SLIMDEPLOY_INLINE void interleave(const uint32_t *units, uint32_t *panel) {
-    for (int u = 0; u < kUnits; u++) panel[size_t(u) * kRows] = units[u];
-}
+// to[u * kStride + lane] = from[lane][u]: what rows hold one after the other, side by side.
+template <int kLanes, int kUnits, int kStride>
+struct Transpose {
+    static SLIMDEPLOY_INLINE void run(const uint32_t (&from)[kLanes][kUnits], uint32_t *to) {
+        for (int u = 0; u < kUnits; u++) {
+            for (int lane = 0; lane < kLanes; lane++) to[size_t(u) * kStride + lane] = from[lane][u];
+        }
+    }
+};
 
 template <class Isa, class Stream>
 struct IntPanel {
@@ -296,14 +300,13 @@ struct IntPanel {
     static constexpr int kOffset = Isa::kOffset;
     using Row = Stream;
 
-    static SLIMDEPLOY_INLINE void decode(Stream &stream, Panel<Isa> &panel, size_t block, int row) {
+    // One block of one row into `units`, its scales into the panel's column of that row.
+    static SLIMDEPLOY_INLINE void decode(Stream &stream, size_t block, uint32_t *units, float *column) {
         constexpr int kRows = Panel<Isa>::kRows, kGroups = kBlockColumns / kGroup;
         typename Isa::Chunk chunk[kChunks];
         const uint8_t *scales = stream.next(chunk);
-        alignas(64) uint32_t units[kBlockUnits];
         for (int c = 0; c < kChunks; c++) Isa::store(units + 16 * c, chunk[c]);
-        interleave<kRows, kBlockUnits>(units, panel.units + block * kBlockUnits * kRows + row);
-        for (int g = 0; g < kGroups; g++) panel.scales[(block * kGroups + g) * kRows + row] = bf16_to_float(scales + 2 * g);
+        for (int g = 0; g < kGroups; g++) column[(block * kGroups + g) * kRows] = bf16_to_float(scales + 2 * g);
     }
 
     template <int kTile>
@@ -346,13 +349,10 @@ struct WordPanel {
     static constexpr int kBlockUnits = kBlockColumns * sizeof(typename Arithmetic::Activation) / 4;
     using Row = Stream;
 
-    static SLIMDEPLOY_INLINE void decode(Stream &stream, Panel<Isa> &panel, size_t block, int row) {
-        constexpr int kRows = Panel<Isa>::kRows;
+    static SLIMDEPLOY_INLINE void decode(Stream &stream, size_t, uint32_t *units, float *) {
         typename Isa::Words words[Stream::kWords];
         stream.next(words);
-        alignas(64) uint32_t units[kBlockUnits];
         for (int i = 0; i < Stream::kWords; i++) Arithmetic::store(units + i * (kBlockUnits / Stream::kWords), words[i]);
-        interleave<kRows, kBlockUnits>(units, panel.units + block * kBlockUnits * kRows + row);
     }
 
     template <int kTile>
@@ -373,6 +373,24 @@ struct WordPanel {
         }
     }
 };
+
+// The next `blocks` blocks of a panel's rows. Rows behind the last leave what the panel held before: what is computed
+// from it is not written anywhere.
+template <class Isa, class Kind>
+SLIMDEPLOY_INLINE void decode_panel(typename Kind::Row *stream, int rows, size_t blocks, Panel<Isa> &panel) {
+    constexpr int kLanes = Isa::kLanes, kUnits = Kind::kBlockUnits, kRows = Panel<Isa>::kRows;
+    for (int first = 0; first < rows; first += kLanes) {
+        const int lanes = rows - first < kLanes ? rows - first : kLanes;
+        for (size_t b = 0; b < blocks; b++) {
+            alignas(64) uint32_t units[kLanes][kUnits];
+            for (int lane = 0; lane < lanes; lane++) {
+                Kind::decode(stream[first + lane], b, units[lane], panel.scales + first + lane);
+            }
+            for (int lane = lanes; lane < kLanes; lane++) memset(units[lane], 0, sizeof units[lane]);
+            Transpose<kLanes, kUnits, kRows>::run(units, panel.units + b * kUnits * kRows + first);
+        }
+    }
+}
 
 // Adds a tile's sums to y, or sets them on the first slab, and applies scale and offset on the last.
 template <class Isa, int kTile>
@@ -401,13 +419,10 @@ void panels(const Matrix &w, const Activations &a, float *y, size_t begin, size_
         const int rows = int(w.rows - n0 < size_t(kRows) ? w.rows - n0 : kRows);
         typename Kind::Row stream[kRows];
         for (int r = 0; r < rows; r++) stream[r] = {w.data + w.row_offset[n0 + r], w.kept_per_chunk};
-        // Rows behind the last are computed with what the panel held before; nothing of them is written.
         const uint8_t *x = static_cast<const uint8_t *>(a.values);
         for (size_t slab = 0; slab < w.blocks; slab += kSlabBlocks) {
             const size_t blocks = w.blocks - slab < size_t(kSlabBlocks) ? w.blocks - slab : kSlabBlocks;
-            for (int r = 0; r < rows; r++) {
-                for (size_t b = 0; b < blocks; b++) Kind::decode(stream[r], panel, b, r);
-            }
+            decode_panel<Isa, Kind>(stream, rows, blocks, panel);
             for (size_t m0 = 0; m0 < a.count; m0 += kTile) {
                 typename Isa::Floats sum[kTile][Isa::kPanelVectors];
                 SLIMDEPLOY_UNROLL
