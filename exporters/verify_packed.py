@@ -29,8 +29,8 @@ from .verify import Answer, greedy_in_torch
 MAX_RELATIVE_ERROR: Final[Mapping[ValueType, float]] = {"bf16": 5e-3, "fp16": 1e-4, "int8": 1e-4, "int4": 1e-4}
 """||y - reference|| / ||reference|| that a product may have; bf16 is rounded once more on some CPUs."""
 TIE: Final[Mapping[ValueType, float]] = {"bf16": 0.01, "fp16": 1e-4, "int8": 0.05, "int4": 0.05}
-"""Where torch's two best logits are closer than this share of the best, either token is right. Measured on the demo
-model: rounding the other way moves a logit by up to 0.2% of the best (bf16) and 1.8% (eight bits)."""
+"""Where torch's two best logits are closer than this share of the best, either token is right. Rounding the other way
+was seen to move a logit by up to 0.2% of the best (bf16, demo model) and 1.8% (eight bits, a random model)."""
 _PRODUCTS_ON = 3
 """Prompts whose activations the products are compared on."""
 
