@@ -1,4 +1,4 @@
-"""ONNX export: three graphs of float32 weights, with everything that the edge runtime reads beside them.
+"""ONNX export: three graphs, with everything that the edge runtime reads beside them.
 
 Equal weights give equal bytes: names come from the model, and what the tracer leaves behind (stack traces, paths of
 this machine) is removed. Weights keep their names in the model, so that a tool finds a matrix again.
@@ -23,12 +23,14 @@ from .checkpoint import save_settings
 from .graphs import Graph, graphs_of
 from .job import ExportJob
 from .limits import refuse_quantized, require_known_tower
+from .onnx_storage import storage_of
 from .verify import verify_onnx
 
 # The first operator set with RMSNormalization, RotaryEmbedding and Attention, which onnxruntime (1.24 on) runs fastest.
 OPSET = 23
-# A protobuf cannot hold 2 GB; weights beyond this lie beside their graph, in NAME.onnx_data.
-SINGLE_FILE_BYTES = 1_000_000_000
+# Weights beyond this lie beside their graph, in NAME.onnx_data: onnxruntime maps that file, where a graph's own weights
+# are in memory twice until the session is made, and a protobuf cannot hold 2 GB.
+SINGLE_FILE_BYTES = 32_000_000
 
 # Their frequencies depend on the length of the sequence, which a traced graph cannot follow.
 _LENGTH_DEPENDENT_ROTATIONS = ("dynamic", "longrope")
@@ -64,16 +66,24 @@ def export(model: Model, folder: Path, job: ExportJob, progress: Progress) -> di
     """Write graphs, configuration, tokenizer, processor and chat template; compare the graphs with torch."""
     check(model)
     save_settings(model, folder)
-    graphs = graphs_of(model)
-    names = {id(parameter): name for name, parameter in model.module.named_parameters()}
+    storage, graphs = storage_of(model, job, progress), graphs_of(model)
     bar = progress.bar("writing ONNX graphs", total=len(graphs))
     for graph in graphs:
         traced = trace(graph)
-        weights = {inner: names[id(parameter)] for inner, parameter in graph.part.named_parameters()}
-        tidy(traced, weights)
-        write(traced, folder / f"{graph.name}.onnx")
+        tidy(traced, names_in(model, graph))
+        write(storage.store(traced), folder / f"{graph.name}.onnx")
         bar.advance(graph.name)
-    return verify_onnx(model, folder, job.prompts, progress)
+    verification = verify_onnx(model, folder, storage.reference(), job.prompts, progress)
+    return {"weights": job.config.onnx.weights, **verification}
+
+
+def names_in(model: Model, graph: Graph) -> dict[str, str]:
+    """What the model calls the parameters of a graph. One that is tied to another goes by its own name."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    own = {inner: names[id(parameter)] for inner, parameter in graph.part.named_parameters()}
+    return {inner: next((name for name in found if name.endswith(inner)), found[0]) for inner, found in own.items()}
 
 
 def trace(graph: Graph) -> ir.Model:
@@ -157,7 +167,10 @@ def _store_transposed(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:
 
 
 def write(model: ir.Model, file: Path) -> None:
-    """Into one file, or, where that would be too large, with the weights beside it."""
+    """Into one file, or with the weights beside it: where there are many, and where our operators read them.
+
+    The operators give the pages of a file back; a weight inside a graph would stay in memory beside their own copy.
+    """
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    beside = f"{file.name}_data" if size > SINGLE_FILE_BYTES else None
+    beside = f"{file.name}_data" if model.functions or size > SINGLE_FILE_BYTES else None
     ir.save(model, file, external_data=beside)

@@ -16,6 +16,7 @@ from onnxscript import ir
 from ..errors import ExportError
 from ..packed import Encoding, PackedTensor, ValueType
 from ..packed_tensor import ALL_KEPT, VALUE_DTYPES
+from .onnx_edit import add_initializer, multiplied, replace
 from .onnx_functions import DENSE, DOMAIN, SPARSE, VERSION, function_of
 
 _TYPES: Final[Mapping[ValueType, ir.DataType]] = {
@@ -35,7 +36,7 @@ def store_packed(model: ir.Model, weights: Mapping[str, PackedTensor]) -> set[st
     """
     found = {}
     for node in list(model.graph):
-        name = _multiplied(node)
+        name = multiplied(node)
         if name in weights:
             _replace(model.graph, node, name, weights[name])
             found[name] = weights[name]
@@ -50,37 +51,24 @@ def store_packed(model: ir.Model, weights: Mapping[str, PackedTensor]) -> set[st
     return set(found)
 
 
-def _multiplied(node: ir.Node) -> str:
-    """NAME where `node` multiplies with the weight NAME.weight, else nothing."""
-    weight = node.inputs[1] if node.op_type == "MatMul" else None
-    return (weight.name or "").removesuffix(".weight") if weight is not None and weight.is_initializer() else ""
-
-
 def _replace(graph: ir.Graph, node: ir.Node, name: str, packed: PackedTensor) -> None:
     x, weight = node.inputs
     assert x is not None
     assert weight is not None
-    assert weight.name is not None
-    inputs = [_initializer(graph, f"{name}.{part}", tensor) for part, tensor in _tensors(packed)]
+    inputs = [add_initializer(graph, f"{name}.{part}", tensor) for part, tensor in _tensors(packed)]
     attributes: dict[str, Any] = {"columns": packed.columns, "group": packed.encoding.group, "pattern": packed.pattern}
     linear = ir.node(_kind(packed), [x, *inputs], attributes, domain=DOMAIN, name=name)
-    old, new = node.outputs[0], linear.outputs[0]
-    new.name, new.type, new.shape = old.name, old.type, old.shape
     graph.insert_before(node, linear)
-    for place, output in enumerate(graph.outputs):
-        if output is old:
-            graph.outputs[place] = new
-    ir.convenience.replace_all_uses_with(old, new)
-    graph.remove(node, safe=True)
+    replace(graph, node, linear.outputs[0])
     if not weight.uses():
-        del graph.initializers[weight.name]
+        del graph.initializers[str(weight.name)]
 
 
 def _kind(packed: PackedTensor) -> str:
     return DENSE if packed.pattern == ALL_KEPT else SPARSE
 
 
-def _tensors(packed: PackedTensor) -> Iterator[tuple[str, onnx.TensorProto]]:
+def _tensors(packed: PackedTensor) -> Iterator[tuple[str, ir.TensorProtocol]]:
     """The node's inputs behind x. Empty arrays are left out."""
     values = _TYPES[packed.encoding.values]
     if packed.pattern != ALL_KEPT:
@@ -95,16 +83,9 @@ def _tensors(packed: PackedTensor) -> Iterator[tuple[str, onnx.TensorProto]]:
         yield "scales", _tensor(ir.DataType.BFLOAT16, packed.scales.shape, packed.scales)
 
 
-def _tensor(dtype: ir.DataType, shape: tuple[int, ...], array: NDArray[Any]) -> onnx.TensorProto:
-    return onnx.TensorProto(data_type=int(dtype), dims=shape, raw_data=array.tobytes())
-
-
-def _initializer(graph: ir.Graph, name: str, tensor: onnx.TensorProto) -> ir.Value:
-    tensor.name = name
-    held = ir.serde.deserialize_tensor(tensor)
-    value = ir.Value(name=name, shape=held.shape, type=ir.TensorType(held.dtype), const_value=held)
-    graph.register_initializer(value)
-    return value
+def _tensor(dtype: ir.DataType, shape: tuple[int, ...], array: NDArray[Any]) -> ir.TensorProtocol:
+    proto = onnx.TensorProto(data_type=int(dtype), dims=shape, raw_data=array.tobytes())
+    return ir.serde.deserialize_tensor(proto)
 
 
 def read_packed(file: Path) -> dict[str, PackedTensor]:

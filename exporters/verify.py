@@ -15,20 +15,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ExportError
+from ..kernels.operators import missing_operators, register_operators
 from ..model import Model, encode
+from ..packed import PackedTensor
 from ..progress import Progress
 from ..samples import Sample
 from .graphs import DECODER, EMBED_TOKENS, VISION_ENCODER
+from .onnx_packed import read_packed
+from .reference import FLOAT32, Reference, standing_in
+from .verify_products import compare_products
 
 Array = NDArray[Any]
 
-MAX_RELATIVE_ERROR = 1e-4
-"""||y - reference|| / ||reference|| that a part may have; float32 and another order of summation give about 1e-6."""
-TIE = 1e-4
-"""Where torch's two best logits are closer than this share of the best, either token is right."""
 MAX_TOKENS = 16
 """Tokens compared of each answer."""
 RAGGED_BATCH = 3
+_PRODUCTS_ON = 16
+"""Tokens whose activations the products of the decoder are compared on: all activations of a graph are held at once."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,12 @@ class OnnxGraphs:
 
     def decode(self, embeddings: Array, mask: Array, positions: Array, past: list[Array]) -> tuple[Array, list[Array]]:
         """Logits of the last position, (batch, vocabulary), and the longer past."""
-        inputs = {"inputs_embeds": embeddings, "attention_mask": mask, "position_ids": positions}
-        cached = dict(zip((node.name for node in self._past), past, strict=True))
-        logits, *present = self._decoder.run(None, inputs | cached)
+        logits, *present = self._decoder.run(None, self.decoder_inputs(embeddings, mask, positions, past))
         return logits[:, -1], present
+
+    def decoder_inputs(self, embeddings: Array, mask: Array, positions: Array, past: list[Array]) -> dict[str, Array]:
+        inputs = {"inputs_embeds": embeddings, "attention_mask": mask, "position_ids": positions}
+        return inputs | dict(zip((node.name for node in self._past), past, strict=True))
 
 
 def _session(file: Path, threads: int) -> Any:
@@ -73,30 +78,81 @@ def _session(file: Path, threads: int) -> Any:
     runtime: Any = onnxruntime
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
+    register_operators(options)
     return runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
-def verify_onnx(model: Model, folder: Path, prompts: Sequence[Sample], progress: Progress) -> dict[str, Any]:
+def verify_onnx(
+    model: Model, folder: Path, reference: Reference, prompts: Sequence[Sample], progress: Progress
+) -> dict[str, Any]:
     """Compare the graphs in `folder` with the model they came from, on one thread count for both.
 
     Answers are compared alone and in ragged batches, each with torch's answer to the prompt alone.
-    Raises ExportError that names the part, or the prompt and token, that differs.
+    Raises ExportError that names the weight, the part, or the prompt and token, that differs.
     """
+    compare_packed(folder, reference.packed)
     graphs = OnnxGraphs(folder, torch.get_num_threads())
-    errors = compare_parts(model, graphs, prompts[:RAGGED_BATCH])
-    expected = [greedy_in_torch(model, prompt) for prompt in progress.track(prompts, "asking torch", len(prompts))]
-    batches = [*([i] for i in range(len(prompts))), *ragged_batches(model, prompts)]
+    with standing_in(model, reference):
+        errors = compare_parts(model, graphs, prompts[:RAGGED_BATCH], reference)
+        expected = [greedy_in_torch(model, prompt) for prompt in progress.track(prompts, "asking torch", len(prompts))]
+    batches = [[i] for i in range(len(prompts))]
+    if reference.batches:
+        batches += ragged_batches(model, prompts)
     ties = 0
     for batch in progress.track(batches, "verifying the ONNX graphs", len(batches)):
         answers = greedy_in_onnx(model, graphs, [prompts[i] for i in batch])
-        ties += sum(count_tie(prompts[i], expected[i], answer) for i, answer in zip(batch, answers, strict=True))
-    return {
+        compared = zip((prompts[i] for i in batch), (expected[i] for i in batch), answers, strict=True)
+        ties += sum(count_tie(prompt, answer, tokens, reference) for prompt, answer, tokens in compared)
+    verification = {
         **errors,
         "prompts": len(prompts),
         "tokens": sum(len(answer.tokens) for answer in expected),
-        "batch_sizes": [1, RAGGED_BATCH],
+        "batch_sizes": [1, RAGGED_BATCH] if reference.batches else [1],
         "ties": ties,
     }
+    if reference.weights:
+        tracked = progress.track(prompts, "asking torch with float32 weights", len(prompts))
+        same = sum(greedy_in_torch(model, p).tokens == e.tokens for p, e in zip(tracked, expected, strict=True))
+        verification["prompts_answered_as_in_float32"] = same
+    if reference.packed:
+        verification["relative_error_of_products"] = _rounded(
+            check_products(model, folder, graphs, reference, prompts[0])
+        )
+        verification["kernels"] = missing_operators() is None
+    return verification
+
+
+def check_products(model: Model, folder: Path, graphs: OnnxGraphs, reference: Reference, prompt: Sample) -> float:
+    """Largest relative error of a packed matrix on one picture and on the end of one prompt.
+
+    Raises ExportError that names the first one whose error is too large.
+    """
+    batch = encode(model, [prompt])
+    pixels = batch["pixel_values"][:1] if "pixel_values" in batch else _noise(model)
+    embeddings = graphs.embed(_array(batch["input_ids"]))[:, -_PRODUCTS_ON:]
+    count = embeddings.shape[1]
+    mask, positions = np.ones((1, count), np.int64), np.arange(count, dtype=np.int64)[None]
+    inputs = {
+        VISION_ENCODER: {"pixel_values": _array(pixels)},
+        DECODER: graphs.decoder_inputs(embeddings, mask, positions, graphs.empty_past(1)),
+    }
+    return max(compare_products(folder / f"{name}.onnx", reference.packed, given) for name, given in inputs.items())
+
+
+def compare_packed(folder: Path, packed: Mapping[str, PackedTensor]) -> None:
+    """Raises ExportError that names the first matrix which is not in the graphs bit for bit."""
+    if not packed:
+        return
+    stored = {name: weight for file in sorted(folder.glob("*.onnx")) for name, weight in read_packed(file).items()}
+    for name, weight in packed.items():
+        again = stored.get(name)
+        if again is None or not all(np.array_equal(a, b) for a, b in zip(_arrays(weight), _arrays(again), strict=True)):
+            raise ExportError(f"the packed weight {name} is not the same once it is exported and read again")
+
+
+def _arrays(packed: PackedTensor) -> list[Array]:
+    described = np.array([packed.rows, packed.columns, packed.encoding.group])
+    return [described, np.array([packed.encoding.values, packed.pattern]), packed.mask, packed.values, packed.scales]
 
 
 def ragged_batches(model: Model, prompts: Sequence[Sample]) -> list[list[int]]:
@@ -108,8 +164,13 @@ def ragged_batches(model: Model, prompts: Sequence[Sample]) -> list[list[int]]:
 
 
 @torch.no_grad()
-def compare_parts(model: Model, graphs: OnnxGraphs, prompts: Sequence[Sample]) -> dict[str, Any]:
-    """Largest absolute and relative error of each graph on a padded batch of prompts."""
+def compare_parts(
+    model: Model, graphs: OnnxGraphs, prompts: Sequence[Sample], reference: Reference = FLOAT32
+) -> dict[str, Any]:
+    """Largest absolute and relative error of each graph on a padded batch of prompts.
+
+    Raises ExportError for a relative error beyond the reference's.
+    """
     batch = encode(model, prompts)
     ids = batch["input_ids"]
     pixels = batch["pixel_values"] if "pixel_values" in batch else _noise(model)
@@ -125,7 +186,7 @@ def compare_parts(model: Model, graphs: OnnxGraphs, prompts: Sequence[Sample]) -
     mask, positions = _array(batch["attention_mask"]), _array(batch["position_ids"])
     logits, _ = graphs.decode(_array(embeddings), mask, positions, graphs.empty_past(len(ids)))
     pairs[DECODER] = (model.module(**batch, logits_to_keep=1).logits[:, -1], logits)
-    return _errors(pairs)
+    return _errors(pairs, reference)
 
 
 def _noise(model: Model) -> Tensor:
@@ -135,16 +196,16 @@ def _noise(model: Model) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.device)
 
 
-def _errors(pairs: Mapping[str, tuple[Tensor, Array]]) -> dict[str, Any]:
+def _errors(pairs: Mapping[str, tuple[Tensor, Array]], reference: Reference) -> dict[str, Any]:
     largest, relative = {}, {}
-    for part, (reference, output) in pairs.items():
-        expected = _array(reference).astype(np.float64)
+    for part, (tensor, output) in pairs.items():
+        expected = _array(tensor).astype(np.float64)
         difference = output.reshape(expected.shape) - expected
         error = float(np.linalg.norm(difference) / np.linalg.norm(expected))
-        if not error <= MAX_RELATIVE_ERROR:  # also where it is no number
+        if not error <= reference.max_relative_error:  # also where it is no number
             raise ExportError(
-                f"{part}.onnx differs from torch by a relative error of {error:.2g}, more than {MAX_RELATIVE_ERROR:g}; "
-                "set export.format = 'checkpoint' and report this model"
+                f"{part}.onnx differs from torch by a relative error of {error:.2g}, more than "
+                f"{reference.max_relative_error:g}; set {reference.remedy} and report this model"
             )
         largest[part], relative[part] = _rounded(float(np.abs(difference).max())), _rounded(error)
     return {"max_abs_error": largest, "relative_error": relative}
@@ -202,19 +263,18 @@ def greedy_in_onnx(model: Model, graphs: OnnxGraphs, prompts: Sequence[Sample]) 
     return answers
 
 
-def count_tie(prompt: Sample, expected: Answer, tokens: Sequence[int]) -> int:
+def count_tie(prompt: Sample, expected: Answer, tokens: Sequence[int], reference: Reference = FLOAT32) -> int:
     """0 when the tokens are torch's; 1 when they part where torch could as well have taken another token.
 
     Raises ExportError when they part anywhere else.
     """
     for step, (ours, theirs) in enumerate(zip(tokens, expected.tokens, strict=False)):
-        if ours != theirs and expected.margins[step] < TIE:
+        if ours != theirs and expected.margins[step] < reference.tie:
             return 1  # from here on both continue different texts
         if ours != theirs:
             raise ExportError(
                 f"on prompt {prompt.id} the ONNX graphs answer token {ours} at step {step} where torch answers "
-                f"{theirs} (by a margin of {expected.margins[step]:.2g}); set export.format = 'checkpoint' and report "
-                "this model"
+                f"{theirs} (by a margin of {expected.margins[step]:.2g}); set {reference.remedy} and report this model"
             )
     assert len(tokens) == len(expected.tokens), "equal tokens end at the same one"
     return 0

@@ -58,6 +58,11 @@ class Manifest:
     files: dict[str, FileEntry] = field(default_factory=dict)
     version: int = MANIFEST_VERSION
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether pruned weights are left out, and not stored as zeros."""
+        return str(self.verification.get("weights")).startswith("packed-")
+
 
 @dataclass(frozen=True)
 class Artifact:

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from .errors import ConfigError
 
 ExportFormat = Literal["onnx", "vllm", "checkpoint"]
+OnnxWeights = Literal[
+    "packed-int4", "packed-int8", "packed-bf16", "dense-fp32", "dense-fp16", "dense-int8", "dense-int4"
+]
 CheckpointWeights = Literal["dense", "packed-int4", "packed-int8", "packed-bf16"]
 Criterion = Literal["wanda", "magnitude"]
 Metric = Literal["ttft", "tpot", "e2e", "throughput", "accuracy", "accuracy_retention", "artifact_mb"]
@@ -129,6 +132,16 @@ class RestoreConfig(Table):
     seed: Seed = Field(0, description="Order of the samples and start of the adapters.")
 
 
+class OnnxConfig(Table):
+    """The ONNX graphs."""
+
+    weights: OnnxWeights = Field(
+        "packed-int8",
+        description='Without the zeros, for our kernels: "packed-int4", "packed-int8", "packed-bf16". With them:\n'
+        '"dense-fp32", "dense-fp16", and what onnxruntime has of its own: "dense-int8" (dynamic), "dense-int4".',
+    )
+
+
 class CheckpointConfig(Table):
     """The transformers checkpoint."""
 
@@ -144,6 +157,7 @@ class ExportConfig(Table):
 
     format: ExportFormat = Field("onnx", description='"onnx" (onnxruntime), "vllm", or "checkpoint" (transformers).')
     verify_prompts: Positive = Field(32, description="Prompts whose greedy tokens must equal torch's.")
+    onnx: OnnxConfig = OnnxConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 

@@ -16,6 +16,7 @@ from .config import Config
 from .data import load_samples
 from .doctor import installed_versions
 from .errors import ValidateError
+from .kernels.operators import fallback_note
 from .measurements import Run as Load
 from .measurements import remarks
 from .progress import Progress
@@ -153,13 +154,20 @@ def _report(
         run=load,
         policy=_layers(artifact),
         mistakes=first_mistakes(samples, load.answers) if load else (),
-        notes=_notes(samples, load),
+        notes=(*_notes(samples, load), *_notes_on(artifact)),
     )
 
 
 def _notes(samples: list[Sample], load: Load | None) -> tuple[str, ...]:
     few = f"Only {len(samples)} test samples were asked: their accuracy is a rough figure; hundreds make a firm one."
     return (*(remarks(load) if load else ()), *((few,) if len(samples) < _FEW_SAMPLES else ()))
+
+
+def _notes_on(artifact: Artifact | None) -> tuple[str, ...]:
+    """What must be known of an artifact to understand what was measured."""
+    packed = artifact is not None and artifact.manifest.format == "onnx" and artifact.manifest.is_packed
+    note = fallback_note() if packed else None
+    return (note,) if note else ()
 
 
 def _layers(artifact: Artifact | None) -> tuple[LayerSparsity, ...] | None:

@@ -5,6 +5,7 @@ server's requests without ever blocking the event loop.
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from PIL import Image
 from slimdeploy.artifact import Artifact
 from slimdeploy.config import ServeConfig
 from slimdeploy.errors import DataError, ServeError
+from slimdeploy.kernels.operators import fallback_note
 
 from ..chat_template import load_chat_template
 from ..engine import Chunk, EncodedImage, FinishReason, GenerationRequest, Message, RequestError, Usage
@@ -23,12 +25,16 @@ from ..sampling import Sampler
 from ..text import AnswerStream, Text
 from .onnx_sessions import Floats, OnnxSessions
 
+log = logging.getLogger(__name__)
+
 
 class OnnxGenerator:
     """A loaded ONNX artifact. threads: of onnxruntime; 0 takes one per core."""
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         folder = artifact.path
+        if artifact.manifest.is_packed and (note := fallback_note()):
+            log.warning("%s: %s", folder, note)
         self._facts = read_facts(folder)
         self._text = Text(folder)
         self._template = load_chat_template(folder, self._text.special_tokens)

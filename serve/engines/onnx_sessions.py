@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimdeploy.errors import ArtifactError, ServeError
+from slimdeploy.kernels.operators import register_operators
 
 Floats = NDArray[np.float32]
 
@@ -114,6 +115,7 @@ class OnnxSessions:
         options.inter_op_num_threads = 1
         # Threads that wait by spinning would take the cores from other requests and from the server itself.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        register_operators(options)
         try:
             return self._onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no other base

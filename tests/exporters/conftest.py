@@ -9,7 +9,7 @@ from exported import Exported
 from PIL import Image
 from tiny import make_tiny_llava
 
-from slimdeploy.config import ExportConfig, ExportFormat
+from slimdeploy.config import ExportConfig, ExportFormat, OnnxConfig
 from slimdeploy.exporters import ExportJob, export
 from slimdeploy.model import Model, load_model
 from slimdeploy.progress import Progress
@@ -53,7 +53,10 @@ def _picture(seed: int) -> bytes:
 
 @pytest.fixture(scope="session")
 def onnx_export(model: Model, prompts: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return _exported("onnx", model, prompts, tmp_path_factory.mktemp("onnx"))
+    """Of plain float32 weights."""
+    folder = tmp_path_factory.mktemp("onnx")
+    job = ExportJob(ExportConfig(onnx=OnnxConfig(weights="dense-fp32")), prompts)
+    return Exported(folder, export(model, folder, job, Progress.silent()))
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,12 @@ import torch
 from exported import Exported
 from onnx import numpy_helper
 
-from slimdeploy.config import ExportConfig
+from slimdeploy.config import ExportConfig, OnnxConfig
 from slimdeploy.errors import ExportError
 from slimdeploy.exporters import ExportJob, check, export
 from slimdeploy.exporters import onnx as onnx_exporter
 from slimdeploy.exporters.graphs import DECODER, EMBED_TOKENS, VISION_ENCODER, VisionEncoder, graphs_of
+from slimdeploy.exporters.reference import FLOAT32
 from slimdeploy.exporters.verify import (
     Answer,
     OnnxGraphs,
@@ -127,7 +128,7 @@ def test_a_model_that_differs_by_one_matrix_is_told_apart(
     weight: str, part: str, model: Model, onnx_export: Exported, prompts: list[Sample]
 ) -> None:
     with altered(model, weight, 1.01), pytest.raises(ExportError, match=f"{part}.onnx differs"):
-        verify_onnx(model, onnx_export.folder, prompts, Progress.silent())
+        verify_onnx(model, onnx_export.folder, FLOAT32, prompts, Progress.silent())
 
 
 def test_a_wrong_token_is_an_error_that_names_prompt_and_step(prompts: list[Sample]) -> None:
@@ -147,7 +148,8 @@ def test_a_tie_is_counted(prompts: list[Sample]) -> None:
 def test_two_exports_are_byte_for_byte_equal(
     model: Model, onnx_export: Exported, prompts: list[Sample], tmp_path: Path
 ) -> None:
-    verification = export(model, tmp_path, ExportJob(ExportConfig(format="onnx"), prompts), Progress.silent())
+    job = ExportJob(ExportConfig(onnx=OnnxConfig(weights="dense-fp32")), prompts)
+    verification = export(model, tmp_path, job, Progress.silent())
     assert verification == onnx_export.verification
     files = sorted(file.name for file in tmp_path.iterdir())
     assert files == sorted(file.name for file in onnx_export.folder.iterdir())

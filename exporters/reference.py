@@ -1,0 +1,120 @@
+"""What torch has to hold and to round so that it computes what an export computes, and how near they can come.
+
+An export of float32 weights is compared with the model as it is. Any other is compared with a model that has the
+weights which were stored, and rounds activations where the runtime rounds them: what is left is the order of summation.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..model import Model
+from ..packed import PackedTensor
+from ..sparse_linear import round_activations
+
+Rounding = Literal["none", "bf16", "int8 rows", "int8 blocks", "uint8 tensor"]
+_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Reference:
+    """weights: stand in for the model's parameters of these names. rounding: of the inputs of these linear layers.
+
+    packed: matrices that must stand in the files as they are here, by the names of their layers.
+    """
+
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    rounding: Mapping[str, Rounding] = field(default_factory=dict)
+    packed: Mapping[str, PackedTensor] = field(default_factory=dict)
+
+    @property
+    def remedy(self) -> str:
+        """What to do where an export differs from this."""
+        return "export.onnx.weights = 'dense-fp32'" if self.weights else "export.format = 'checkpoint'"
+
+    @property
+    def max_relative_error(self) -> float:
+        """||y - reference|| / ||reference|| that a graph may have."""
+        return max((_MAX_RELATIVE_ERROR[rounding] for rounding in self.rounding.values()), default=1e-4)
+
+    @property
+    def tie(self) -> float:
+        """Where torch's two best logits are closer than this share of the best, either token is right."""
+        return max((_TIE[rounding] for rounding in self.rounding.values()), default=1e-4)
+
+    @property
+    def batches(self) -> bool:
+        """Whether a prompt is answered in a batch as it is alone; not so where a whole tensor is rounded together."""
+        return "uint8 tensor" not in self.rounding.values()
+
+
+FLOAT32 = Reference()
+"""The model as it is."""
+
+# float32 and another order of summation give about 1e-6. Rounding makes more of that: where a value lies half-way
+# between two steps it is rounded the other way, and each layer rounds again, until the difference is about a step.
+_MAX_RELATIVE_ERROR: dict[Rounding, float] = {
+    "none": 1e-4,
+    "bf16": 2e-2,
+    "int8 rows": 5e-2,
+    "int8 blocks": 5e-2,
+    "uint8 tensor": 5e-2,
+}
+_TIE: dict[Rounding, float] = {"none": 1e-4, "bf16": 1e-2, "int8 rows": 5e-2, "int8 blocks": 5e-2, "uint8 tensor": 5e-2}
+
+
+@contextmanager
+def standing_in(model: Model, reference: Reference) -> Iterator[None]:
+    """The model as the reference has it while the body runs; tied weights are parted for as long."""
+    with ExitStack() as stack:
+        for name, weight in reference.weights.items():
+            path, _, own_name = name.rpartition(".")
+            stack.enter_context(_replaced(model.module.get_submodule(path), own_name, weight))
+        for name, rounding in reference.rounding.items():
+            hook = model.linear(name).register_forward_pre_hook(partial(_rounded, rounding))
+            stack.callback(hook.remove)
+        yield
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, weight: Tensor) -> Iterator[None]:
+    original = module.get_parameter(name)
+    setattr(module, name, nn.Parameter(weight.to(original), requires_grad=False))
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+def _rounded(rounding: Rounding, _: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+    return (_ROUND[rounding](arguments[0]),)
+
+
+def _round_tensor(x: Tensor) -> Tensor:
+    """ONNX's DynamicQuantizeLinear: 256 steps from the smallest to the largest value, zero among them."""
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    step = ((high - low) / 255).clamp(min=1e-30)
+    zero = torch.round(-low / step).clamp(0, 255)
+    return ((torch.round(x / step) + zero).clamp(0, 255) - zero) * step
+
+
+def _round_blocks(x: Tensor) -> Tensor:
+    """MatMulNBits with accuracy level 4: every row in blocks of 128 columns, 255 steps to a block."""
+    columns = x.shape[-1]
+    padded = nn.functional.pad(x, (0, -columns % _BLOCK))
+    blocks = padded.reshape(*x.shape[:-1], -1, _BLOCK)
+    return round_activations(blocks, "int8").reshape(padded.shape)[..., :columns]
+
+
+_ROUND: dict[Rounding, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "bf16": lambda x: round_activations(x, "bf16"),
+    "int8 rows": lambda x: round_activations(x, "int8"),
+    "int8 blocks": _round_blocks,
+    "uint8 tensor": _round_tensor,
+}

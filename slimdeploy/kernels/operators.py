@@ -1,0 +1,32 @@
+"""Our operators in onnxruntime: sessions whose options they are registered with multiply packed weights by our kernels.
+
+Any other session runs the same files too: it unpacks every weight to float32 when it loads them. Imports nothing heavy.
+"""
+
+from functools import cache
+from typing import Any
+
+from ..errors import ConfigError
+from .library import library_file, require_library
+
+
+def register_operators(options: Any) -> None:
+    """Register with an onnxruntime.SessionOptions, unless `missing_operators` says that they are not to be had."""
+    if missing_operators() is None:
+        options.register_custom_ops_library(str(library_file()))
+
+
+@cache
+def missing_operators() -> str | None:
+    """Why this machine has no kernels, with the remedy; None when it has."""
+    try:
+        require_library()
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def fallback_note() -> str | None:
+    """What it means for packed ONNX weights that there are no kernels, in a sentence; None when there are."""
+    problem = missing_operators()
+    return problem and f"Packed weights are unpacked to float32 and save neither memory nor time here: {problem}."
