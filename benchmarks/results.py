@@ -14,7 +14,7 @@ from rich.table import Table
 from slimdeploy.report import now, this_machine
 
 RESULTS = Path(__file__).parent / "results"
-_WIDTH = 160
+_WIDTH = 200
 
 
 @dataclass(frozen=True)
