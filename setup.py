@@ -38,7 +38,7 @@ class BuildKernels(build_ext):
         except KernelsError as error:
             if os.environ.get("SLIMDEPLOY_REQUIRE_KERNELS") == "1":
                 raise
-            (folder / REASON).write_text(f"{error}\n")
+            (folder / REASON).write_text(f"When slimdeploy was built: {error}\n")
             self.warn(f"slimdeploy is installed without its compiled kernels and will be slow: {error}")
 
 

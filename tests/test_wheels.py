@@ -21,6 +21,13 @@ print(json.dumps([(found.name, found.supported) for found in instruction_sets()]
 """
 
 
+def run_bare(programs: Path, program: str, *arguments: str) -> str:
+    """What it prints on a machine with nothing on the PATH but the environment's own programs."""
+    bare = {"PATH": str(programs), "HOME": str(programs.parent), "COLUMNS": "1000"}
+    command = [programs / program, *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, env=bare, cwd=programs.parent).stdout
+
+
 def contents(wheel: Path, name: str) -> str:
     return zipfile.ZipFile(wheel).read(name).decode()
 
@@ -28,11 +35,10 @@ def contents(wheel: Path, name: str) -> str:
 @pytest.mark.compiler
 def test_a_machine_without_a_compiler_gets_the_fast_kernels_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     programs = install(wheel, tmp_path / "device")
-    bare = {"PATH": str(programs), "HOME": str(tmp_path)}
-    shown = subprocess.run([programs / "python", "-c", SHOW], capture_output=True, text=True, env=bare, cwd=tmp_path)
-    assert shown.returncode == 0, shown.stderr
-    found = dict(json.loads(shown.stdout))
+    found = dict(json.loads(run_bare(programs, "python", "-c", SHOW)))
     assert found["portable"]
+    fastest = next(name for name, supported in found.items() if supported)
+    assert f"{fastest}, the fastest of" in run_bare(programs, "slimdeploy", "doctor")
     if platform.machine() == "x86_64":
         assert list(found) == X86
         flags = Path("/proc/cpuinfo").read_text().split()
@@ -69,7 +75,9 @@ def tagged(wheel: Path, folder: Path, machine: str) -> str:
 def test_without_a_compiler_the_package_is_installed_and_says_why_it_is_slow(tmp_path: Path) -> None:
     wheel = build_wheel(tmp_path, SLIMDEPLOY_REQUIRE_KERNELS="", **NO_COMPILER)
     assert LIBRARY not in zipfile.ZipFile(wheel).namelist()
-    assert contents(wheel, REASON).startswith("no C++ compiler")
+    shown = run_bare(install(wheel, tmp_path / "device"), "slimdeploy", "doctor")
+    assert "not built" in shown
+    assert "When slimdeploy was built: no C++ compiler" in shown
 
 
 @pytest.mark.compiler
@@ -92,7 +100,7 @@ def test_no_instruction_set_leaks_into_code_that_runs_on_every_machine(wheel: Pa
     assert objects
     for file in objects:
         symbols = subprocess.run(["nm", "-C", file], capture_output=True, text=True, check=True).stdout.splitlines()
-        assert [line for line in symbols if line[17:18] in "WVu"] == [], file.name
+        assert [line for line in symbols if line[17:18] == "W"] == [], file.name
 
 
 def test_the_source_distribution_holds_the_sources_of_the_kernels(tmp_path: Path) -> None:
