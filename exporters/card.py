@@ -162,12 +162,13 @@ def _checks(verification: Mapping[str, Any]) -> str:
             f"{verification['prompts_with_equal_logits']} prompts are equal bit for bit."
         )
     if "tensors_equal" in verification:
-        unchanged = verification["prompts_answered_as_before_packing"]
+        unchanged = verification["prompts_answered_as_in_float32"]
+        by = "the kernels" if verification["kernels"] else "plain torch, without the kernels"
         return (
             f"Loaded again by transformers: {verification['tensors_equal']} tensors are equal bit for bit. Against "
-            "torch with the same weights unpacked and the same rounding of activations: products with packed weights "
-            f"are within a relative error of {verification['relative_error_of_products']:g}, greedy tokens equal on "
-            f"{verification['prompts']} prompts ({verification['tokens']:,} tokens), {verification['ties']} ties "
+            "torch with the same weights unpacked and the same rounding of activations: products with packed weights, "
+            f"by {by}, are within a relative error of {verification['relative_error_of_products']:g}, greedy tokens "
+            f"equal on {verification['prompts']} prompts ({verification['tokens']:,} tokens), {verification['ties']} ties "
             f"aside. Packing ('{verification['weights']}') left {unchanged} of the answers as they were."
         )
     return "Not checked."

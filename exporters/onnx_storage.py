@@ -6,7 +6,7 @@ patch embedding, positions) stays float32: it is small.
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, assert_never
 
 import torch
@@ -14,18 +14,15 @@ from onnxscript import ir
 
 from ..errors import ExportError
 from ..model import Model
-from ..packed import Encoding, PackedTensor, pack, unpack
-from ..packed_tensor import ALL_KEPT, ValueType
+from ..packed import Encoding, PackedTensor, pack
+from ..packed_tensor import ALL_KEPT
 from ..progress import Progress
 from .job import ExportJob
 from .onnx_edit import add_initializer, multiplied
 from .onnx_packed import store_packed
 from .onnx_table import TokenTable, token_table
 from .packing import ENCODINGS, pack_weights
-from .reference import Reference, Rounding
-
-ROUNDING: Mapping[ValueType, Rounding] = {"bf16": "bf16", "fp16": "none", "int8": "int8 rows", "int4": "int8 rows"}
-"""What is done to the activations that packed weights are multiplied with."""
+from .reference import Reference, packed_reference
 
 
 class Storage(Protocol):
@@ -92,9 +89,8 @@ class Packed:
         return model
 
     def reference(self) -> Reference:
-        weights = {f"{name}.weight": torch.from_numpy(unpack(packed)) for name, packed in self.packed.items()}
-        rounding = {name: ROUNDING[packed.encoding.values] for name, packed in self.packed.items()}
-        return Reference({**weights, **self.table.weights()}, rounding, self.packed)
+        reference = packed_reference(self.packed)
+        return replace(reference, weights={**reference.weights, **self.table.weights()})
 
 
 class Float16:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import Model
-from ..packed import PackedTensor
+from ..packed import PackedTensor, ValueType, unpack
 from ..sparse_linear import round_activations
 
 Rounding = Literal["none", "bf16", "int8 rows", "int8 blocks", "uint8 tensor"]
@@ -26,16 +26,18 @@ class Reference:
     """weights: stand in for the model's parameters of these names. rounding: of the inputs of these linear layers.
 
     packed: matrices that must stand in the files as they are here, by the names of their layers.
+    dense: the setting with which the weights would be stored as they are.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     rounding: Mapping[str, Rounding] = field(default_factory=dict)
     packed: Mapping[str, PackedTensor] = field(default_factory=dict)
+    dense: str = "export.onnx.weights = 'dense-fp32'"
 
     @property
     def remedy(self) -> str:
         """What to do where an export differs from this."""
-        return "export.onnx.weights = 'dense-fp32'" if self.weights else "export.format = 'checkpoint'"
+        return self.dense if self.weights else "export.format = 'checkpoint'"
 
     @property
     def max_relative_error(self) -> float:
@@ -55,6 +57,18 @@ class Reference:
 
 FLOAT32 = Reference()
 """The model as it is."""
+
+_ROUNDING: Mapping[ValueType, Rounding] = {"bf16": "bf16", "fp16": "none", "int8": "int8 rows", "int4": "int8 rows"}
+
+
+def packed_reference(packed: Mapping[str, PackedTensor]) -> Reference:
+    """What products with packed weights compute: unpacked weights and activations rounded as those ask for."""
+    return Reference(
+        {f"{name}.weight": torch.from_numpy(unpack(weight)) for name, weight in packed.items()},
+        {name: _ROUNDING[weight.encoding.values] for name, weight in packed.items()},
+        packed,
+    )
+
 
 # float32 and another order of summation give about 1e-6. Rounding makes more of that: where a value lies half-way
 # between two steps it is rounded the other way, and each layer rounds again, until the difference is about a step.

@@ -273,7 +273,7 @@ def count_tie(prompt: Sample, expected: Answer, tokens: Sequence[int], reference
             return 1  # from here on both continue different texts
         if ours != theirs:
             raise ExportError(
-                f"on prompt {prompt.id} the ONNX graphs answer token {ours} at step {step} where torch answers "
+                f"on prompt {prompt.id} the export answers token {ours} at step {step} where torch answers "
                 f"{theirs} (by a margin of {expected.margins[step]:.2g}); set {reference.remedy} and report this model"
             )
     assert len(tokens) == len(expected.tokens), "equal tokens end at the same one"

@@ -5,32 +5,29 @@ held to that closely. Whole answers cannot be: where an activation lies half-way
 summation rounds it the other way, and the layers behind multiply that.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from ..errors import ExportError
+from ..kernels.library import library_file
 from ..model import Model, encode, quiet_transformers
-from ..packed import PackedTensor, ValueType, unpack
+from ..packed import PackedTensor
 from ..packed_linear import PackedLinear
 from ..progress import Progress
-from ..prune import set_weights
 from ..samples import Sample
-from ..sparse_linear import round_activations
 from ..transformers_plugin import PackedConfig
-from .verify import Answer, greedy_in_torch
+from .reference import Reference, packed_reference, standing_in
+from .verify import count_tie, greedy_in_torch
+from .verify_products import MAX_RELATIVE_ERROR
 
-MAX_RELATIVE_ERROR: Final[Mapping[ValueType, float]] = {"bf16": 5e-3, "fp16": 1e-4, "int8": 1e-4, "int4": 1e-4}
-"""||y - reference|| / ||reference|| that a product may have; bf16 is rounded once more on some CPUs."""
-TIE: Final[Mapping[ValueType, float]] = {"bf16": 0.01, "fp16": 1e-4, "int8": 0.05, "int4": 0.05}
-"""Where torch's two best logits are closer than this share of the best, either token is right. Rounding the other way
-was seen to move a logit by up to 0.2% of the best (bf16, demo model) and 1.8% (eight bits, a random model)."""
 _PRODUCTS_ON = 3
 """Prompts whose activations the products are compared on."""
 
@@ -45,22 +42,22 @@ def verify_packed(
     """
     loaded = load_again(model, folder)
     tensors = compare_tensors(model, loaded, packed)
-    before = [greedy_in_torch(model, prompt) for prompt in progress.track(prompts, "asking torch", len(prompts))]
-    with unpacked(model, packed):
-        error = compare_products(model, loaded, packed, prompts[:_PRODUCTS_ON])
-        tracked = progress.track(prompts, "asking torch with unpacked weights", len(prompts))
-        expected = [greedy_in_torch(model, prompt) for prompt in tracked]
+    reference = replace(packed_reference(packed), dense="export.checkpoint.weights = 'dense'")
+    tracked = progress.track(prompts, "asking torch with float32 weights", len(prompts))
+    in_float32 = [greedy_in_torch(model, prompt).tokens for prompt in tracked]
+    with standing_in(model, reference):
+        error = compare_products(model, loaded, reference, prompts[:_PRODUCTS_ON])
+        expected = [greedy_in_torch(model, prompt) for prompt in progress.track(prompts, "asking torch", len(prompts))]
     tracked = progress.track(prompts, "verifying the packed checkpoint", len(prompts))
-    answers = [greedy_in_torch(loaded, prompt) for prompt in tracked]
-    tie = TIE[next(iter(packed.values())).encoding.values]
-    ties = sum(count_tie(*compared, tie) for compared in zip(prompts, expected, answers, strict=True))
+    answers = [greedy_in_torch(loaded, prompt).tokens for prompt in tracked]
     return {
         "tensors_equal": tensors,
         "relative_error_of_products": float(f"{error:.0e}"),
         "prompts": len(prompts),
         "tokens": sum(len(answer.tokens) for answer in expected),
-        "ties": ties,
-        "prompts_answered_as_before_packing": sum(a.tokens == b.tokens for a, b in zip(answers, before, strict=True)),
+        "ties": sum(count_tie(*compared, reference) for compared in zip(prompts, expected, answers, strict=True)),
+        "prompts_answered_as_in_float32": sum(map(operator.eq, answers, in_float32)),
+        "kernels": library_file() is not None,
     }
 
 
@@ -92,28 +89,7 @@ def compare_tensors(model: Model, loaded: Model, packed: Mapping[str, PackedTens
     return len(found)
 
 
-@contextmanager
-def unpacked(model: Model, packed: Mapping[str, PackedTensor]) -> Iterator[None]:
-    """The reference while the body runs: unpacked weights, rounded activations, torch's own products."""
-    before = {name: model.linear(name).weight.detach().clone() for name in packed}
-    set_weights(model, {name: torch.from_numpy(unpack(weight)) for name, weight in packed.items()})
-    with ExitStack() as stack:
-        for name, weight in packed.items():
-            hook = model.linear(name).register_forward_pre_hook(_rounding(weight.encoding.values))
-            stack.callback(hook.remove)
-        try:
-            yield
-        finally:
-            set_weights(model, before)
-
-
-def _rounding(values: ValueType) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
-    return lambda _, arguments: (round_activations(arguments[0].float(), values).to(arguments[0].dtype),)
-
-
-def compare_products(
-    model: Model, loaded: Model, packed: Mapping[str, PackedTensor], prompts: Sequence[Sample]
-) -> float:
+def compare_products(model: Model, loaded: Model, reference: Reference, prompts: Sequence[Sample]) -> float:
     """Largest relative error of a packed layer on the activations that it has in the reference.
 
     Raises ExportError that names the first layer whose error is too large.
@@ -127,34 +103,17 @@ def compare_products(
             difference = loaded.module.get_submodule(name)(arguments[0]) - expected
             error = float(difference.norm() / expected.norm().clamp(min=1e-30))
             largest = max(largest, error)
-            if not error <= MAX_RELATIVE_ERROR[packed[name].encoding.values]:  # also where it is no number
+            if not error <= MAX_RELATIVE_ERROR[reference.packed[name].encoding.values]:  # also where it is no number
                 raise ExportError(
                     f"the packed layer {name} differs from torch by a relative error of {error:.2g}; "
-                    "set export.checkpoint.weights = 'dense' and report this model"
+                    f"set {reference.remedy} and report this model"
                 )
 
         return hook
 
     with ExitStack() as stack:
-        for name in packed:
+        for name in reference.packed:
             stack.callback(model.linear(name).register_forward_hook(compare(name)).remove)
         for prompt in prompts:
             model.module(**encode(model, [prompt]), logits_to_keep=1)
     return largest
-
-
-def count_tie(prompt: Sample, expected: Answer, answer: Answer, tie: float) -> int:
-    """0 when the tokens are the reference's; 1 when they part where it could as well have taken another token.
-
-    Raises ExportError when they part anywhere else.
-    """
-    for step, (ours, theirs) in enumerate(zip(answer.tokens, expected.tokens, strict=False)):
-        if ours != theirs:
-            if expected.margins[step] < tie:
-                return 1  # from here on both continue different texts
-            raise ExportError(
-                f"on prompt {prompt.id} the packed checkpoint answers token {ours} at step {step} where torch with the "
-                f"unpacked weights answers {theirs} (by a margin of {expected.margins[step]:.2g}); "
-                "set export.checkpoint.weights = 'dense' and report this model"
-            )
-    return 0

@@ -18,7 +18,7 @@ import slimdeploy.transformers_plugin  # noqa: F401 - the one line that the test
 from slimdeploy.config import CheckpointConfig, CheckpointWeights, ExportConfig
 from slimdeploy.errors import ArtifactError, ConfigError, ExportError, ModelError
 from slimdeploy.exporters import ExportJob, export
-from slimdeploy.exporters.verify_packed import unpacked
+from slimdeploy.exporters.reference import packed_reference, standing_in
 from slimdeploy.kernels import library
 from slimdeploy.model import Model, encode, load_model
 from slimdeploy.packed import PackedTensor, read_packed
@@ -77,7 +77,7 @@ def test_it_generates_what_the_dense_model_with_unpacked_weights_does(
     model = load(folders[weights])
     inputs = encode(source, make_samples(3))
     packed: dict[str, PackedTensor] = read_packed(folders[weights] / "model.safetensors")[0]
-    with unpacked(source, packed):
+    with standing_in(source, packed_reference(packed)):
         expected = source.pretrained.generate(**inputs, max_new_tokens=8, do_sample=False)
     assert torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False), expected)
     assert isinstance(model.get_submodule(Q_PROJ), PackedLinear)
