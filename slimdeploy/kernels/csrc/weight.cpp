@@ -231,7 +231,7 @@ class RowWriter {
                 out += kChunkColumns * size;
             } else {
                 const int room = weight_.structure == kFixedCount ? weight_.matrix.kept_per_chunk : kept;
-                memcpy(out, source + value_ * size, kept * size);
+                if (kept) memcpy(out, source + value_ * size, kept * size);
                 memset(out + kept * size, 0, (room - kept) * size);
                 out += room * size;
             }
