@@ -168,8 +168,8 @@ def _checks(verification: Mapping[str, Any]) -> str:
             f"Loaded again by transformers: {verification['tensors_equal']} tensors are equal bit for bit. Against "
             "torch with the same weights unpacked and the same rounding of activations: products with packed weights, "
             f"by {by}, are within a relative error of {verification['relative_error_of_products']:g}, greedy tokens "
-            f"equal on {verification['prompts']} prompts ({verification['tokens']:,} tokens), {verification['ties']} ties "
-            f"aside. Packing ('{verification['weights']}') left {unchanged} of the answers as they were."
+            f"equal on {verification['prompts']} prompts ({verification['tokens']:,} tokens), {verification['ties']} "
+            f"ties aside. Packing ('{verification['weights']}') left {unchanged} of the answers as they were."
         )
     return "Not checked."
 
