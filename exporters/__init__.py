@@ -16,7 +16,7 @@ from .job import ExportJob
 if TYPE_CHECKING:
     from ..model import Model
 
-__all__ = ["ExportJob", "check", "export", "write_card"]
+__all__ = ["ExportJob", "check", "export", "stored_bytes", "write_card"]
 
 
 class Exporter(Protocol):
@@ -42,6 +42,13 @@ def export(model: "Model", folder: Path, job: ExportJob, progress: Progress) -> 
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes for the owner alone, and another user may serve
     return verification
+
+
+def stored_bytes(model: "Model", folder: Path) -> dict[str, int]:
+    """What every prunable matrix takes in the files of an export, by its name."""
+    from . import stored
+
+    return stored.stored_bytes(model, folder)
 
 
 def _exporter(name: ExportFormat) -> Exporter:

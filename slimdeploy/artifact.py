@@ -41,9 +41,10 @@ class Manifest:
 
     format: "onnx", "vllm" or "checkpoint". model: name of the source model, as users ask for it in a request.
     family: its architecture's `model_type`. sparsity: share of the prunable weights that is zero.
-    layers: one row per prunable matrix, as `policy.describe` gives them. quality: accuracy on the test split by stage
-    ("dense", "pruned", "restored"), as `scoring.Accuracy`. verification: what was compared with torch, and how far
-    apart they were. versions: packages that made it. test_split: fingerprint of the samples behind `quality`.
+    layers: one row per prunable matrix, as `policy.describe` gives them, and its bytes in the files. quality: accuracy
+    on the test split by stage ("dense", "pruned", "restored"), as `scoring.Accuracy`. verification: what was compared
+    with torch, and how far apart they were. versions: packages that made it. test_split: fingerprint of the samples
+    behind `quality`.
     """
 
     format: str

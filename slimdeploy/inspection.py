@@ -50,6 +50,8 @@ def inspect(path: str) -> list[dict[str, Any]]:
     model = load_model(path)
     rows = []
     for layer in model.layers():
-        kept = int(model.linear(layer.name).weight.count_nonzero())
-        rows.append(asdict(layer) | {"pattern": "as found", "kept": kept, "sparsity": 1 - kept / layer.weights})
+        weight = model.linear(layer.name).weight
+        kept = int(weight.count_nonzero())
+        found = {"pattern": "as found", "kept": kept, "sparsity": 1 - kept / layer.weights, "bytes": weight.nbytes}
+        rows.append(asdict(layer) | found)
     return rows

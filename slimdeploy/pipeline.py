@@ -267,7 +267,7 @@ class Run:
         return record
 
     def _export(self, folder: Path, settings: ExportConfig) -> None:
-        from .exporters import ExportJob, export, write_card
+        from .exporters import ExportJob, export, stored_bytes, write_card
 
         # Exports are traced and compared on the CPU, where they will run.
         model = self._load(self.restored().path / "checkpoint" if self.prunes else self.source, device="cpu")
@@ -276,12 +276,13 @@ class Run:
         prompts = self.samples["calibration"][: settings.verify_prompts]
         job = ExportJob(settings, prompts, {row["name"]: row["pattern"] for row in rows})
         verification = export(model, folder, job, self.progress)
+        stored = stored_bytes(model, folder)
         manifest = Manifest(
             format=settings.format,
             model=model.name,
             family=model.arch.model_type,
             sparsity=1 - sum(row["kept"] for row in rows) / sum(layer.weights for layer in layers),
-            layers=rows,
+            layers=[row | {"bytes": stored[row["name"]]} for row in rows],
             quality={stage: asdict(self.accuracy(step)) for stage, step in self.stages().items()},
             verification=verification,
             versions=installed_versions(("slimdeploy", *_EXPORTING_PACKAGES)),

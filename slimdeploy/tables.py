@@ -67,18 +67,27 @@ def accuracy_table(accuracy: Accuracy) -> Table:
 
 
 def policy_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One row per prunable layer, as `policy.describe` gives them, and their sum."""
-    table = _table("prunable layers", "layer", "shape", "pattern", "sparsity", "kept")
+    """One row per prunable layer, as `policy.describe` gives them or a manifest has them, and their sum."""
+    stored = all("bytes" in row for row in rows)
+    sizes = ("bits", "bytes", "as float32") if stored else ()
+    table = _table("prunable layers", "layer", "shape", "pattern", "sparsity", "kept", *sizes)
     table.columns[0].overflow = "fold"  # prune.skip needs the whole name
     for row in rows:
         shape = f"{row['rows']} x {row['columns']}"
         share = f"{100 * row['sparsity']:.1f}%"
-        table.add_row(row["name"], shape, row["pattern"], share, f"{row['kept']:,}")
+        size = _size(row["bytes"], row["rows"] * row["columns"]) if stored else ()
+        table.add_row(row["name"], shape, row["pattern"], share, f"{row['kept']:,}", *size)
     weights = sum(row["rows"] * row["columns"] for row in rows)
     kept = sum(row["kept"] for row in rows)
     total = f"{100 * (1 - kept / weights):.1f}%" if weights else "-"
-    table.add_row("all", f"{weights:,} weights", "", total, f"{kept:,}", style="bold")
+    size = _size(sum(row["bytes"] for row in rows), weights) if stored else ()
+    table.add_row("all", f"{weights:,} weights", "", total, f"{kept:,}", *size, style="bold")
     return table
+
+
+def _size(stored: int, weights: int) -> tuple[str, str, str]:
+    """Bits per weight, the pruned ones counted; bytes in the files; bytes as plain float32."""
+    return f"{8 * stored / weights:.2f}" if weights else "-", f"{stored:,}", f"{4 * weights:,}"
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
