@@ -41,9 +41,11 @@ def save(model: ir.Model, file: Path) -> Path:
     return file
 
 
-def session(file: Path, library: Path | None = None, threads: int = 1) -> Any:
+def session(file: Path, library: Path | None = None, threads: int = 1, profile: Path | None = None) -> Any:
     options = onnxruntime.SessionOptions()  # type: ignore[attr-defined]
     options.intra_op_num_threads = threads
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if library is not None:
         options.register_custom_ops_library(str(library))
     return onnxruntime.InferenceSession(file, options)  # type: ignore[attr-defined]
