@@ -1,6 +1,6 @@
 """An artifact in this process, without a server: what `slimdeploy.load` returns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -10,11 +10,13 @@ from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ServeError
 from slimdeploy.images import load_image
 
-from .engine import GenerationRequest, Message, RequestError, Sampling
+from .engine import Chunk, GenerationRequest, Message, RequestError, Sampling
 from .engines.onnx import OnnxGenerator
 
 Picture = Path | str | bytes | Image.Image
 """A file, its bytes, or a decoded picture."""
+
+GREEDY = Sampling(ServeConfig().max_tokens, temperature=0.0)
 
 
 class LoadedModel:
@@ -41,12 +43,15 @@ class LoadedModel:
         stop: Sequence[str] = (),
     ) -> str:
         """The answer to a question about pictures, without outer blanks; greedy unless a temperature is given."""
-        if max_tokens < 1:
-            raise RequestError(f"max_tokens = {max_tokens}; an answer needs at least 1", param="max_tokens")
-        message = Message("user", (*(_decoded(image) for image in images), question))
         sampling = Sampling(max_tokens, temperature, top_p, seed, tuple(stop))
-        chunks = self._generator.generate(GenerationRequest((message,), sampling))
-        return "".join(chunk.text for chunk in chunks).strip()
+        return "".join(chunk.text for chunk in self.stream(question, images, sampling)).strip()
+
+    def stream(self, question: str, images: Sequence[Picture] = (), sampling: Sampling = GREEDY) -> Iterator[Chunk]:
+        """The answer as it comes, a chunk for every token."""
+        if sampling.max_tokens < 1:
+            raise RequestError(f"max_tokens = {sampling.max_tokens}; an answer needs at least 1", param="max_tokens")
+        message = Message("user", (*(_decoded(image) for image in images), question))
+        return self._generator.generate(GenerationRequest((message,), sampling))
 
 
 def load(path: Path | str, threads: int = 0) -> LoadedModel:

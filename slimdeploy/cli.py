@@ -22,6 +22,7 @@ from .progress import Progress
 DEFAULT_CONFIG = "deploy.toml"
 OF_THE_RUN = f"default: {DEFAULT_CONFIG} in the run's folder, else here"
 DEFAULT_HELP = "default: %(default)s"
+_INSPECT_COLUMNS = 130
 PIPELINE_STEPS = {
     "run": "the whole path: search, prune, restore, export, serve, validate",
     "search": "search a pruning policy on the calibration samples, and show it",
@@ -168,6 +169,8 @@ def _step(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from .artifact import open_artifact
+    from .gain import missing_gains
     from .pipeline import opened_run
 
     config = load_config(options.config)
@@ -179,6 +182,8 @@ def _export(options: argparse.Namespace) -> int:
             folder = options.output or run.folder.path / export.format
             run.export_to(folder, export)
     _say(f"{export.format} artifact: {folder}")
+    for note in missing_gains(open_artifact(folder).manifest):
+        _say(f"note: {note}")
     return 0
 
 
@@ -234,7 +239,9 @@ def _inspect(options: argparse.Namespace) -> int:
     from .inspection import inspect
     from .tables import policy_table
 
-    Console().print(policy_table(inspect(options.path)))
+    # Names and figures take this much; folded into fewer columns they cannot be read.
+    console = Console(width=max(Console().width, _INSPECT_COLUMNS))
+    console.print(policy_table(inspect(options.path)))
     return 0
 
 

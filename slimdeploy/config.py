@@ -14,6 +14,7 @@ ExportFormat = Literal["onnx", "vllm", "checkpoint"]
 OnnxWeights = Literal[
     "packed-int4", "packed-int8", "packed-bf16", "dense-fp32", "dense-fp16", "dense-int8", "dense-int4"
 ]
+OtherForm = Literal["none", "dense-fp32", "dense-fp16", "dense-int8", "dense-int4"]
 CheckpointWeights = Literal["dense", "packed-int4", "packed-int8", "packed-bf16"]
 Criterion = Literal["wanda", "magnitude"]
 Metric = Literal["ttft", "tpot", "e2e", "throughput", "accuracy", "accuracy_retention", "artifact_mb"]
@@ -183,6 +184,11 @@ class ValidateConfig(Table):
     max_tokens: Positive = Field(16, description="Longest answer asked for.")
     warmup: int = Field(4, ge=0, description="Requests sent first and not counted.")
     timeout_s: float = Field(60.0, gt=0, description="Longest wait for one answer; beyond it the request has failed.")
+    compare: OtherForm = Field(
+        "dense-int8",
+        description="`run` also exports the model in this form of export.onnx.weights, zeros and all, and measures\n"
+        'how much smaller and faster the artifact is. "none" saves the time and memory that it takes.',
+    )
 
 
 class Target(Table):

@@ -55,6 +55,7 @@ def run_pipeline(config: Config, progress: Progress) -> "Report":
             run.pruned()
             run.restored()
         run.artifact()
+        run.compared()
         return validate_run(run)
 
 
@@ -210,17 +211,23 @@ class Run:
 
     def artifact(self) -> Step:
         """What is shipped, checked against torch."""
-        inputs = {
-            "model": self.restored() if self.prunes else self.dense(),
-            "name": self.name,
-            "export": self.config.export.model_dump(),
-            "calibration": self.hashes["calibration"],
-        }
 
         def produce(folder: Path) -> None:
             self._export(folder, self.config.export)
 
-        return self.folder.step("artifact", inputs, produce, check=open_artifact)
+        return self.folder.step("artifact", self._export_inputs(self.config.export), produce, check=open_artifact)
+
+    def compared(self) -> Step | None:
+        """The same model as another ONNX export, to measure the artifact against; None where nobody asks for it."""
+        export, weights = self.config.export, self.config.validate_.compare
+        if export.format != "onnx" or weights in ("none", export.onnx.weights):
+            return None
+        other = export.model_copy(update={"onnx": export.onnx.model_copy(update={"weights": weights})})
+
+        def produce(folder: Path) -> None:
+            self._export(folder, other)
+
+        return self.folder.step("compared", self._export_inputs(other), produce, check=open_artifact)
 
     def export_to(self, path: Path, export: ExportConfig) -> None:
         """Another artifact of the same model, in a folder that is new, empty, or an artifact already."""
@@ -265,6 +272,14 @@ class Run:
         """What restoration recorded."""
         record: dict[str, Any] = json.loads((self.restored().path / _RESTORATION).read_text())
         return record
+
+    def _export_inputs(self, settings: ExportConfig) -> dict[str, Any]:
+        return {
+            "model": self.restored() if self.prunes else self.dense(),
+            "name": self.name,
+            "export": settings.model_dump(),
+            "calibration": self.hashes["calibration"],
+        }
 
     def _export(self, folder: Path, settings: ExportConfig) -> None:
         from .exporters import ExportJob, export, stored_bytes, write_card

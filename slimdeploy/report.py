@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from .artifact import new_file
+from .comparison import Comparison
 from .doctor import cores, cpu_name
 from .errors import ValidateError
 from .measurements import Run, latency_table
@@ -107,6 +108,7 @@ class Report:
     targets: tuple[TargetResult, ...] = ()
     run: Run | None = None
     agreement: Mapping[str, float] | None = None
+    comparison: Comparison | None = None
     policy: tuple[LayerSparsity, ...] | None = None
     search: SearchHistory | None = None
     restoration: tuple[Loss, ...] | None = None

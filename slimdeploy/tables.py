@@ -38,6 +38,9 @@ def _figures(report: Report) -> Table:
     if sizes.artifact is not None:
         beside = "" if sizes.dense is None else f" (dense checkpoint {sizes.dense / 1e6:.1f} MB)"
         table.add_row("size of the artifact", f"{sizes.artifact / 1e6:.1f} MB{beside}")
+    if comparison := report.comparison:
+        for what, ours, other, gain in comparison.rows():
+            table.add_row(f"{what}, beside {comparison.other.weights}", f"{gain} ({ours}, not {other})")
     if run := report.run:
         table.add_row("throughput", f"{run.throughput:.0f} tokens/s, {run.requests_per_second:.0f} requests/s")
         for metric in LATENCY_METRICS:
@@ -67,21 +70,24 @@ def accuracy_table(accuracy: Accuracy) -> Table:
 
 
 def policy_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One row per prunable layer, as `policy.describe` gives them or a manifest has them, and their sum."""
+    """One row per prunable layer, as `policy.describe` gives them or a manifest has them, and their sum.
+
+    What a layer takes in the files stands in the place of how many weights it keeps, where that is known.
+    """
     stored = all("bytes" in row for row in rows)
-    sizes = ("bits", "bytes", "as float32") if stored else ()
-    table = _table("prunable layers", "layer", "shape", "pattern", "sparsity", "kept", *sizes)
+    headers = ("bits/weight", "bytes", "as float32") if stored else ("kept",)
+    table = _table("prunable layers", "layer", "shape", "pattern", "sparsity", *headers)
     table.columns[0].overflow = "fold"  # prune.skip needs the whole name
     for row in rows:
-        shape = f"{row['rows']} x {row['columns']}"
-        share = f"{100 * row['sparsity']:.1f}%"
-        size = _size(row["bytes"], row["rows"] * row["columns"]) if stored else ()
-        table.add_row(row["name"], shape, row["pattern"], share, f"{row['kept']:,}", *size)
+        weights = row["rows"] * row["columns"]
+        figures = _size(row["bytes"], weights) if stored else (f"{row['kept']:,}",)
+        shape, share = f"{row['rows']} x {row['columns']}", f"{100 * row['sparsity']:.1f}%"
+        table.add_row(row["name"], shape, row["pattern"], share, *figures)
     weights = sum(row["rows"] * row["columns"] for row in rows)
     kept = sum(row["kept"] for row in rows)
     total = f"{100 * (1 - kept / weights):.1f}%" if weights else "-"
-    size = _size(sum(row["bytes"] for row in rows), weights) if stored else ()
-    table.add_row("all", f"{weights:,} weights", "", total, f"{kept:,}", *size, style="bold")
+    figures = _size(sum(row["bytes"] for row in rows), weights) if stored else (f"{kept:,}",)
+    table.add_row("all", f"{weights:,}", "", total, *figures, style="bold")
     return table
 
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter
 
 from .artifact import Artifact, is_artifact, open_artifact
+from .comparison import Comparison, compare
 from .config import Config
 from .data import load_samples
 from .doctor import installed_versions
 from .errors import ValidateError
-from .kernels.operators import fallback_note
+from .gain import missing_gains
 from .measurements import Run as Load
 from .measurements import remarks
 from .progress import Progress
@@ -90,7 +91,8 @@ def validate_run(run: "Run") -> Report:
     dense = score(samples, run.answers(run.dense())[: len(samples)])
     if artifact.manifest.format == "onnx":
         load = _serve_and_measure(artifact, samples, config, run.progress)
-        report = replace(_report(config, samples, load, artifact, dense), agreement=_agreement(run, load))
+        report = _report(config, samples, load, artifact, dense)
+        report = replace(report, agreement=_agreement(run, load), comparison=_comparison(run, artifact))
     else:
         note = (
             f"A {artifact.manifest.format} export has no engine here: serve {artifact.path} and measure it with "
@@ -165,9 +167,7 @@ def _notes(samples: list[Sample], load: Load | None) -> tuple[str, ...]:
 
 def _notes_on(artifact: Artifact | None) -> tuple[str, ...]:
     """What must be known of an artifact to understand what was measured."""
-    packed = artifact is not None and artifact.manifest.format == "onnx" and artifact.manifest.is_packed
-    note = fallback_note() if packed else None
-    return (note,) if note else ()
+    return missing_gains(artifact.manifest) if artifact else ()
 
 
 def _layers(artifact: Artifact | None) -> tuple[LayerSparsity, ...] | None:
@@ -175,6 +175,14 @@ def _layers(artifact: Artifact | None) -> tuple[LayerSparsity, ...] | None:
         return None
     names = LayerSparsity.__dataclass_fields__
     return tuple(LayerSparsity(**{name: row[name] for name in names}) for row in artifact.manifest.layers)
+
+
+def _comparison(run: "Run", artifact: Artifact) -> Comparison | None:
+    other = run.compared()
+    if other is None:
+        return None
+    threads = run.config.serve.threads
+    return compare(artifact, open_artifact(other.path), run.samples["test"], threads, run.progress)
 
 
 def _search_history(run: "Run") -> SearchHistory:

@@ -25,6 +25,7 @@ from slimdeploy.inspection import evaluate, inspect
 from slimdeploy.model import load_model
 from slimdeploy.pipeline import Run, opened_run, run_pipeline
 from slimdeploy.progress import Progress
+from slimdeploy.report import read_json
 from slimdeploy.samples import Sample, Split
 from slimdeploy.validation import validate
 
@@ -58,7 +59,9 @@ def record(sample: Sample, folder: Path) -> str:
     return json.dumps({"id": sample.id, "images": names, "question": sample.question, "answers": sample.answers})
 
 
-def configure(source: Path, out: Path, sparsity: float = 0.5, seed: int = 0, format_: str = "onnx") -> Config:
+def configure(
+    source: Path, out: Path, sparsity: float = 0.5, seed: int = 0, format_: str = "onnx", compare: str = "none"
+) -> Config:
     return parse_config(
         {
             "out": str(out),
@@ -74,7 +77,7 @@ def configure(source: Path, out: Path, sparsity: float = 0.5, seed: int = 0, for
             },
             "restore": {"steps": 3, "batch_size": 4},
             "export": {"verify_prompts": 4, "format": format_},
-            "validate": {"max_tokens": MAX_TOKENS, "warmup": 1, "requests": 10},
+            "validate": {"max_tokens": MAX_TOKENS, "warmup": 1, "requests": 10, "compare": compare},
             "targets": [{"metric": "artifact_mb", "max": 50}, {"metric": "accuracy", "min": 0}],
         }
     )
@@ -83,7 +86,7 @@ def configure(source: Path, out: Path, sparsity: float = 0.5, seed: int = 0, for
 @pytest.fixture(scope="module")
 def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A run that went through, for tests that only look at it."""
-    config = configure(source, tmp_path_factory.mktemp("finished") / "run")
+    config = configure(source, tmp_path_factory.mktemp("finished") / "run", compare="dense-fp32")
     run_pipeline(config, Progress.silent())
     return config
 
@@ -120,6 +123,19 @@ def test_the_artifact_is_as_sparse_as_the_budget_asks(finished: Config) -> None:
     assert counted == kept
 
 
+def test_the_report_says_what_packing_gains_and_what_it_does_not(finished: Config) -> None:
+    report = read_json(Path(finished.out) / "report.json")
+    assert report.comparison is not None
+    ours, other = report.comparison.artifact, report.comparison.other
+    assert (ours.weights, other.weights) == ("packed-int8", "dense-fp32")
+    assert ours.bytes == open_artifact(Path(finished.out)).bytes < other.bytes
+    assert ours.first_token_ms > 0 < other.first_token_ms
+    assert any("caches" in note or "kernels" in note for note in report.notes)
+    page = (Path(finished.out) / "report.html").read_text()
+    assert "Beside dense-fp32" in page
+    assert "times the size" in page
+
+
 def test_the_run_folder_holds_its_settings(finished: Config) -> None:
     assert load_config(Path(finished.out) / "deploy.toml") == finished
 
@@ -130,7 +146,7 @@ def test_a_finished_run_repeats_no_step(finished: Config) -> None:
         run.artifact()
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert {path.stem for path in before} == {
-        *("dense", "statistics", "search", "pruned", "restored", "artifact", "engine"),
+        *("dense", "statistics", "search", "pruned", "restored", "artifact", "compared", "engine"),
     }
 
 

@@ -37,7 +37,7 @@ class InstructionSet:
 
 @dataclass(frozen=True)
 class LayoutChoice:
-    """How weights are held in memory on this machine, as measured: nanoseconds per 1000 weights, one thread, batch 1."""
+    """How weights are held in memory on this machine, as measured on one thread: nanoseconds per 1000 weights."""
 
     layout: Layout
     sparse_ns: float
@@ -100,7 +100,7 @@ def require_library() -> ctypes.CDLL:
 
 
 def instruction_sets() -> list[InstructionSet]:
-    """Those in the library, fastest first; the first that is supported is used. Raises ConfigError without a library."""
+    """Those in the library, fastest first; the first supported one is used. Raises ConfigError without a library."""
     library, found = require_library(), []
     supported = ctypes.c_int32()
     while name := library.slimdeploy_instruction_set(len(found), ctypes.byref(supported)):
@@ -164,7 +164,9 @@ class Linear:
 
     def __call__(self, x: Floats, threads: int = 1) -> Floats:
         """x: (n, columns) float32, contiguous. Returns (n, rows)."""
-        assert x.dtype == np.float32 and x.ndim == 2 and x.shape[1] == self.columns and x.flags.c_contiguous
+        assert x.dtype == np.float32
+        assert x.shape == (len(x), self.columns)
+        assert x.flags.c_contiguous
         y = np.empty((len(x), self.rows), np.float32)
         self.run(x.ctypes.data, len(x), y.ctypes.data, threads)
         return y
