@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import ConfigError
-from .kernels.library import instruction_sets, layout_choice, library_file
+from .kernels.library import instruction_sets, layout_choice, library_file, why_not_built
 from .packed import ValueType
 
 Lookup = Callable[[str], str]
@@ -59,9 +59,9 @@ def kernels(file: Path | None) -> list[Finding]:
     """
     if file is None:
         problem = (
-            "there was no C++ compiler when slimdeploy was installed: packed weights run through onnxruntime's or "
-            "torch's own operators, dense and slower; install g++ and then slimdeploy again, or a wheel with kernels"
-        )
+            "packed weights run through onnxruntime's or torch's own operators, dense and slower; install g++ and then "
+            f"slimdeploy again, or a wheel with kernels. {why_not_built()}"
+        ).rstrip()
         return [Finding("kernels", "not built", problem)]
     sets = instruction_sets()
     supported = [each.name for each in sets if each.supported]

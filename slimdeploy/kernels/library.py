@@ -79,14 +79,20 @@ def library_file() -> Path | None:
     return file if file.is_file() else None
 
 
+def why_not_built() -> str:
+    """What setup.py left in the library's place; empty where it left nothing."""
+    file = Path(__file__).with_name("not_built.txt")
+    return file.read_text().strip() if file.is_file() else ""
+
+
 @cache
 def require_library() -> ctypes.CDLL:
     """Raises ConfigError when the kernels were not built, or cannot be loaded on this machine."""
     file = library_file()
     if file is None:
         raise ConfigError(
-            "the compiled kernels are not installed: there was no C++ compiler when slimdeploy was installed; install "
-            "g++ and then slimdeploy again, or install a wheel that holds them"
+            "the compiled kernels are not installed; install g++ and then slimdeploy again, or install a wheel that "
+            f"holds them. {why_not_built()}".rstrip()
         )
     try:
         library = ctypes.CDLL(str(file))

@@ -149,7 +149,7 @@ void tile_panels(const Matrix &w, const Activations &a, float *y, size_t begin, 
         const size_t panels = end - p < kPanelsAtOnce ? end - p : kPanelsAtOnce;
         const size_t n0 = p * kPanelRows, left = w.rows - n0, rows = left < panels * kPanelRows ? left : panels * kPanelRows;
         typename Kind::Row stream[kPanelsAtOnce * kPanelRows];
-        for (size_t r = 0; r < rows; r++) stream[r] = {w.data + w.row_offset[n0 + r], w.kept_per_chunk};
+        for (size_t r = 0; r < rows; r++) stream[r] = {w.data + w.row_offset[n0 + r], w.kept_per_chunk, kPanelPrefetch};
         const uint8_t *x = static_cast<const uint8_t *>(a.values);
         for (size_t slab = 0; slab < w.blocks; slab += kSlabBlocks) {
             const size_t blocks = w.blocks - slab < size_t(kSlabBlocks) ? w.blocks - slab : kSlabBlocks;

@@ -24,6 +24,12 @@ struct Avx512 {
     using Floats = __m512;
 
     static SLIMDEPLOY_INLINE Chunk load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+    // For expanding: from memory that takes three times as long as from a register (Zen 4), which the compiler ignores.
+    static SLIMDEPLOY_INLINE Chunk load_first(const uint8_t *p) {
+        Chunk values = load(p);
+        __asm__("" : "+v"(values));
+        return values;
+    }
     // 16 q from the low nibble: every byte times x^4 as a bit matrix, which is a shift by 4.
     static SLIMDEPLOY_INLINE Chunk load_low(const uint8_t *p) {
         return _mm512_gf2p8affine_epi64_epi8(load(p), _mm512_set1_epi64(0x0000000001020408), 0);
@@ -32,7 +38,7 @@ struct Avx512 {
         return _mm512_and_si512(load(p), _mm512_set1_epi8(char(0xF0)));
     }
     static SLIMDEPLOY_INLINE Chunk expand(uint64_t mask, const uint8_t *p) {
-        return _mm512_maskz_expand_epi8(mask, load(p));
+        return _mm512_maskz_expand_epi8(mask, load_first(p));
     }
     static SLIMDEPLOY_INLINE Chunk expand_low(uint64_t mask, const uint8_t *p) {
         return _mm512_maskz_expand_epi8(mask, load_low(p));
@@ -42,7 +48,7 @@ struct Avx512 {
     }
     static SLIMDEPLOY_INLINE Words load16(const uint8_t *p) { return load(p); }
     static SLIMDEPLOY_INLINE Words expand16(uint32_t mask, const uint8_t *p) {
-        return _mm512_maskz_expand_epi16(mask, load(p));
+        return _mm512_maskz_expand_epi16(mask, load_first(p));
     }
     static SLIMDEPLOY_INLINE void store(uint32_t *p, Chunk chunk) { _mm512_store_si512(p, chunk); }
 

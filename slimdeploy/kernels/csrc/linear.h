@@ -28,8 +28,9 @@
 namespace slimdeploy {
 namespace {
 
-// How far ahead of a row's position memory is fetched; with two or four rows in flight this hides the latency of DRAM.
-constexpr int kPrefetchBytes = 3072;
+// How far ahead of a row's position memory is fetched. Fused kernels have two or four rows in flight, which takes this
+// much to hide the latency of DRAM; panels walk through so many rows at once that a few hundred bytes are time enough.
+constexpr int kFusedPrefetch = 3072, kPanelPrefetch = 512;
 
 #if !defined(SLIMDEPLOY_UNROLL)
 #define SLIMDEPLOY_UNROLL _Pragma("GCC unroll 16")
@@ -52,9 +53,9 @@ SLIMDEPLOY_INLINE float bf16_to_float(const uint8_t *p) {
 }
 
 template <int kBytes>
-SLIMDEPLOY_INLINE void prefetch(const uint8_t *p) {
+SLIMDEPLOY_INLINE void prefetch(const uint8_t *p, int ahead) {
     SLIMDEPLOY_UNROLL
-    for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(p + kPrefetchBytes + line);
+    for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(p + ahead + line);
 }
 
 // ---- Decoding: a Stream walks over the blocks of a row.
@@ -68,10 +69,10 @@ struct Int8Stream {
     static constexpr int kGroup = 128, kScaleBytes = 4, kPrefetch = kStructure == kDense ? 320 : 192;
     using Spread = SpreadOf<Isa, kStructure>;
     const uint8_t *p;
-    int count;
+    int count, ahead;
 
     SLIMDEPLOY_INLINE const uint8_t *next(typename Isa::Chunk (&out)[kChunks]) {
-        prefetch<kPrefetch>(p);
+        prefetch<kPrefetch>(p, ahead);
         const uint8_t *scales = p, *masks = p + kScaleBytes;
         const uint8_t *v = kStructure == kDense ? masks : masks + kMaskBytes;
         SLIMDEPLOY_UNROLL
@@ -95,10 +96,10 @@ struct Int4Stream {
     static constexpr int kGroup = kGroupColumns, kScaleBytes = 2 * kBlockColumns / kGroup, kPrefetch = 128;
     using Spread = SpreadOf<Isa, kStructure>;
     const uint8_t *p;
-    int count;
+    int count, ahead;
 
     SLIMDEPLOY_INLINE const uint8_t *next(typename Isa::Chunk (&out)[kChunks]) {
-        prefetch<kPrefetch>(p);
+        prefetch<kPrefetch>(p, ahead);
         const uint8_t *scales = p, *masks = p + kScaleBytes;
         if constexpr (kStructure == kDense) {
             const uint8_t *v = masks;
@@ -132,10 +133,10 @@ template <class Isa, Structure kStructure>
 struct WordStream {
     static constexpr int kPrefetch = kStructure == kDense ? 512 : 320, kWords = kBlockColumns / 32;
     const uint8_t *p;
-    int count;
+    int count, ahead;
 
     SLIMDEPLOY_INLINE void next(typename Isa::Words (&out)[kWords]) {
-        prefetch<kPrefetch>(p);
+        prefetch<kPrefetch>(p, ahead);
         const uint8_t *masks = p, *v = kStructure == kDense ? masks : masks + kMaskBytes;
         SLIMDEPLOY_UNROLL
         for (int c = 0; c < kChunks; c++) {
@@ -166,7 +167,7 @@ struct IntProduct {
         Stream stream[kRows];
         SLIMDEPLOY_UNROLL
         for (int r = 0; r < kRows; r++) {
-            stream[r] = {w.data + w.row_offset[row[r]], w.kept_per_chunk};
+            stream[r] = {w.data + w.row_offset[row[r]], w.kept_per_chunk, kFusedPrefetch};
             SLIMDEPLOY_UNROLL
             for (int m = 0; m < kCount; m++) sum[r][m] = Isa::zero();
         }
@@ -231,7 +232,7 @@ struct WordProduct {
         Stream stream[kRows];
         SLIMDEPLOY_UNROLL
         for (int r = 0; r < kRows; r++) {
-            stream[r] = {w.data + w.row_offset[row[r]], w.kept_per_chunk};
+            stream[r] = {w.data + w.row_offset[row[r]], w.kept_per_chunk, kFusedPrefetch};
             SLIMDEPLOY_UNROLL
             for (int m = 0; m < kCount; m++) sum[r][m] = Isa::zero();
         }
@@ -418,7 +419,7 @@ void panels(const Matrix &w, const Activations &a, float *y, size_t begin, size_
         const size_t n0 = p * kRows;
         const int rows = int(w.rows - n0 < size_t(kRows) ? w.rows - n0 : kRows);
         typename Kind::Row stream[kRows];
-        for (int r = 0; r < rows; r++) stream[r] = {w.data + w.row_offset[n0 + r], w.kept_per_chunk};
+        for (int r = 0; r < rows; r++) stream[r] = {w.data + w.row_offset[n0 + r], w.kept_per_chunk, kPanelPrefetch};
         const uint8_t *x = static_cast<const uint8_t *>(a.values);
         for (size_t slab = 0; slab < w.blocks; slab += kSlabBlocks) {
             const size_t blocks = w.blocks - slab < size_t(kSlabBlocks) ? w.blocks - slab : kSlabBlocks;

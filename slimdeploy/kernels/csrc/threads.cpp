@@ -73,11 +73,12 @@ void run_on_own_threads(size_t threads, size_t tasks, void (*task)(void *, size_
         for (size_t i = 0; i < tasks; i++) task(argument, i);
         return;
     }
-    static std::once_flag once;
-    std::call_once(once, [] {
+    // Not std::call_once, which would need the glibc of the building machine.
+    static const bool ready = [] {
         renew();
-        pthread_atfork(nullptr, nullptr, renew);
-    });
+        return pthread_atfork(nullptr, nullptr, renew) == 0;
+    }();
+    static_cast<void>(ready);
     pool->run(threads < tasks ? threads : tasks, tasks, task, argument);
 }
 
