@@ -37,7 +37,9 @@ class Quantized:
         self._stored: dict[str, Tensor] = {}
 
     def store(self, model: ir.Model) -> ir.Model:
-        nodes = {name: str(node.name) for node in model.graph if (name := multiplied(node)) in self._bits}
+        found = {name: node for node in model.graph if (name := multiplied(node)) in self._bits}
+        nodes = {name: str(node.name) for name, node in found.items()}
+        columns = {name: _weight(node).shape.numpy()[0] for name, node in found.items()}
         if nodes:
             with tempfile.TemporaryDirectory() as folder, _quiet():
                 file = Path(folder) / "model.onnx"
@@ -45,7 +47,8 @@ class Quantized:
                 ir.save(model, file, external_data="model.onnx_data")
                 quantize = _quantize_dynamically if self._method == "dynamic" else self._quantize_blocks
                 model = ir.from_proto(quantize(file, nodes))
-            self._stored |= {f"{name}.weight": self._read(model.graph, name) for name in nodes}
+            # The last block of a row is filled up.
+            self._stored |= {f"{name}.weight": self._read(model.graph, name)[:, : columns[name]] for name in nodes}
         self._table.store(model.graph)
         return model
 
@@ -104,6 +107,13 @@ def _quantize_dynamically(file: Path, nodes: Mapping[str, str]) -> onnx.ModelPro
         use_external_data_format=True,
     )
     return onnx.load(target)
+
+
+def _weight(node: ir.Node) -> ir.TensorProtocol:
+    """What a node multiplies with, (columns, rows)."""
+    assert node.inputs[1] is not None
+    assert node.inputs[1].const_value is not None
+    return node.inputs[1].const_value
 
 
 def _array(graph: ir.Graph, name: str) -> NDArray[Any]:

@@ -1,0 +1,298 @@
+"""ONNX exports that are not plain float32: what is stored is what is computed, smaller, the same with every runtime."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from exported import Exported
+from onnxscript import ir
+
+from slimdeploy.config import ExportConfig, OnnxConfig, OnnxWeights
+from slimdeploy.errors import ExportError
+from slimdeploy.exporters import ExportJob, export, stored_bytes, verify, verify_products
+from slimdeploy.exporters.graphs import DECODER, EMBED_TOKENS, VISION_ENCODER
+from slimdeploy.exporters.onnx_packed import read_packed
+from slimdeploy.exporters.onnx_quantized import Method, Quantized
+from slimdeploy.exporters.onnx_table import TokenTable
+from slimdeploy.exporters.reference import packed_reference
+from slimdeploy.kernels import operators
+from slimdeploy.kernels.library import library_file
+from slimdeploy.model import Model, load_model
+from slimdeploy.packed import PackedTensor
+from slimdeploy.packed_tensor import ALL_KEPT
+from slimdeploy.progress import Progress
+from slimdeploy.samples import Sample
+
+GRAPHS = (VISION_ENCODER, EMBED_TOKENS, DECODER)
+FORMS = tuple(form for form in get_args(OnnxWeights) if form != "dense-fp32")
+PACKED = tuple(form for form in FORMS if form.startswith("packed-"))
+needs_kernels = pytest.mark.skipif(library_file() is None, reason="the kernels were not built")
+
+
+def job_of(weights: OnnxWeights, prompts: list[Sample], patterns: dict[str, str] | None = None) -> ExportJob:
+    return ExportJob(ExportConfig(onnx=OnnxConfig(weights=weights)), prompts, patterns or {})
+
+
+def exported_as(weights: OnnxWeights, model: Model, prompts: list[Sample], folder: Path) -> Exported:
+    return Exported(folder, export(model, folder, job_of(weights, prompts), Progress.silent()))
+
+
+@pytest.fixture(scope="session")
+def forms(model: Model, prompts: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    """An export of the pruned model in every form but float32, each verified while it was made."""
+    return {form: exported_as(form, model, prompts, tmp_path_factory.mktemp(form)) for form in FORMS}
+
+
+@pytest.fixture
+def fresh_model(checkpoint: Path) -> Model:
+    """One that a test may change; not pruned."""
+    return load_model(str(checkpoint))
+
+
+def packed_in(folder: Path) -> dict[str, PackedTensor]:
+    return {name: packed for graph in GRAPHS for name, packed in read_packed(folder / f"{graph}.onnx").items()}
+
+
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which they were not built."""
+    for module in (verify, verify_products):
+        monkeypatch.setattr(module, "register_operators", lambda _: None)
+    monkeypatch.setattr(verify, "missing_operators", lambda: "there was no compiler")
+
+
+# -- what is computed -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_verified_against_torch_with_the_weights_it_stores(form: str, forms: dict[str, Exported]) -> None:
+    verification = forms[form].verification
+    assert verification["weights"] == form
+    assert verification["relative_error"][EMBED_TOKENS] == 0
+    assert max(verification["relative_error"].values()) < (1e-5 if form == "dense-fp16" else 0.05)
+    assert verification["prompts_answered_as_in_float32"] <= verification["prompts"] == 4
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_every_packed_product_is_close_to_float64(form: str, forms: dict[str, Exported]) -> None:
+    assert 0 < forms[form].verification["relative_error_of_products"] < (5e-3 if form == "packed-bf16" else 1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("form", PACKED)
+def test_answers_are_the_same_with_and_without_the_kernels(
+    form: str, forms: dict[str, Exported], model: Model, prompts: list[Sample], request: pytest.FixtureRequest
+) -> None:
+    folder = forms[form].folder
+    kernels = verify.OnnxGraphs(folder, threads=1)
+    request.getfixturevalue("without_kernels")
+    stock = verify.OnnxGraphs(folder, threads=1)
+    assert verify.greedy_in_onnx(model, kernels, prompts) == verify.greedy_in_onnx(model, stock, prompts)
+    ids = np.arange(5, 25)[None]
+    count = ids.shape[1]
+    mask, positions = np.ones((1, count), np.int64), np.arange(count, dtype=np.int64)[None]
+    ours, theirs = (
+        graphs.decode(graphs.embed(ids), mask, positions, graphs.empty_past(1))[0] for graphs in (kernels, stock)
+    )
+    assert 0 < np.linalg.norm(ours - theirs) < 0.05 * np.linalg.norm(theirs), "both ran the same operators"
+
+
+@pytest.mark.usefixtures("without_kernels")
+def test_without_the_kernels_an_export_is_verified_all_the_same(
+    model: Model, prompts: list[Sample], tmp_path: Path
+) -> None:
+    verification = exported_as("packed-int8", model, prompts, tmp_path).verification
+    assert verification["kernels"] is False
+    assert verification["relative_error_of_products"] < 1e-5
+
+
+# -- what is stored ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_every_prunable_matrix_and_the_head_are_packed_with_the_models_zeros(
+    form: str, forms: dict[str, Exported], model: Model
+) -> None:
+    packed = packed_in(forms[form].folder)
+    assert set(packed) == {*(layer.name for layer in model.layers()), "lm_head"}
+    for layer in model.layers():
+        zeros = model.linear(layer.name).weight.detach().numpy() == 0
+        np.testing.assert_array_equal(packed[layer.name].mask_as_bool(), ~zeros)
+    assert packed["lm_head"].pattern == ALL_KEPT
+    assert packed["lm_head"].encoding.values == ("bf16" if form == "packed-bf16" else "int8")
+
+
+def test_patterns_are_kept_and_a_matrix_that_is_hardly_pruned_is_stored_dense(
+    fresh_model: Model, prompts: list[Sample], tmp_path: Path
+) -> None:
+    first, second, *_ = [layer.name for layer in fresh_model.layers()]
+    with torch.no_grad():
+        fresh_model.linear(first).weight *= torch.tensor([1, 0, 0, 1]).repeat(64, 16)
+        fresh_model.linear(second).weight[0, 0] = 0
+    export(fresh_model, tmp_path, job_of("packed-int8", prompts, {first: "2:4"}), Progress.silent())
+    packed = packed_in(tmp_path)
+    assert packed[first].pattern == "2:4"
+    assert packed[second].pattern == ALL_KEPT
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.onnx*"))
+
+
+@pytest.mark.parametrize(
+    ("smaller", "larger"),
+    [
+        ("packed-int4", "packed-int8"),
+        ("packed-int8", "packed-bf16"),
+        ("packed-int8", "dense-int8"),
+        ("packed-int4", "dense-int4"),
+        ("packed-bf16", "dense-fp16"),
+    ],
+)
+def test_leaving_zeros_out_and_fewer_bits_make_matrices_smaller(
+    smaller: str, larger: str, forms: dict[str, Exported], model: Model
+) -> None:
+    sizes = [sum(stored_bytes(model, forms[form].folder).values()) for form in (smaller, larger)]
+    assert sizes[0] < sizes[1]
+
+
+def test_stored_bytes_are_those_of_the_files(
+    forms: dict[str, Exported], onnx_export: Exported, vllm_export: Exported, model: Model
+) -> None:
+    packed = packed_in(forms["packed-int8"].folder)
+    weights = {layer.name: layer.weights for layer in model.layers()}
+    assert stored_bytes(model, forms["packed-int8"].folder) == {name: packed[name].bytes for name in weights}
+    for plain in (onnx_export, vllm_export):
+        assert stored_bytes(model, plain.folder) == {name: 4 * count for name, count in weights.items()}
+    assert stored_bytes(model, forms["dense-fp16"].folder) == {name: 2 * count for name, count in weights.items()}
+
+
+def test_packed_weights_lie_beside_their_graph(forms: dict[str, Exported]) -> None:
+    files = {file.name for file in forms["packed-int8"].folder.glob("*.onnx*")}
+    beside = {f"{graph}.onnx_data" for graph in (VISION_ENCODER, DECODER)}
+    assert files == {f"{graph}.onnx" for graph in GRAPHS} | beside
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_file_is_valid_onnx_and_keeps_inputs_and_outputs(
+    form: str, forms: dict[str, Exported], onnx_export: Exported
+) -> None:
+    for name in GRAPHS:
+        file = forms[form].folder / f"{name}.onnx"
+        if form != "dense-int4":  # the checker has no schema for MatMulNBits
+            onnx.checker.check_model(file)
+        ours = onnx.load(file, load_external_data=False).graph
+        plain = onnx.load(onnx_export.folder / file.name).graph
+        assert [i.name for i in ours.input] == [i.name for i in plain.input]
+        assert [o.name for o in ours.output] == [o.name for o in plain.output]
+
+
+@pytest.mark.parametrize("form", ["packed-int4", "dense-int8"])
+def test_two_exports_are_byte_for_byte_equal(
+    form: OnnxWeights, forms: dict[str, Exported], model: Model, prompts: list[Sample], tmp_path: Path
+) -> None:
+    again = exported_as(form, model, prompts, tmp_path)
+    assert again.verification == forms[form].verification
+    files = sorted(file.name for file in tmp_path.iterdir())
+    assert files == sorted(file.name for file in forms[form].folder.iterdir())
+    for name in files:
+        assert (tmp_path / name).read_bytes() == (forms[form].folder / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_file_tells_of_the_machine_that_made_it(form: str, forms: dict[str, Exported], checkpoint: Path) -> None:
+    traces = [str(forms[form].folder), str(checkpoint), str(Path.home()), "site-packages", "Traceback", ".py", "/tmp/"]
+    for file in forms[form].folder.iterdir():
+        contents = file.read_bytes()
+        assert not [trace for trace in traces if trace.encode() in contents], file.name
+
+
+def test_tied_embeddings_are_packed_as_the_head_and_narrowed_as_the_table(
+    fresh_model: Model, prompts: list[Sample], tmp_path: Path
+) -> None:
+    table = fresh_model.pretrained.get_input_embeddings().weight
+    fresh_model.linear("lm_head").weight = table
+    exported_as("packed-int8", fresh_model, prompts, tmp_path)
+    assert packed_in(tmp_path)["lm_head"].encoding.group == 128
+    names = {tensor.name for tensor in onnx.load(tmp_path / f"{EMBED_TOKENS}.onnx").graph.initializer}
+    assert names == {"model.language_model.embed_tokens.weight", "model.language_model.embed_tokens.scales"}
+    assert fresh_model.linear("lm_head").weight is table
+
+
+def test_a_model_comes_out_of_its_export_as_it_went_in(model: Model, prompts: list[Sample], tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    parameters = dict(model.module.named_parameters())
+    exported_as("packed-int4", model, prompts, tmp_path)
+    assert all(parameters[name] is parameter for name, parameter in model.module.named_parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.module.state_dict().items())
+    assert not [name for name, module in model.module.named_modules() if module._forward_pre_hooks]
+
+
+# -- the check can fail -----------------------------------------------------------------------------------------
+
+
+def test_a_packed_weight_that_was_altered_is_told_by_its_name(
+    forms: dict[str, Exported], model: Model, prompts: list[Sample], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(forms["packed-int8"].folder, tmp_path / "altered")
+    packed = packed_in(folder)
+    name = "model.language_model.layers.1.mlp.down_proj"
+    file = folder / f"{DECODER}.onnx_data"
+    contents, values = file.read_bytes(), packed[name].values.tobytes()
+    assert contents.count(values) == 1
+    other = bytes([1 if values[0] != 1 else 2]) + values[1:]
+    file.write_bytes(contents.replace(values, other))
+    with pytest.raises(ExportError, match=rf"the packed weight {name} is not the same"):
+        verify.verify_onnx(model, folder, packed_reference(packed), prompts, Progress.silent())
+
+
+def test_products_with_another_weight_are_told_by_the_layers_name(
+    forms: dict[str, Exported], model: Model, prompts: list[Sample]
+) -> None:
+    folder = forms["packed-int8"].folder
+    packed = packed_in(folder)
+    name, other = (f"model.language_model.layers.{i}.self_attn.q_proj" for i in (0, 1))
+    packed[name] = packed[other]
+    graphs = verify.OnnxGraphs(folder, threads=1)
+    with pytest.raises(ExportError, match=rf"the packed layer {name} differs from its product in float64"):
+        verify.check_products(model, folder, graphs, packed_reference(packed), prompts[0])
+    assert not list(folder.glob(".*")), "nothing is left behind"
+
+
+@pytest.mark.parametrize("name", ["lm_head", "model.language_model.embed_tokens"])
+def test_weights_beyond_float16_are_refused(
+    name: str, fresh_model: Model, prompts: list[Sample], tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        fresh_model.module.get_parameter(f"{name}.weight")[0, 0] = 1e5
+    with pytest.raises(ExportError, match=rf"{name} holds 100000, beyond the range of float16"):
+        exported_as("dense-fp16", fresh_model, prompts, tmp_path)
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_the_tools_of_onnxruntime_leave_the_root_logger_alone(method: Method) -> None:
+    root = logging.getLogger()
+    before = list(root.handlers), root.level
+    x, weight = ir.Value(name="x"), ir.tensor(np.ones((200, 3), np.float32), name="layer.weight")
+    x.type, x.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["rows", 200])
+    stored = ir.Value(name=weight.name, shape=weight.shape, type=x.type, const_value=weight)
+    node = ir.node("MatMul", [x, stored], name="product")
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[stored], opset_imports={"": 23}, name="graph")
+    quantized = Quantized(method, ["layer"], "head", TokenTable("table", np.zeros((1, 1))))
+    quantized.store(ir.Model(graph, ir_version=10))
+    assert (list(root.handlers), root.level) == before
+    np.testing.assert_allclose(quantized.reference().weights["layer.weight"], np.ones((3, 200)), rtol=0.1)
+
+
+def test_a_machine_without_kernels_says_what_that_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "missing_operators", lambda: "the compiled kernels are not installed")
+    note = operators.fallback_note()
+    assert note == (
+        "Packed weights are unpacked to float32 and save neither memory nor time here: the compiled kernels are not "
+        "installed."
+    )
