@@ -107,8 +107,8 @@ def require_library() -> ctypes.CDLL:
 
 def instruction_sets() -> list[InstructionSet]:
     """Those in the library, fastest first; the first supported one is used. Raises ConfigError without a library."""
-    library, found = require_library(), []
-    supported = ctypes.c_int32()
+    library, supported = require_library(), ctypes.c_int32()
+    found: list[InstructionSet] = []
     while name := library.slimdeploy_instruction_set(len(found), ctypes.byref(supported)):
         found.append(InstructionSet(name.decode(), bool(supported.value)))
     return found
