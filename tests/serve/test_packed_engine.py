@@ -1,0 +1,68 @@
+"""An artifact of packed weights in the engine: by the kernels, or with a warning without them; the same answers."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from artifacts import new_artifact
+from tiny import make_samples
+
+import slimdeploy.serve.engines.onnx_sessions as onnx_sessions
+from slimdeploy.artifact import Artifact, Manifest, open_artifact
+from slimdeploy.config import ExportConfig, OnnxConfig
+from slimdeploy.kernels import operators
+from slimdeploy.kernels.library import library_file
+from slimdeploy.progress import Progress
+from slimdeploy.serve.runtime import LoadedModel
+
+WARNING = "save neither memory nor time here: no compiler"
+
+
+@pytest.fixture(scope="module")
+def packed_artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    from slimdeploy.exporters import ExportJob, export
+    from slimdeploy.model import load_model
+
+    path = tmp_path_factory.mktemp("artifacts") / "packed"
+    job = ExportJob(ExportConfig(onnx=OnnxConfig(weights="packed-int8")), make_samples(2))
+    with new_artifact(path, Manifest("onnx", "tiny", "llava", verification={"weights": "packed-int8"})) as folder:
+        export(load_model(str(checkpoint)), folder, job, Progress.silent())
+    return open_artifact(path)
+
+
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "missing_operators", lambda: "no compiler")
+
+
+def answers(artifact: Artifact) -> list[str]:
+    model = LoadedModel(artifact, threads=1)
+    return [model.ask(sample.question, sample.images, max_tokens=12) for sample in make_samples(4, seed=5)]
+
+
+@pytest.mark.skipif(library_file() is None, reason="the kernels were not built")
+def test_answers_are_the_same_with_and_without_the_kernels(
+    packed_artifact: Artifact, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_kernels = answers(packed_artifact)
+    assert not caplog.records
+    monkeypatch.setattr(onnx_sessions, "register_operators", lambda _: None)
+    assert answers(packed_artifact) == with_kernels
+
+
+@pytest.mark.usefixtures("without_kernels")
+def test_a_device_without_kernels_is_told_once_what_that_means(
+    packed_artifact: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    LoadedModel(packed_artifact, threads=1)
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert WARNING in record.getMessage()
+
+
+@pytest.mark.usefixtures("without_kernels")
+def test_an_artifact_that_is_not_packed_needs_no_kernels(artifact: Artifact, caplog: pytest.LogCaptureFixture) -> None:
+    manifest = replace(artifact.manifest, verification={"weights": "dense-fp32"})
+    LoadedModel(replace(artifact, manifest=manifest), threads=1)
+    assert not caplog.records
