@@ -202,6 +202,12 @@ struct Pool {
     OrtStatus *status;
 };
 
+// As many as processors: a session with fewer threads runs several on each. Asking takes longer than a small product.
+int32_t most_tasks() {
+    static const auto processors = int32_t(std::max(std::thread::hardware_concurrency(), 1u));
+    return processors;
+}
+
 void run_in_pool(void *pool, size_t tasks, void (*task)(void *argument, size_t i), void *argument) {
     auto &own = *static_cast<Pool *>(pool);
     OrtStatus *status = own.api.KernelContext_ParallelFor(own.context, task, tasks, tasks, argument);
@@ -235,11 +241,9 @@ void Kernel::compute(OrtKernelContext *context) const {
     }
     Pool pool{api, context, nullptr};
     char error[512] = "";
-    // As many tasks as processors: a session with fewer threads runs several on each.
-    const auto threads = int32_t(std::max(std::thread::hardware_concurrency(), 1u));
     const int failed =
         slimdeploy_linear(weight.get(), half ? wide_x.data() : static_cast<const float *>(x.data), int64_t(count),
-                          half ? wide_y.data() : static_cast<float *>(y), threads, run_in_pool, &pool, error, sizeof error);
+                          half ? wide_y.data() : static_cast<float *>(y), most_tasks(), run_in_pool, &pool, error, sizeof error);
     check(pool.status);
     if (failed) throw Malformed(error);
     if (half) slimdeploy::narrow(wide_y.data(), static_cast<uint16_t *>(y), wide_y.size());
