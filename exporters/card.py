@@ -58,7 +58,7 @@ _PACKED_NODES = """\
 Packed weights are inputs of the operators `slimdeploy::SparseLinear` and `slimdeploy::DenseLinear`, whose kernels come
 with slimdeploy: `options.register_custom_ops_library(str(slimdeploy.kernels.library.library_file()))`. Any onnxruntime
 from 1.24 on runs the files without them too, with the same answers: it then unpacks all weights to float32 when it
-loads them, which takes up to 30 bytes of memory for each weight of a file."""
+loads them, which takes about 33 bytes of memory for each weight of a file."""
 
 _CARD = """\
 ---

@@ -4,7 +4,7 @@ They bear the names of our custom operators. Where the operator library is regis
 onnxruntime inlines the function, folds all that depends on weights alone when it loads the model, and is left with a
 plain MatMul. What they compute is docs/packed-format.md's definition: kernels and functions give the same answers.
 
-Loading without the library takes 25 to 30 bytes for every weight of a file at its peak, because onnxruntime keeps what
+Loading without the library takes about 33 bytes for every weight of a file at its peak, because onnxruntime keeps what
 it folds until it has folded everything. Index arithmetic is therefore in 32 bits and by bytes of the mask, not by bits.
 """
 
