@@ -147,7 +147,8 @@ void tile_panels(const Matrix &w, const Activations &a, float *y, size_t begin, 
     const Tiles tiles(Kind::kStep);
     for (size_t p = begin; p < end; p += kPanelsAtOnce) {
         const size_t panels = end - p < kPanelsAtOnce ? end - p : kPanelsAtOnce;
-        const size_t n0 = p * kPanelRows, left = w.rows - n0, rows = left < panels * kPanelRows ? left : panels * kPanelRows;
+        const size_t n0 = p * kPanelRows, left = w.rows - n0;
+        const size_t rows = left < panels * kPanelRows ? left : panels * kPanelRows;
         typename Kind::Row stream[kPanelsAtOnce * kPanelRows];
         for (size_t r = 0; r < rows; r++) stream[r] = {w.data + w.row_offset[n0 + r], w.kept_per_chunk, kPanelPrefetch};
         const uint8_t *x = static_cast<const uint8_t *>(a.values);
@@ -167,7 +168,8 @@ void tile_panels(const Matrix &w, const Activations &a, float *y, size_t begin, 
                         Kind::template multiply<false>(panel[i], blocks, x + m0 * a.stride, a.stride, sum);
                     }
                     const bool last = slab + blocks == w.blocks;
-                    write_tile<Amx, 2 * kTileRows>(w, a, y, m0, n0 + i * kPanelRows, Kind::kOffset, slab == 0, last, sum);
+                    write_tile<Amx, 2 * kTileRows>(w, a, y, m0, n0 + i * kPanelRows, Kind::kOffset, slab == 0, last,
+                                                   sum);
                 }
             }
             x += blocks * Kind::kBlockUnits * 4;
@@ -176,14 +178,14 @@ void tile_panels(const Matrix &w, const Activations &a, float *y, size_t begin, 
 }
 
 template <Structure kStructure>
-void use_tiles(KernelTable &table) {
+constexpr void use_tiles(KernelTable &table) {
     table.panel[kInt8][kStructure] = tile_panels<IntTiles<Int8Stream<Amx, kStructure>>>;
     table.panel[kInt4Group128][kStructure] = tile_panels<IntTiles<Int4Stream<Amx, kStructure, 128>>>;
     table.panel[kInt4Group32][kStructure] = tile_panels<IntTiles<Int4Stream<Amx, kStructure, 32>>>;
     table.panel[kBf16][kStructure] = tile_panels<Bf16Tiles<WordStream<Amx, kStructure>>>;
 }
 
-KernelTable make_amx_table() {
+constexpr KernelTable make_amx_table() {
     KernelTable table = make_table<Amx>("amx");
     use_tiles<kUnstructured>(table);
     use_tiles<kFixedCount>(table);
@@ -196,4 +198,4 @@ KernelTable make_amx_table() {
 }  // namespace
 }  // namespace slimdeploy
 
-const slimdeploy::KernelTable slimdeploy::amx_kernels = slimdeploy::make_amx_table();
+constexpr slimdeploy::KernelTable slimdeploy::amx_kernels = slimdeploy::make_amx_table();

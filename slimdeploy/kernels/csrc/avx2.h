@@ -27,18 +27,24 @@ struct Avx2 {
     using Units = __m256i;
     using Floats = __m256;
 
-    static SLIMDEPLOY_INLINE __m128i load_128(const void *p) { return _mm_loadu_si128(static_cast<const __m128i *>(p)); }
+    static SLIMDEPLOY_INLINE __m128i load_128(const void *p) {
+        return _mm_loadu_si128(static_cast<const __m128i *>(p));
+    }
     static SLIMDEPLOY_INLINE __m256i load_256(const void *p) {
         return _mm256_loadu_si256(static_cast<const __m256i *>(p));
     }
 
     // 16 q from the low or from the high nibbles.
-    static SLIMDEPLOY_INLINE __m256i high_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(char(0xF0))); }
+    static SLIMDEPLOY_INLINE __m256i high_nibbles(__m256i v) {
+        return _mm256_and_si256(v, _mm256_set1_epi8(char(0xF0)));
+    }
     static SLIMDEPLOY_INLINE __m256i low_nibbles(__m256i v) { return high_nibbles(_mm256_slli_epi16(v, 4)); }
-    static SLIMDEPLOY_INLINE Chunk high_nibbles(Chunk c) { return {{high_nibbles(c.half[0]), high_nibbles(c.half[1])}}; }
+    static SLIMDEPLOY_INLINE Chunk high_nibbles(Chunk c) {
+        return {{high_nibbles(c.half[0]), high_nibbles(c.half[1])}};
+    }
     static SLIMDEPLOY_INLINE Chunk low_nibbles(Chunk c) { return {{low_nibbles(c.half[0]), low_nibbles(c.half[1])}}; }
 
-    // The table's entry for the byte of the mask at bit kShift. Rotated to 16 times the byte, as one instruction does it.
+    // The table's entry for the byte of the mask at bit kShift. Rotated to 16 times the byte: that is one instruction.
     template <int kShift>
     static SLIMDEPLOY_INLINE __m128i entry(const uint8_t (&table)[256][16], uint64_t mask) {
         constexpr int kRotation = (kShift + 60) % 64;
@@ -56,7 +62,9 @@ struct Avx2 {
                  _mm256_set_m128i(spread<48>(mask, p), spread<32>(mask, p))}};
     }
     static SLIMDEPLOY_INLINE Chunk expand_low(uint64_t mask, const uint8_t *p) { return low_nibbles(expand(mask, p)); }
-    static SLIMDEPLOY_INLINE Chunk expand_high(uint64_t mask, const uint8_t *p) { return high_nibbles(expand(mask, p)); }
+    static SLIMDEPLOY_INLINE Chunk expand_high(uint64_t mask, const uint8_t *p) {
+        return high_nibbles(expand(mask, p));
+    }
     static SLIMDEPLOY_INLINE Chunk load(const uint8_t *p) { return {{load_256(p), load_256(p + 32)}}; }
     static SLIMDEPLOY_INLINE Chunk load_low(const uint8_t *p) { return low_nibbles(load(p)); }
     static SLIMDEPLOY_INLINE Chunk load_high(const uint8_t *p) { return high_nibbles(load(p)); }
@@ -69,7 +77,8 @@ struct Avx2 {
         return _mm_shuffle_epi8(load_128(p + 2 * before), entry<kShift>(kExpand.words, mask));
     }
     static SLIMDEPLOY_INLINE Words expand16(uint32_t mask, const uint8_t *p) {
-        return {{spread_words<0>(mask, p), spread_words<8>(mask, p), spread_words<16>(mask, p), spread_words<24>(mask, p)}};
+        return {{spread_words<0>(mask, p), spread_words<8>(mask, p), spread_words<16>(mask, p),
+                 spread_words<24>(mask, p)}};
     }
     static SLIMDEPLOY_INLINE void store(uint32_t *p, Chunk chunk) {
         _mm256_store_si256(reinterpret_cast<__m256i *>(p), chunk.half[0]);
@@ -141,8 +150,8 @@ struct Avx2 {
             const __m256i codes = _mm256_add_epi32(_mm256_cvtps_epi32(scaled), _mm256_set1_epi32(kOffset));
             const __m256i low_bytes = _mm256_setr_epi32(0x0C080400, -1, -1, -1, 0x0C080400, -1, -1, -1);
             const __m256i packed = _mm256_shuffle_epi8(codes, low_bytes);
-            const __m128i eight = _mm_unpacklo_epi32(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1));
-            _mm_storel_epi64(reinterpret_cast<__m128i *>(bytes + k), eight);
+            const __m128i low = _mm256_castsi256_si128(packed), high = _mm256_extracti128_si256(packed, 1);
+            _mm_storel_epi64(reinterpret_cast<__m128i *>(bytes + k), _mm_unpacklo_epi32(low, high));
         }
         return rounding.scale;
     }

@@ -48,7 +48,8 @@ struct Neon {
         Chunk chunk;
         SLIMDEPLOY_UNROLL
         for (int i = 0; i < 4; i++) {
-            const uint8_t *first = kExpand.first[mask >> 16 * i & 0xFF], *second = kExpand.second[mask >> (16 * i + 8) & 0xFF];
+            const uint8_t *first = kExpand.first[mask >> 16 * i & 0xFF];
+            const uint8_t *second = kExpand.second[mask >> (16 * i + 8) & 0xFF];
             const uint8_t *values = i ? p + (counts >> (16 * i - 8) & 0xFF) : p;
             chunk.part[i] = Form::decode(vqtbl1q_u8(vld1q_u8(values), vaddq_u8(vld1q_u8(first), vld1q_u8(second))));
         }
@@ -185,7 +186,9 @@ struct Neon {
         static SLIMDEPLOY_INLINE Floats low(uint16x8_t words) {
             return vcvt_f32_f16(vget_low_f16(vreinterpretq_f16_u16(words)));
         }
-        static SLIMDEPLOY_INLINE Floats high(uint16x8_t words) { return vcvt_high_f32_f16(vreinterpretq_f16_u16(words)); }
+        static SLIMDEPLOY_INLINE Floats high(uint16x8_t words) {
+            return vcvt_high_f32_f16(vreinterpretq_f16_u16(words));
+        }
     };
     struct WidenBf16 {
         static SLIMDEPLOY_INLINE Floats low(uint16x8_t words) {
@@ -202,4 +205,4 @@ struct Neon {
 }  // namespace
 }  // namespace slimdeploy
 
-const slimdeploy::KernelTable slimdeploy::neon_kernels = slimdeploy::make_table<slimdeploy::Neon>("neon");
+constexpr slimdeploy::KernelTable slimdeploy::neon_kernels = slimdeploy::make_table<slimdeploy::Neon>("neon");

@@ -1,6 +1,7 @@
-// The tile instructions that amx.cpp uses, in plain C++, as the "Intel 64 and IA-32 Architectures Software Developer's
-// Manual" describes them (LDTILECFG, TILERELEASE, TILEZERO, TILELOADD, TILESTORED, TDPBUSD, TDPBF16PS). What would raise
-// an exception on a CPU ends the program. It stands in for a CPU with AMX; it cannot show how one behaves.
+// The tile instructions that amx.cpp uses, in plain C++, as the "Intel 64 and IA-32 Architectures Software
+// Developer's Manual" describes them (LDTILECFG, TILERELEASE, TILEZERO, TILELOADD, TILESTORED, TDPBUSD, TDPBF16PS).
+// What would raise an exception on a CPU ends the program. It stands in for a CPU with AMX; it cannot show how one
+// behaves.
 
 #ifndef SLIMDEPLOY_AMX_EMULATION_H
 #define SLIMDEPLOY_AMX_EMULATION_H
@@ -111,7 +112,9 @@ SLIMDEPLOY_FAST inline void multiply_bytes(int sum, int a, int b) {
 }
 
 // Numbers below the normal range count as zero, going in and coming out.
-SLIMDEPLOY_FAST inline float flushed(float value) { return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f, value) : value; }
+SLIMDEPLOY_FAST inline float flushed(float value) {
+    return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f, value) : value;
+}
 
 SLIMDEPLOY_FAST inline float bf16(const uint8_t *p) {
     uint16_t half;
@@ -131,13 +134,16 @@ SLIMDEPLOY_FAST inline void multiply_bf16(int sum, int a, int b) {
         for (int k = 0; k < registers.rows[b]; k++) {
             for (int n = 0; n < registers.row_bytes[sum] / 4; n++) {
                 for (int i = 0; i < 2; i++) {
-                    const float x = bf16(registers.data[a][m] + 4 * k + 2 * i), w = bf16(registers.data[b][k] + 4 * n + 2 * i);
+                    const float x = bf16(registers.data[a][m] + 4 * k + 2 * i);
+                    const float w = bf16(registers.data[b][k] + 4 * n + 2 * i);
                     parts[i][n] = flushed(parts[i][n] + x * w);
                 }
             }
         }
         float *out = reinterpret_cast<float *>(registers.data[sum][m]);
-        for (int n = 0; n < registers.row_bytes[sum] / 4; n++) out[n] = flushed(out[n] + flushed(parts[0][n] + parts[1][n]));
+        for (int n = 0; n < registers.row_bytes[sum] / 4; n++) {
+            out[n] = flushed(out[n] + flushed(parts[0][n] + parts[1][n]));
+        }
     }
 }
 

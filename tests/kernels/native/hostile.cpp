@@ -97,7 +97,8 @@ const Spoiling kSpoilings[] = {
     {"a weight more than the pattern keeps", [](Weight &w) { w.mask[0] |= 2; w.packed.value_count++; }, has_mask},
     {"one weight less", [](Weight &w) { w.mask[0] &= 0xFE; w.packed.value_count--; }, has_mask},
     {"another place of a block", [](Weight &w) { w.mask[0] = 0x56; w.mask[1] = 0x51; }, has_mask},
-    {"a bit that no value goes with", [](Weight &w) { w.packed.block = w.packed.kept_per_block = 0; w.mask[0] |= 2; }, has_mask},
+    {"a bit that no value goes with",
+     [](Weight &w) { w.packed.block = w.packed.kept_per_block = 0; w.mask[0] |= 2; }, has_mask},
     {"2:1", [](Weight &w) { w.packed.kept_per_block = 2; w.packed.block = 1; }},
     {"0:2", [](Weight &w) { w.packed.kept_per_block = 0; w.packed.block = 2; }},
     {"1:0", [](Weight &w) { w.packed.kept_per_block = 1; w.packed.block = 0; }},
@@ -135,8 +136,9 @@ void check_spoilt_weights() {
                 if (!spoiling.applies(bad)) continue;
                 spoiling.spoil(bad);
                 error[0] = 0;
-                expect(slimdeploy_weight_create(&bad.packed, "portable", SLIMDEPLOY_SPARSE, &weight, error, sizeof error),
-                       error, spoiling.what);
+                const int code =
+                    slimdeploy_weight_create(&bad.packed, "portable", SLIMDEPLOY_SPARSE, &weight, error, sizeof error);
+                expect(code, error, spoiling.what);
             }
         }
     }
@@ -209,7 +211,8 @@ void check_values_outside_the_format() {
                     continue;
                 }
                 for (const int64_t count : {1, 2, 4, 8, 20}) {
-                    failures += slimdeploy_linear(weight, x.data(), count, y.data(), 1, nullptr, nullptr, error, sizeof error);
+                    failures +=
+                        slimdeploy_linear(weight, x.data(), count, y.data(), 1, nullptr, nullptr, error, sizeof error);
                 }
                 slimdeploy_weight_free(weight);
             }

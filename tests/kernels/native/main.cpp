@@ -90,9 +90,9 @@ class Run {
    private:
     void report(const Case &c, const char *set, int32_t layout, int64_t count, const char *what) {
         if (failures_++ > 20) return;
-        printf("%s %s %d %s group %d, %d:%d, %d x %d, batch %d: %s\n", set, layout == SLIMDEPLOY_DENSE ? "dense" : "sparse",
-               int(c.input), kValueTypes[c.value_type], int(c.group), int(c.kept_per_block), int(c.block), int(c.rows),
-               int(c.columns), int(count), what);
+        printf("%s %s, input %d, %s group %d, %d:%d, %d x %d, batch %d: %s\n", set,
+               layout == SLIMDEPLOY_DENSE ? "dense" : "sparse", int(c.input), kValueTypes[c.value_type], int(c.group),
+               int(c.kept_per_block), int(c.block), int(c.rows), int(c.columns), int(count), what);
     }
 
     int64_t largest_batch_;
