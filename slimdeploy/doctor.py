@@ -63,6 +63,13 @@ def kernels(file: Path | None) -> list[Finding]:
             f"slimdeploy again, or a wheel with kernels. {why_not_built()}"
         ).rstrip()
         return [Finding("kernels", "not built", problem)]
+    try:
+        return _working_kernels()
+    except ConfigError as error:
+        return [Finding("kernels", "not usable", str(error))]
+
+
+def _working_kernels() -> list[Finding]:
     sets = instruction_sets()
     supported = [each.name for each in sets if each.supported]
     missing = [each.name for each in sets if not each.supported]

@@ -142,6 +142,8 @@ class Linear:
     def __init__(self, packed: PackedTensor, *, instruction_set: str | None = None, layout: Layout = "auto") -> None:
         self._library = require_library()
         self._weight = ctypes.c_void_p()
+        # The library is told how many values the mask asks for; that there are so many is checked here.
+        packed.validate(f"a packed weight of {packed.rows} x {packed.columns}")
         error = ctypes.create_string_buffer(_ERROR_BYTES)
         arrays = [np.ascontiguousarray(array) for array in (packed.mask, packed.values, packed.scales)]
         kept, block = (int(n) for n in packed.pattern.split(":")) if ":" in packed.pattern else (0, 0)

@@ -19,5 +19,5 @@ struct SignedProducts {
 }  // namespace
 }  // namespace slimdeploy
 
-const slimdeploy::KernelTable slimdeploy::avx2_kernels =
+constexpr slimdeploy::KernelTable slimdeploy::avx2_kernels =
     slimdeploy::make_table<slimdeploy::Avx2<slimdeploy::SignedProducts>>("avx2");

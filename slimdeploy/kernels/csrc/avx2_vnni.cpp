@@ -23,5 +23,5 @@ struct VnniProducts {
 }  // namespace
 }  // namespace slimdeploy
 
-const slimdeploy::KernelTable slimdeploy::avx2_vnni_kernels =
+constexpr slimdeploy::KernelTable slimdeploy::avx2_vnni_kernels =
     slimdeploy::make_table<slimdeploy::Avx2<slimdeploy::VnniProducts>>("avx2_vnni");

@@ -1,4 +1,4 @@
 #include "avx512.h"
 #include "tables.h"
 
-const slimdeploy::KernelTable slimdeploy::avx512_kernels = slimdeploy::make_table<slimdeploy::Avx512>("avx512");
+constexpr slimdeploy::KernelTable slimdeploy::avx512_kernels = slimdeploy::make_table<slimdeploy::Avx512>("avx512");

@@ -1,5 +1,5 @@
 #include "avx512_bf16.h"
 #include "tables.h"
 
-const slimdeploy::KernelTable slimdeploy::avx512_bf16_kernels =
+constexpr slimdeploy::KernelTable slimdeploy::avx512_bf16_kernels =
     slimdeploy::make_table<slimdeploy::Avx512Bf16>("avx512_bf16");

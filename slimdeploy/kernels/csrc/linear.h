@@ -440,10 +440,11 @@ void panels(const Matrix &w, const Activations &a, float *y, size_t begin, size_
     }
 }
 
-// ---- The table.
+// ---- The table. A constant: code that ran when the library is loaded, before anyone asked what the CPU has, would be
+// compiled for this instruction set.
 
 template <class Isa, class Product>
-SLIMDEPLOY_INLINE void fill_fused(FusedKernel (&kernels)[kFusedSizes]) {
+constexpr void fill_fused(FusedKernel (&kernels)[kFusedSizes]) {
     kernels[kOneByTwo] = fused<Product, 2, 1>;
     kernels[kOneByFour] = fused<Product, 4, 1>;
     kernels[kTwo] = fused<Product, 2, 2>;
@@ -452,7 +453,7 @@ SLIMDEPLOY_INLINE void fill_fused(FusedKernel (&kernels)[kFusedSizes]) {
 }
 
 template <class Isa, Structure kStructure>
-SLIMDEPLOY_INLINE void fill_structure(KernelTable &table) {
+constexpr void fill_structure(KernelTable &table) {
     using Int8 = Int8Stream<Isa, kStructure>;
     using Int4 = Int4Stream<Isa, kStructure, 128>;
     using Int4By32 = Int4Stream<Isa, kStructure, 32>;
@@ -470,7 +471,7 @@ SLIMDEPLOY_INLINE void fill_structure(KernelTable &table) {
 }
 
 template <class Isa>
-SLIMDEPLOY_INLINE KernelTable make_table(const char *name) {
+constexpr KernelTable make_table(const char *name) {
     KernelTable table{};
     table.name = name;
     fill_structure<Isa, kUnstructured>(table);

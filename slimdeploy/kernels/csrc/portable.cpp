@@ -157,4 +157,4 @@ struct Portable {
 }  // namespace
 }  // namespace slimdeploy
 
-const slimdeploy::KernelTable slimdeploy::portable_kernels = slimdeploy::make_table<slimdeploy::Portable>("portable");
+constexpr slimdeploy::KernelTable slimdeploy::portable_kernels = slimdeploy::make_table<slimdeploy::Portable>("portable");
