@@ -13,16 +13,19 @@ from rich.console import Console
 from slimdeploy.config_file import load_config
 from slimdeploy.pipeline import run_pipeline
 from slimdeploy.progress import Progress
+from slimdeploy.tables import verdict
 
 CONFIG = Path(__file__).parent.parent / "deploy.toml"
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, Progress(Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as folder, Progress(console) as progress:
         config = load_config(CONFIG).model_copy(update={"out": folder})
         start = time.perf_counter()
         report = run_pipeline(config, progress)
         seconds = time.perf_counter() - start
+    console.print(*verdict(report), sep="\n")
     dense, artifact = report.accuracy["dense"], report.accuracy["artifact"]
     assert dense is not None
     assert artifact is not None
