@@ -220,5 +220,5 @@ def test_a_weight_says_its_shape_layout_and_size(layout: Layout) -> None:
 def test_a_tensor_that_is_not_what_it_says_is_refused() -> None:
     packed = random_packed(11, Encoding("int8", 128), "unstructured", 5, 70)
     packed.scales[2, 0] = 0x7FC0
-    with pytest.raises(ArtifactError, match="5 x 70.*scale"):
+    with pytest.raises(ArtifactError, match=r"5 x 70.*scale"):
         Linear(packed)
