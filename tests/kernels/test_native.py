@@ -93,13 +93,3 @@ def test_every_case_equals_float64_on_arm(arm: Path, vectors: Path, name: str, b
 @pytest.mark.cross
 def test_hostile_weights_are_refused_on_arm(arm: Path) -> None:
     assert run(*QEMU, arm, "--hostile") == "hostile input: 0 failures\n"
-
-
-@pytest.mark.compiler
-@pytest.mark.cross
-@pytest.mark.parametrize(("cpu", "name"), [("Nehalem", "portable"), ("Haswell", "avx2")])
-def test_no_instruction_runs_that_an_older_cpu_lacks(plain: Path, vectors: Path, cpu: str, name: str) -> None:
-    """Nehalem has no AVX, Haswell no AVX-512: either would end the program."""
-    older = ("qemu-x86_64-static", "-cpu", cpu, plain)
-    assert "hostile input: 0 failures" in run(*older, "--hostile")
-    assert f"{name}: largest relative error" in run(*older, vectors, "2", name)
