@@ -21,7 +21,7 @@ constexpr size_t kStackBytes = size_t(48) << 20;
 constexpr double kSecondsPerRound = 0.004;
 constexpr int kRounds = 3;
 // Sparse weights take less memory, so dense ones must be this much faster to be preferred.
-constexpr double kDenseMargin = 0.75;
+constexpr double kDenseMargin = 0.8;
 
 // Of this thread, so that what other processes take does not count.
 double seconds_now() {
