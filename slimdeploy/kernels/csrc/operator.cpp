@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -146,6 +148,19 @@ size_t bytes_of(const Tensor &values) {
     }
 }
 
+// A file may have 16-bit elements at odd addresses. Those are copied, for as long as the kernel layout is made.
+struct Words {
+    std::vector<uint16_t> copy;
+    const uint16_t *data;
+
+    explicit Words(const Tensor &tensor) : data(static_cast<const uint16_t *>(tensor.data)) {
+        if (reinterpret_cast<uintptr_t>(tensor.data) % alignof(uint16_t) == 0) return;
+        copy.resize(tensor.count());
+        if (!copy.empty()) memcpy(copy.data(), tensor.data, 2 * copy.size());
+        data = copy.data();
+    }
+};
+
 Kernel::Kernel(const OrtApi &api, std::string where, const OrtKernelInfo *info, bool sparse)
     : api(api), where(std::move(where)) {
     slimdeploy_packed packed = {};
@@ -163,8 +178,10 @@ Kernel::Kernel(const OrtApi &api, std::string where, const OrtKernelInfo *info, 
     const Tensor values = constant_input(api, info, first, "values");
     if (values.shape.size() != 1) throw Malformed("its values have shape " + values.shape_text());
     packed.value_type = value_type(values);
-    packed.values = values.data;
     packed.value_count = values.count();
+    std::optional<Words> value_words, scale_words;
+    if (values.type == kOrtBfloat16 || values.type == kOrtFloat16) value_words.emplace(values);
+    packed.values = value_words ? value_words->data : values.data;
     std::vector<std::pair<const void *, size_t>> read = {{values.data, bytes_of(values)}};
     if (sparse) {
         const Tensor mask = matrix_input(api, info, 1, "mask", kOrtUint8);
@@ -177,7 +194,7 @@ Kernel::Kernel(const OrtApi &api, std::string where, const OrtKernelInfo *info, 
     }
     if (packed.value_type == SLIMDEPLOY_INT8 || packed.value_type == SLIMDEPLOY_INT4) {
         const Tensor scales = matrix_input(api, info, first + 1, "scales", kOrtBfloat16);
-        packed.scales = static_cast<const uint16_t *>(scales.data);
+        packed.scales = scale_words.emplace(scales).data;
         packed.scale_count = scales.count();
         read.push_back({scales.data, 2 * scales.count()});
     }
