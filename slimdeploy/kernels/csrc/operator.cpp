@@ -11,7 +11,6 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -19,57 +18,16 @@
 #include <vector>
 
 #include "half.h"
-#include "onnxruntime_api.h"
+#include "onnxruntime_tensor.h"
 #include "pages.h"
 #include "slimdeploy_kernels.h"
 
 namespace {
 
-// What onnxruntime itself reported; handed back to it unchanged.
-struct Reported {
-    OrtStatus *status;
-};
-
-void check(OrtStatus *status) {
-    if (status) throw Reported{status};
-}
-
-struct Malformed : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-// A tensor of the session, as far as it has been looked at.
-struct Tensor {
-    OrtElementType type;
-    std::vector<int64_t> shape;
-    void *data;
-
-    Tensor(const OrtApi &api, const OrtValue *value) {
-        OrtTensorTypeAndShapeInfo *info = nullptr;
-        check(api.GetTensorTypeAndShape(value, &info));
-        const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> held(
-            info, api.ReleaseTensorTypeAndShapeInfo);
-        size_t dimensions = 0;
-        check(api.GetTensorElementType(info, &type));
-        check(api.GetDimensionsCount(info, &dimensions));
-        shape.resize(dimensions);
-        check(api.GetDimensions(info, shape.data(), dimensions));
-        check(api.GetTensorMutableData(const_cast<OrtValue *>(value), &data));
-    }
-
-    // Elements; a shape from onnxruntime has no negative dimension and fits its memory.
-    uint64_t count() const {
-        uint64_t product = 1;
-        for (const int64_t dimension : shape) product *= uint64_t(dimension);
-        return product;
-    }
-
-    std::string shape_text() const {
-        std::string text = "[";
-        for (size_t i = 0; i < shape.size(); i++) text += (i ? ", " : "") + std::to_string(shape[i]);
-        return text + "]";
-    }
-};
+using slimdeploy::check;
+using slimdeploy::guarded_call;
+using slimdeploy::Malformed;
+using slimdeploy::Tensor;
 
 // ---- A node's weight
 
@@ -258,30 +216,16 @@ void Kernel::compute(OrtKernelContext *context) const {
     }
     Pool pool{api, context, nullptr};
     char error[512] = "";
-    const int failed =
-        slimdeploy_linear(weight.get(), half ? wide_x.data() : static_cast<const float *>(x.data), int64_t(count),
-                          half ? wide_y.data() : static_cast<float *>(y), most_tasks(), run_in_pool, &pool, error, sizeof error);
+    const float *from = half ? wide_x.data() : static_cast<const float *>(x.data);
+    float *to = half ? wide_y.data() : static_cast<float *>(y);
+    const int failed = slimdeploy_linear(weight.get(), from, int64_t(count), to, most_tasks(), run_in_pool, &pool, error,
+                                         sizeof error);
     check(pool.status);
     if (failed) throw Malformed(error);
     if (half) slimdeploy::narrow(wide_y.data(), static_cast<uint16_t *>(y), wide_y.size());
 }
 
 // ---- What onnxruntime calls
-
-// No exception may cross into onnxruntime. `where` says which node it was.
-template <class Function>
-OrtStatus *guarded(const OrtApi &api, const std::string &where, Function fn) {
-    try {
-        fn();
-        return nullptr;
-    } catch (const Reported &reported) {
-        return reported.status;
-    } catch (const Malformed &problem) {
-        return api.CreateStatus(kOrtInvalidArgument, (where + ": " + problem.what()).c_str());
-    } catch (const std::exception &problem) {
-        return api.CreateStatus(kOrtFail, (where + ": " + problem.what()).c_str());
-    }
-}
 
 // One of the operators. activations: the type of x and y.
 struct Operator : OrtCustomOp {
@@ -296,7 +240,7 @@ const Operator &self(const OrtCustomOp *op) { return *static_cast<const Operator
 
 OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
     std::string where = self(op).name;
-    return guarded(*api, where, [&] {
+    return guarded_call(*api, where, [&] {
         const auto name = [&](char *text, size_t *size) { return api->KernelInfo_GetNodeName(info, text, size); };
         where += " '" + get_text(name) + "'";
         *kernel = new Kernel(*api, where, info, self(op).sparse);
@@ -305,7 +249,7 @@ OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api, const OrtKern
 
 OrtStatus *compute(void *kernel, OrtKernelContext *context) {
     const Kernel &own = *static_cast<const Kernel *>(kernel);
-    return guarded(own.api, own.where, [&] { own.compute(context); });
+    return guarded_call(own.api, own.where, [&] { own.compute(context); });
 }
 
 // SparseLinear: x, mask, values, scales. DenseLinear: x, values, scales. bf16 and fp16 values have no scales.
@@ -348,7 +292,7 @@ extern "C" SLIMDEPLOY_API OrtStatus *RegisterCustomOps(OrtSessionOptions *option
         return base->GetApi(1)->CreateStatus(
             kOrtFail, ("slimdeploy's operators need onnxruntime 1.17 or later, not " + version).c_str());
     }
-    return guarded(*api, "slimdeploy's operators", [&] {
+    return guarded_call(*api, "slimdeploy's operators", [&] {
         const std::lock_guard<std::mutex> lock(mutex);
         if (!domain) {
             OrtCustomOpDomain *created = nullptr;
