@@ -1,6 +1,6 @@
-// The part of onnxruntime's C interface that operator.cpp uses. No wheel ships its header, and none is needed: the table
-// of functions only ever grows at the end, so a function stays in the place that it has here, and the layout of an
-// OrtCustomOp goes by the version that is written into it. Version 17 came with onnxruntime 1.17.
+// The part of onnxruntime's C interface that operator.cpp uses. No wheel ships its header, and none is needed: the
+// table of functions only ever grows at the end, so a function stays in the place that it has here, and the layout of
+// an OrtCustomOp goes by the version that is written into it. Version 17 came with onnxruntime 1.17.
 
 #ifndef SLIMDEPLOY_ONNXRUNTIME_API_H
 #define SLIMDEPLOY_ONNXRUNTIME_API_H

@@ -218,8 +218,8 @@ void Kernel::compute(OrtKernelContext *context) const {
     char error[512] = "";
     const float *from = half ? wide_x.data() : static_cast<const float *>(x.data);
     float *to = half ? wide_y.data() : static_cast<float *>(y);
-    const int failed = slimdeploy_linear(weight.get(), from, int64_t(count), to, most_tasks(), run_in_pool, &pool, error,
-                                         sizeof error);
+    const int failed = slimdeploy_linear(weight.get(), from, int64_t(count), to, most_tasks(), run_in_pool, &pool,
+                                         error, sizeof error);
     check(pool.status);
     if (failed) throw Malformed(error);
     if (half) slimdeploy::narrow(wide_y.data(), static_cast<uint16_t *>(y), wide_y.size());
