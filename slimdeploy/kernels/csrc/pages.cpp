@@ -14,9 +14,6 @@ namespace slimdeploy {
 #if defined(__linux__)
 namespace {
 
-// MADV_PAGEOUT, which older headers do not have.
-constexpr int kPageOut = 21;
-
 // Whether one mapping of a file holds all of [begin, end); see proc_pid_maps(5).
 bool mapped_from_file(uintptr_t begin, uintptr_t end) {
     FILE *maps = fopen("/proc/self/maps", "re");
@@ -43,9 +40,8 @@ void give_back_file_pages(const void *begin, size_t bytes) {
     const uintptr_t first = (uintptr_t(begin) + page - 1) / page * page;
     const uintptr_t last = (uintptr_t(begin) + bytes) / page * page;
     if (first < last && mapped_from_file(first, last)) {
-        // Advice that loses nothing: pages that were written to are kept elsewhere. Where it is not taken (Linux before
-        // 5.4), the pages merely stay.
-        (void)madvise(reinterpret_cast<void *>(first), last - first, kPageOut);
+        // Advice: where it is not taken, the pages merely stay.
+        (void)madvise(reinterpret_cast<void *>(first), last - first, MADV_DONTNEED);
     }
 }
 #else
