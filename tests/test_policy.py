@@ -9,7 +9,9 @@ from slimdeploy.policy import DENSE, Layer, Level, Policy, available_levels, kep
 
 @given(columns=st.integers(1, 5000), sparsity=st.floats(0, 0.95))
 def test_an_unstructured_row_keeps_its_share_to_half_a_weight(columns: int, sparsity: float) -> None:
-    assert abs(kept_per_row(columns, Level(sparsity)) - (1 - sparsity) * columns) <= 0.5
+    exact = columns - sparsity * columns
+    # Half a weight, and the last places of the two products, whose borders differ.
+    assert abs(kept_per_row(columns, Level(sparsity)) - exact) <= 0.5 + 1e-9
 
 
 @given(groups=st.integers(0, 9), size=st.sampled_from([4, 8, 64]), rest=st.integers(0, 63), kept=st.integers(1, 64))
