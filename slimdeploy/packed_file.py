@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 
 from .artifact import new_file
 from .errors import ArtifactError
-from .packed_tensor import Encoding, PackedTensor, array_shapes, header_problems, short
+from .packed_description import Description
+from .packed_tensor import PackedTensor, short
 
 FORMAT: Final = "slimdeploy-packed"
 VERSION: Final = "1"
+PACKED_DTYPES: Final = {"U8": "uint8", "I8": "int8", "U16": "uint16"}
+"""What safetensors and numpy call the types of packed arrays."""
 _PARTS: Final = ("mask", "values", "scales")
-_DTYPES: Final = {"U8": "uint8", "I8": "int8", "U16": "uint16"}
+# What safetensors reads into plain numpy: bf16, for one, only where some other package has taught it to.
+_NUMPY_DTYPES: Final = {*PACKED_DTYPES, "BOOL", "I16", "I32", "I64", "U32", "U64", "F16", "F32", "F64", "C64"}
 
 
 def write_packed(file: Path, tensors: Mapping[str, PackedTensor], others: Mapping[str, NDArray[Any]]) -> None:
@@ -34,18 +38,8 @@ def write_packed(file: Path, tensors: Mapping[str, PackedTensor], others: Mappin
                 raise ArtifactError(f"{file}: the array '{name}.{part}' has the name of a part of '{name}'; rename it")
             if (array := getattr(packed, part)).size:
                 arrays[f"{name}.{part}"] = array
-    header = {
-        name: {
-            "rows": packed.rows,
-            "columns": packed.columns,
-            "values": packed.encoding.values,
-            "group": packed.encoding.group,
-            "pattern": packed.pattern,
-            "kept": packed.kept,
-        }
-        for name, packed in tensors.items()
-    }
-    metadata = {"format": FORMAT, "version": VERSION, "packed": json.dumps(header)}
+    described = {name: Description.of(packed).to_json() for name, packed in tensors.items()}
+    metadata = {"format": FORMAT, "version": VERSION, "packed": json.dumps(described)}
     with new_file(file) as aside:
         save_file(arrays, aside, metadata)
         _fix_order(aside, metadata)
@@ -73,7 +67,7 @@ def read_packed(file: Path) -> tuple[dict[str, PackedTensor], dict[str, NDArray[
         with safe_open(file, framework="numpy") as stored:
             _refuse_duplicates(file)
             names = set(stored.keys())
-            tensors = {name: _read(stored, names, name, header) for name, header in _headers(stored, file).items()}
+            tensors = {name: _read(stored, names, name, said) for name, said in _descriptions(stored, file).items()}
             others = {name: _other(stored, name) for name in sorted(names)}
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{file} is truncated or no safetensors file ({error}); export the model again") from None
@@ -91,7 +85,7 @@ def _refuse_duplicates(file: Path) -> None:
         raise ArtifactError(f"{file} has a header that contradicts itself: {error}; export the model again") from None
 
 
-def _headers(stored: Any, file: Path) -> dict[str, Any]:
+def _descriptions(stored: Any, file: Path) -> dict[str, Any]:
     """What the file says of its packed tensors, by name; of the right form at the top, unchecked below."""
     metadata = stored.metadata() or {}
     if metadata.get("format") != FORMAT:
@@ -104,12 +98,12 @@ def _headers(stored: Any, file: Path) -> dict[str, Any]:
             f"{file} is of version {found} of the packed format, this slimdeploy reads {VERSION}; upgrade it"
         )
     try:
-        headers = json.loads(metadata["packed"], object_pairs_hook=_without_duplicates)
-        if not isinstance(headers, dict):
-            raise ValueError(f"{short(headers)} is not a table")
+        described = json.loads(metadata["packed"], object_pairs_hook=_without_duplicates)
+        if not isinstance(described, dict):
+            raise ValueError(f"{short(described)} is not a table")
     except (KeyError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{file} does not describe its packed weights ({error}); export the model again") from None
-    return headers
+    return described
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -120,23 +114,16 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _read(stored: Any, names: set[str], name: str, header: Any) -> PackedTensor:
+def _read(stored: Any, names: set[str], name: str, said: Any) -> PackedTensor:
     """One packed tensor, checked; takes the arrays it is made of out of `names`."""
+    whose = f"packed tensor {short(name)}"
 
     def refuse(problem: str) -> ArtifactError:
-        return ArtifactError(f"packed tensor {short(name)}: {problem}; export the model again")
+        return ArtifactError(f"{whose}: {problem}; export the model again")
 
-    keys = {"rows", "columns", "values", "group", "pattern", "kept"}
-    if not isinstance(header, dict) or set(header) != keys:
-        raise refuse(f"its description is {short(header)}, which has not exactly {', '.join(sorted(keys))}")
-    rows, columns, pattern, kept = (header[key] for key in ("rows", "columns", "pattern", "kept"))
-    if (problem := next(header_problems(rows, columns, header["values"], header["group"], pattern), None)) is not None:
-        raise refuse(problem)
-    if type(kept) is not int or not 0 <= kept <= rows * columns:
-        raise refuse(f"it keeps {short(kept)} of its {rows * columns} weights")
-    encoding = Encoding(header["values"], header["group"])
+    described = Description.from_json(said, whose)
     arrays = {}
-    for part, (dtype, shape) in array_shapes(rows, columns, encoding, pattern, kept).items():
+    for part, (dtype, shape) in described.arrays().items():
         whole_name = f"{name}.{part}"
         if 0 in shape:
             if whole_name in names:
@@ -147,22 +134,23 @@ def _read(stored: Any, names: set[str], name: str, header: Any) -> PackedTensor:
             raise refuse(f"its array '{part}' is missing")
         names.remove(whole_name)
         view = stored.get_slice(whole_name)
-        found = (_DTYPES.get(view.get_dtype()), tuple(view.get_shape()))
+        found = (PACKED_DTYPES.get(view.get_dtype()), tuple(view.get_shape()))
         if found != (dtype, shape):
             raise refuse(f"its array '{part}' is {view.get_dtype()} {list(found[1])}, not {dtype} {list(shape)}")
         arrays[part] = stored.get_tensor(whole_name)
-    packed = PackedTensor(rows, columns, encoding, pattern, **arrays)
-    if packed.kept != kept:
-        raise refuse(f"its mask keeps {packed.kept} weights, its description says {kept}")
+    packed = PackedTensor(described.rows, described.columns, described.encoding, described.pattern, **arrays)
+    if packed.kept != described.kept:
+        raise refuse(f"its mask keeps {packed.kept} weights, its description says {described.kept}")
     packed.validate(name)
     return packed
 
 
 def _other(stored: Any, name: str) -> NDArray[Any]:
     try:
+        if (dtype := stored.get_slice(name).get_dtype()) not in _NUMPY_DTYPES:
+            raise TypeError(f"it has no {dtype}")
         array: NDArray[Any] = stored.get_tensor(name)
-    except (TypeError, AttributeError, ValueError) as error:
-        # Types that numpy lacks (bf16, eight-bit floats), and shapes beyond its limits.
+    except (TypeError, ValueError) as error:  # numpy's own: a shape beyond its limits
         raise ArtifactError(
             f"tensor {short(name)} cannot be read into numpy ({error}); store it as float32 or float16"
         ) from None

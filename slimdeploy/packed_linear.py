@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import sparse_linear
 from .packed import Encoding, PackedTensor
-from .packed_config import Description
+from .packed_description import Description
 
 ARRAYS = ("mask", "values", "scales")
 

@@ -11,7 +11,7 @@ file say of packed weights against each other and against the model; ArtifactErr
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,11 +21,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .errors import ArtifactError, ConfigError, ExportError
 from .packed import unpack
-from .packed_config import METHOD, Description, read_descriptions
+from .packed_config import METHOD, read_descriptions
+from .packed_description import Description
+from .packed_file import PACKED_DTYPES
 from .packed_linear import PackedLinear
 from .packed_tensor import short
-
-_DTYPES: Final = {"U8": "uint8", "I8": "int8", "U16": "uint16"}
 
 
 @register_quantization_config(METHOD)
@@ -152,7 +152,7 @@ def _arrays_in(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
                 view = tensors.get_slice(name)
-                arrays[name] = (_DTYPES.get(view.get_dtype(), view.get_dtype()), tuple(view.get_shape()))
+                arrays[name] = (PACKED_DTYPES.get(view.get_dtype(), view.get_dtype()), tuple(view.get_shape()))
     except (SafetensorError, OSError) as error:
         raise ArtifactError(
             f"{file} is truncated or no safetensors file ({error}), and packed weights are read from nothing else; "

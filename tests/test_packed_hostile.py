@@ -220,6 +220,22 @@ def test_a_spoilt_header_is_refused(file: Path, spoil: Callable[[Header], object
         read_packed(file)
 
 
+def test_a_type_that_numpy_lacks_is_refused_whatever_else_was_imported(file: Path) -> None:
+    import ml_dtypes  # with it in memory, safetensors would read bf16
+
+    write_packed(file, {}, {"norm": np.ones(4, ml_dtypes.bfloat16)})
+    with pytest.raises(
+        ArtifactError, match=r"'norm' cannot be read into numpy \(it has no BF16\); store it as float32"
+    ):
+        read_packed(file)
+
+
+@pytest.mark.parametrize("dtype", ["?", "b", "h", "i", "q", "B", "H", "I", "Q", "e", "f", "d", "F"])
+def test_every_type_that_numpy_has_is_read(tmp_path: Path, dtype: str) -> None:
+    write_packed(tmp_path / "x", {}, {"norm": np.arange(4).astype(dtype)})
+    np.testing.assert_array_equal(read_packed(tmp_path / "x")[1]["norm"], np.arange(4).astype(dtype), strict=True)
+
+
 def test_a_name_that_stands_twice_is_refused(file: Path) -> None:
     header, data = split(file.read_bytes())
     text = json.dumps(header).encode()
