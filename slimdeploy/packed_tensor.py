@@ -114,11 +114,10 @@ def block_counts(pattern: str) -> tuple[int, int] | None:
 
 def kept_per_block(columns: int, kept: int, block: int) -> NDArray[np.int64]:
     """Weights kept in each block of a row; the last block may be shorter."""
-    whole, rest = divmod(columns, block)
-    counts = [kept] * whole
-    if rest:
-        counts.append(kept_per_row(rest, Level(1 - kept / block, block)))
-    return np.array(counts, np.int64)
+    counts = np.full(-(-columns // block), kept, np.int64)
+    if rest := columns % block:
+        counts[-1] = kept_per_row(rest, Level(1 - kept / block, block))
+    return counts
 
 
 def count_kept(mask: NDArray[np.uint8], columns: int, block: int) -> NDArray[np.int64]:
