@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..errors import ExportError, ModelError
 from ..model import DType, Model, encode, load_model, quiet_transformers
+from ..packed_tensor import ENCODINGS
 from ..progress import Progress
 from ..samples import Sample
 from .job import ExportJob
 from .limits import refuse_quantized
-from .packing import ENCODINGS
 
 # Prompts whose logits are compared at a time: a batch holds the logits of every position.
 _BATCH = 4

@@ -15,13 +15,13 @@ from onnxscript import ir
 from ..errors import ExportError
 from ..model import Model
 from ..packed import Encoding, PackedTensor, pack
-from ..packed_tensor import ALL_KEPT
+from ..packed_tensor import ALL_KEPT, ENCODINGS
 from ..progress import Progress
 from .job import ExportJob
 from .onnx_edit import add_initializer, multiplied
 from .onnx_packed import store_packed
 from .onnx_table import TokenTable, token_table
-from .packing import ENCODINGS, pack_weights
+from .packing import pack_weights
 from .reference import Reference, packed_reference
 
 

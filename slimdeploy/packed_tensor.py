@@ -4,6 +4,7 @@ docs/packed-format.md specifies it. The functions called `..._problems` yield wh
 relies on the earlier ones: take the first problem and stop. numpy only; knows nothing of files.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from .errors import ArtifactError
 from .policy import UNSTRUCTURED, Level, kept_per_row
-from .quantize import LARGEST_CODE
+from .quantize import LARGEST_CODE, LARGEST_SCALE, SMALLEST_SCALE, from_bf16
 
 ValueType = Literal["bf16", "fp16", "int8", "int4"]
 ALL_KEPT: Final = "dense"
@@ -34,6 +35,14 @@ class Encoding:
 
     values: ValueType
     group: int = 0
+
+
+ENCODINGS: Final[Mapping[str, Encoding]] = {
+    "packed-int4": Encoding("int4", 128),
+    "packed-int8": Encoding("int8", 128),
+    "packed-bf16": Encoding("bf16"),
+}
+"""What a setting of `weights`, or a manifest's word for them, stands for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +115,12 @@ def array_shapes(
     }
 
 
+def dense_bytes(rows: int, columns: int, encoding: Encoding) -> int:
+    """Bytes of a matrix that keeps all of its weights and has no mask."""
+    arrays = array_shapes(rows, columns, encoding, ALL_KEPT, kept=rows * columns)
+    return sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in arrays.values())
+
+
 def block_counts(pattern: str) -> tuple[int, int] | None:
     """N and M of "N:M"; None for any other pattern."""
     match = re.fullmatch(r"([1-9][0-9]{0,4}):([1-9][0-9]{0,4})", pattern)
@@ -160,8 +175,7 @@ def tensor_problems(packed: PackedTensor) -> Iterator[str]:
     expected = array_shapes(packed.rows, packed.columns, encoding, pattern, kept)
     yield from _array_problems("values", packed.values, *expected["values"])
     yield from _value_problems(packed.values, encoding.values, kept)
-    if packed.scales.size and not ((packed.scales > 0) & (packed.scales < 0x7F80)).all():
-        yield "a scale is zero, negative, infinite or NaN"
+    yield from _scale_problems(packed.scales)
 
 
 def _array_problems(name: str, array: NDArray[Any], dtype: str, shape: tuple[int, ...]) -> Iterator[str]:
@@ -206,6 +220,14 @@ def _value_problems(values: NDArray[Any], kind: ValueType, kept: int) -> Iterato
                 yield "a value is -8, below the least int4 code, -7"
             if kept % 2 and values[-1] & 0xF0:
                 yield "the unused half of its last byte of values is not zero"
+
+
+def _scale_problems(scales: NDArray[np.uint16]) -> Iterator[str]:
+    numbers = from_bf16(scales)
+    # Not the other way round: NaN is not larger either.
+    wrong = numbers[~((numbers >= SMALLEST_SCALE) & (numbers <= LARGEST_SCALE))]
+    if wrong.size:
+        yield f"a scale is {wrong[0]:g}, not from {SMALLEST_SCALE:.3g} to {LARGEST_SCALE:.3g}"
 
 
 def short(value: object) -> str:

@@ -17,11 +17,11 @@ from slimdeploy.config import CheckpointConfig, CheckpointWeights, ExportConfig
 from slimdeploy.errors import ExportError
 from slimdeploy.exporters import ExportJob, export, write_card
 from slimdeploy.exporters.packed_checkpoint import narrowest, other_tensors
-from slimdeploy.exporters.packing import ENCODINGS, pack_smallest, pack_weights
+from slimdeploy.exporters.packing import pack_smallest, pack_weights
 from slimdeploy.exporters.verify_packed import verify_packed
 from slimdeploy.model import Model, load_model
 from slimdeploy.packed import Encoding, read_packed, unpack
-from slimdeploy.packed_tensor import ALL_KEPT
+from slimdeploy.packed_tensor import ALL_KEPT, ENCODINGS
 from slimdeploy.policy import UNSTRUCTURED
 from slimdeploy.progress import Progress
 from slimdeploy.samples import Sample
