@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ..errors import ExportError
 from ..model import Model
-from ..quantize import LARGEST_CODE, quantize, to_bf16
+from ..packed import Encoding, pack
+from ..packed_tensor import ALL_KEPT
+from ..quantize import to_bf16
 from .onnx_edit import add_initializer, replace
 
 TableType = Literal["float16", "bfloat16", "int8"]
@@ -78,7 +80,7 @@ def token_table(model: Model, as_type: TableType) -> TokenTable:
         case "bfloat16":
             return TokenTable(name, to_bf16(weight).view(ml_dtypes.bfloat16))
         case "int8":
-            codes, scales = quantize(weight, LARGEST_CODE["int8"], 0)
-            return TokenTable(name, codes, scales.view(ml_dtypes.bfloat16))
+            packed = pack(weight, Encoding("int8"), ALL_KEPT)
+            return TokenTable(name, packed.values.reshape(weight.shape), packed.scales.view(ml_dtypes.bfloat16))
         case _:
             assert_never(as_type)

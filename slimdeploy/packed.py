@@ -4,6 +4,7 @@ docs/packed-format.md specifies it. numpy only; `read_packed` and `write_packed`
 nothing of models, kernels or torch.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -25,13 +26,17 @@ from .packed_tensor import (
     mask_problems,
     row_chunks,
 )
-from .quantize import LARGEST_CODE, from_bf16, quantize, to_bf16
+from .quantize import LARGEST_CODE, LARGEST_SCALE, from_bf16, quantize, to_bf16
 
 __all__ = ["Encoding", "PackedTensor", "ValueType", "pack", "read_packed", "unpack", "write_packed"]
 
-# From here on a weight would become infinite: half a step beyond the largest number of bf16 and of fp16; for integers
-# with room for the rounding of a scale and of a code.
-_TOO_LARGE: Final = {"bf16": 2.0**128 - 2.0**119, "fp16": 65520.0, "int8": 3e38, "int4": 3e38}
+# Half a step beyond the largest number of each encoding.
+_TOO_LARGE: Final[Mapping[ValueType, float]] = {
+    "bf16": 2.0**128 - 2.0**119,
+    "fp16": 65520.0,
+    "int8": (LARGEST_CODE["int8"] + 0.5) * LARGEST_SCALE,
+    "int4": (LARGEST_CODE["int4"] + 0.5) * LARGEST_SCALE,
+}
 
 
 def pack(
@@ -101,7 +106,7 @@ def _encode(weight: NDArray[np.float32], encoding: Encoding) -> tuple[NDArray[An
     largest = float(np.abs(weight).max())
     # Not the other way round: NaN is not smaller either.
     if not largest < _TOO_LARGE[kind]:
-        remedy = "use bf16" if kind == "fp16" and np.isfinite(largest) else "the model it comes from is broken"
+        remedy = "use bf16" if largest < _TOO_LARGE["bf16"] else "the model it comes from is broken"
         raise ExportError(f"a weight matrix that holds {largest:g} cannot be packed as {kind}; {remedy}")
     match kind:
         case "bf16":
@@ -124,9 +129,7 @@ def unpack(packed: PackedTensor) -> NDArray[np.float32]:
         rows[bits] = _decode(values[start:end], encoding.values)
         if packed.scales.size:
             scales = from_bf16(packed.scales[part])
-            # A hostile file may hold scales whose weights are beyond float32.
-            with np.errstate(over="ignore"):
-                rows *= np.repeat(scales, encoding.group or packed.columns, axis=1)[:, : packed.columns]
+            rows *= np.repeat(scales, encoding.group or packed.columns, axis=1)[:, : packed.columns]
         start = end
     return weight
 

@@ -13,7 +13,10 @@ LARGEST_CODE: Final = {"int8": 127, "int4": 7}
 # others get a finer grid; below 7 the grid is coarser, which suits groups whose small weights are pruned. 7, 6 and 5
 # give back what was unpacked before, exactly. Half-way points (6.5, 7.5) are left out: they lose half a step there.
 _INT4_PLACES: Final = (7.0, 5.0, 5.4, 6.0, 6.35, 6.7, 7.35, 7.7, 8.2, 9.0, 10.0)
-_SMALLEST_NORMAL: Final = np.float32(2.0**-126)
+# Kernels divide scales by 16, fold other factors into them and add up products, all in float32: further out than this
+# they would leave its range.
+SMALLEST_SCALE: Final = 2.0**-100
+LARGEST_SCALE: Final = 2.0**100
 
 
 def to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -31,7 +34,8 @@ def from_bf16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 def quantize(weight: NDArray[np.float32], largest: int, group: int) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
     """Codes in [-largest, largest] and bf16 scales, where weight = scale * code.
 
-    weight: (rows, columns), finite. group: columns per scale, 0 for one scale per row; the last group may be shorter.
+    weight: (rows, columns), at most (largest + 1/2) * LARGEST_SCALE. group: columns per scale, 0 for one scale per row;
+    the last group may be shorter.
     Returns codes (rows, columns) and bit patterns of the scales (rows, groups); the scale of a group of zeros is 1.
     int8 takes the scale that its largest weight asks for; int4 the best of a few, by the group's squared error.
     """
@@ -49,8 +53,8 @@ def quantize(weight: NDArray[np.float32], largest: int, group: int) -> tuple[NDA
 
 
 def _scale_at(top: NDArray[np.float32], place: float) -> NDArray[np.float32]:
-    """The bf16 scale that puts the group's largest weight at `place`; never zero or subnormal."""
-    return from_bf16(to_bf16(np.maximum(top / np.float32(place), _SMALLEST_NORMAL)))
+    """The bf16 scale that puts the group's largest weight at `place`, or the nearest one that is allowed."""
+    return from_bf16(to_bf16(np.clip(top / np.float32(place), SMALLEST_SCALE, LARGEST_SCALE)))
 
 
 def _codes(scaled: NDArray[np.float32], largest: int) -> NDArray[np.float32]:

@@ -12,7 +12,8 @@ from hypothesis.extra import numpy as arrays
 from packed_weights import COLUMNS, ENCODINGS, PATTERNS, decode_plainly, label, random_mask, random_weight
 
 from slimdeploy.errors import ArtifactError, ExportError
-from slimdeploy.packed import Encoding, PackedTensor, pack, read_packed, unpack, write_packed
+from slimdeploy.packed import Encoding, PackedTensor, ValueType, pack, read_packed, unpack, write_packed
+from slimdeploy.packed_tensor import dense_bytes
 from slimdeploy.quantize import from_bf16, to_bf16
 
 encodings = pytest.mark.parametrize("encoding", ENCODINGS, ids=label)
@@ -133,7 +134,10 @@ def test_a_mask_is_kept_where_the_weight_is_zero() -> None:
         ([[1.0, np.nan]], Encoding("bf16"), "dense", None, "holds nan"),
         ([[1.0, -np.inf]], Encoding("fp16"), "dense", None, "holds inf .* broken"),
         ([[1.0, np.nan]], Encoding("int4", 32), "unstructured", None, "holds nan"),
-        ([[1.0, 3.1e38]], Encoding("int8"), "dense", None, r"holds 3.1e\+38"),
+        ([[1.0, 127.5 * 2.0**100]], Encoding("int8"), "dense", None, r"holds 1.61625e\+32 .* as int8; use bf16"),
+        ([[1.0, -7.5 * 2.0**100]], Encoding("int4", 32), "dense", None, r"holds 9.50738e\+30 .* as int4; use bf16"),
+        ([[1.0, np.inf]], Encoding("int8"), "dense", None, "holds inf .* broken"),
+        ([[1.0, np.finfo(np.float32).max]], Encoding("int8"), "dense", None, r"holds 3.40282e\+38 .* broken"),
         (np.zeros((0, 4)), Encoding("int8"), "dense", None, "it has 0 rows"),
     ],
 )
@@ -151,6 +155,20 @@ def test_sizes_are_those_of_the_arrays() -> None:
         assert packed.bits_per_weight == bits
         assert packed.bytes == bits * weight.size / 8
     assert pack(np.ones((2, 64), np.float32), Encoding("bf16"), "dense").bits_per_weight == 16
+
+
+@encodings
+def test_what_a_matrix_takes_without_a_mask_is_known_before_it_is_packed(encoding: Encoding) -> None:
+    assert pack(np.ones((3, 211), np.float32), encoding, "dense").bytes == dense_bytes(3, 211, encoding)
+
+
+@pytest.mark.parametrize(("values", "largest"), [("int8", 127), ("int4", 7)])
+def test_the_largest_weight_of_the_format_is_packed_again_without_loss(values: ValueType, largest: int) -> None:
+    encoding = Encoding(values, 128)
+    weight = np.array([[1, -largest, largest + 0.49]], np.float32) * np.float32(2.0**100)
+    once = unpack(pack(weight, encoding, "dense"))
+    np.testing.assert_array_equal(once, np.clip(weight, None, largest * 2.0**100))
+    np.testing.assert_array_equal(unpack(pack(once, encoding, "dense")), once)
 
 
 def some_tensors() -> dict[str, PackedTensor]:
@@ -212,7 +230,7 @@ def test_an_array_may_not_have_the_name_of_a_part(tmp_path: Path) -> None:
 def test_an_invalid_tensor_is_not_written(tmp_path: Path) -> None:
     packed = pack(np.ones((1, 4), np.float32), Encoding("int8"), "dense")
     packed.scales[0, 0] = 0
-    with pytest.raises(ArtifactError, match="'gate': a scale is zero"):
+    with pytest.raises(ArtifactError, match="'gate': a scale is 0, not from"):
         write_packed(tmp_path / "x", {"gate": packed}, {})
     assert not list(tmp_path.iterdir())
 

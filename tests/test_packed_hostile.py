@@ -63,8 +63,22 @@ def changed(array: np.ndarray, place: tuple[int, ...] | int, value: int) -> np.n
         (replace(INT8, scales=INT8.scales[:2]), "'scales' is"),
         (replace(INT8, scales=INT8.scales.astype(">u2")), "'scales' is >u2"),
         *[
-            (replace(INT8, scales=changed(INT8.scales, (1, 0), bits)), "a scale is zero, negative, infinite or NaN")
-            for bits in (0, 0x8000, 0xBF80, 0x7F80, 0xFF80, 0x7FC0, 0xFFFF)
+            (
+                replace(INT8, scales=changed(INT8.scales, (1, 0), bits)),
+                rf"a scale is {value}, not from 7.89e-31 to 1.27e\+30",
+            )
+            for bits, value in {
+                0: "0",
+                0x8000: "-0",
+                0xBF80: "-1",
+                0x0001: "9.18355e-41",
+                0x0D7F: "7.85779e-31",
+                0x7181: r"1.27755e\+30",
+                0x7F80: "inf",
+                0xFF80: "-inf",
+                0x7FC0: "nan",
+                0xFFFF: "nan",
+            }.items()
         ],
         (replace(INT4, values=changed(INT4.values, 5, 0x18)), "-8"),
         (replace(INT4, values=changed(INT4.values, 5, 0x81)), "-8"),

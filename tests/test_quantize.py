@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from slimdeploy.packed import Encoding, pack
-from slimdeploy.quantize import from_bf16, quantize, to_bf16
+from slimdeploy.quantize import LARGEST_SCALE, SMALLEST_SCALE, from_bf16, quantize, to_bf16
 
 kinds = pytest.mark.parametrize(("largest", "group"), [(127, 0), (127, 128), (7, 128), (7, 32)])
-# From the smallest subnormal nearly to where packing draws the line.
+# From the smallest subnormal to the largest number that every kind can hold.
+LARGEST = 7 * LARGEST_SCALE
 weights = arrays.arrays(
     np.float32,
     st.tuples(st.integers(1, 3), st.integers(1, 150)),
-    elements=st.floats(-(2.0**127), 2.0**127, width=32) | st.floats(-1, 1, width=32) | st.just(0.0),
+    elements=st.floats(-LARGEST, LARGEST, width=32) | st.floats(-1, 1, width=32) | st.just(0.0),
 )
 
 
@@ -41,9 +42,7 @@ def test_codes_and_scales_are_in_range(largest: int, group: int, weight: np.ndar
     assert codes.dtype == np.int8
     assert np.abs(codes).max() <= largest
     assert scales.shape == (len(weight), -(-weight.shape[1] // (group or weight.shape[1])))
-    # Positive and normal: exponents 1 to 254.
-    assert ((scales >= 0x0080) & (scales < 0x7F80)).all()
-    assert np.isfinite(from_bf16(scales).max() * np.float32(np.abs(codes).max()))
+    assert ((scales >= 0x0D80) & (scales <= 0x7180)).all()
     assert not codes[weight == 0].any()
 
 
@@ -71,7 +70,7 @@ def test_int4_scales_are_never_worse_than_the_largest_weight_by_seven(group: int
     for start in range(0, weight.shape[1], group):
         part = weight[:, start : start + group].astype(np.float64)
         top = np.abs(part).max(axis=1, keepdims=True)
-        plain = from_bf16(to_bf16(np.maximum(top / 7, 2.0**-126).astype(np.float32))).astype(np.float64)
+        plain = from_bf16(to_bf16(np.maximum(top / 7, SMALLEST_SCALE).astype(np.float32))).astype(np.float64)
         simple = part - plain * np.clip(np.rint(part / plain), -7, 7)
         found = errors(weight, codes, scales, group)[:, start : start + group]
         unit = np.where(top > 0, top, 1)
@@ -117,6 +116,18 @@ def test_rows_do_not_depend_on_each_other(largest: int, group: int) -> None:
         alone, scale = quantize(weight[row : row + 1], largest, group)
         np.testing.assert_array_equal(alone[0], codes[row])
         np.testing.assert_array_equal(scale[0], scales[row])
+
+
+@kinds
+def test_the_ends_of_the_range_of_scales_are_used(largest: int, group: int) -> None:
+    weight = np.float32([[largest, -largest, 1, -3, 0]])
+    for bits, scale in ((0x0D80, SMALLEST_SCALE), (0x7180, LARGEST_SCALE)):
+        codes, scales = quantize(weight * np.float32(scale), largest, group)
+        np.testing.assert_array_equal(codes, weight)
+        assert scales.tolist() == [[bits]]
+    codes, scales = quantize(np.float32([[0.51, -0.49]]) * np.float32(SMALLEST_SCALE), largest, group)
+    assert codes.tolist() == [[1, 0]]
+    assert scales.tolist() == [[0x0D80]]
 
 
 @kinds

@@ -180,7 +180,7 @@ def test_a_configuration_that_does_not_fit_is_refused(folder: Path, change: Chan
         (lambda t: t.update({f"{Q_PROJ}.values": t[f"{Q_PROJ}.values"].float()}), rf"{Q_PROJ}.*'values' is F32"),
         (lambda t: t[f"{Q_PROJ}.values"].fill_(-128), rf"{Q_PROJ}.*-128"),
         (lambda t: t[f"{Q_PROJ}.mask"].fill_(255), rf"{Q_PROJ}.*values"),
-        (lambda t: t[f"{Q_PROJ}.scales"].fill_(0), rf"{Q_PROJ}.*scale is zero"),
+        (lambda t: t[f"{Q_PROJ}.scales"].fill_(0), rf"{Q_PROJ}.*scale is 0"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(folder: Path, change: Change, message: str) -> None:

@@ -274,6 +274,15 @@ def test_weights_beyond_float16_are_refused(
         exported_as("dense-fp16", fresh_model, prompts, tmp_path)
 
 
+def test_a_token_table_beyond_the_range_of_scales_is_refused(
+    fresh_model: Model, prompts: list[Sample], tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        fresh_model.pretrained.get_input_embeddings().weight[0, 0] = 1e33
+    with pytest.raises(ExportError, match=r"holds 1e\+33 cannot be packed as int8; use bf16"):
+        exported_as("packed-int8", fresh_model, prompts, tmp_path)
+
+
 @pytest.mark.parametrize("method", get_args(Method))
 def test_the_tools_of_onnxruntime_leave_the_root_logger_alone(method: Method) -> None:
     root = logging.getLogger()
