@@ -29,10 +29,10 @@ _TYPES: Final[Mapping[ValueType, ir.DataType]] = {
 _MOST_KEPT: Final = 2**30 - 1
 
 
-def store_packed(model: ir.Model, weights: Mapping[str, PackedTensor]) -> set[str]:
+def store_packed(model: ir.Model, weights: Mapping[str, PackedTensor]) -> None:
     """Multiply with packed weights wherever `model` multiplies with NAME.weight for a NAME in `weights`.
 
-    Returns the names that were found. The functions behind the new nodes come with them.
+    The functions behind the new nodes come with them.
     """
     found = {}
     for node in list(model.graph):
@@ -48,7 +48,6 @@ def store_packed(model: ir.Model, weights: Mapping[str, PackedTensor]) -> set[st
             function = function_of(kind, sorted(encodings)[0], model.graph.opset_imports[""])
             model.functions[function.identifier()] = function
             model.graph.opset_imports[DOMAIN] = VERSION
-    return set(found)
 
 
 def _replace(graph: ir.Graph, node: ir.Node, name: str, packed: PackedTensor) -> None:
