@@ -9,14 +9,18 @@ from pathlib import Path
 
 from . import __version__
 from .errors import ConfigError
-from .kernels.library import instruction_sets, layout_choice, library_file, why_not_built
-from .packed import ValueType
+from .kernels.library import FORCED, instruction_sets, layout_choice
+from .kernels.operators import fallback_note
+from .packed_tensor import ENCODINGS
+from .policy import UNSTRUCTURED
 
 Lookup = Callable[[str], str]
 
-# What is measured to tell how packed weights are held: half of them kept.
-_MEASURED: tuple[ValueType, ...] = ("int4", "int8", "bf16")
-_MEASURED_KEPT = 0.5
+# By which kernels are chosen, as /proc/cpuinfo has them; the last two are Arm's.
+_CPU_FEATURES = (
+    *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vbmi2", "avx512_vnni", "avx512_bf16"),
+    *("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp"),
+)
 
 # What each extra brings, by the packages that only it needs.
 EXTRAS: Mapping[str, tuple[str, ...]] = {
@@ -45,44 +49,32 @@ def examine(lookup: Lookup = version) -> list[Finding]:
         Finding("python", platform.python_version()),
         Finding("system", f"{platform.system()} {platform.machine()}"),
         Finding("cpu", cpu_name()),
+        Finding("cpu features", ", ".join(cpu_features()) or "none that our kernels use"),
         Finding("cores", str(cores())),
-        *kernels(library_file()),
+        *kernels(),
         *(_extra(name, packages, found) for name, packages in EXTRAS.items()),
         *_two_onnxruntimes(found),
     ]
 
 
-def kernels(file: Path | None) -> list[Finding]:
-    """Which of our kernels this machine runs, and how it holds packed weights; measuring takes half a second.
-
-    file: the kernels' library, or None where it was not built.
-    """
-    if file is None:
-        problem = (
-            "packed weights run through onnxruntime's or torch's own operators, dense and slower; install g++ and then "
-            f"slimdeploy again, or a wheel with kernels. {why_not_built()}"
-        ).rstrip()
-        return [Finding("kernels", "not built", problem)]
-    try:
-        return _working_kernels()
-    except ConfigError as error:
-        return [Finding("kernels", "not usable", str(error))]
-
-
-def _working_kernels() -> list[Finding]:
-    sets = instruction_sets()
+def kernels() -> list[Finding]:
+    """Which of our kernels this machine runs, and how it holds packed weights; measuring takes a tenth of a second."""
+    if note := fallback_note():
+        return [Finding("kernels", "missing", note)]
+    sets, forced = instruction_sets(), os.environ.get(FORCED)
     supported = [each.name for each in sets if each.supported]
     missing = [each.name for each in sets if not each.supported]
-    found = [Finding("kernels", f"{supported[0]}, the fastest of {', '.join(supported)}")]
+    if forced and forced not in supported:
+        problem = f"{FORCED} = '{forced}' is no set of kernels for this CPU; set it to one of {', '.join(supported)}"
+        return [Finding("kernels", "not usable", f"{problem}, or to nothing for the fastest")]
+    used = f"{forced}, as {FORCED} says" if forced else f"{supported[0]}, the fastest"
+    found = [Finding("kernels", f"{used} of {', '.join(supported)}")]
     if missing:
         found.append(Finding("kernels not used", f"{', '.join(missing)}: not on this CPU"))
-    return found + [_layout(values) for values in _MEASURED]
-
-
-def _layout(values: ValueType) -> Finding:
-    choice = layout_choice(values, _MEASURED_KEPT)
-    speed = f"sparse {choice.sparse_ns:.0f}, dense {choice.dense_ns:.0f} ns per 1000 weights"
-    return Finding(f"packed {values}", f"kept {choice.layout} in memory ({speed}; {1 - _MEASURED_KEPT:.0%} pruned)")
+    for encoding in ENCODINGS.values():
+        half = layout_choice(encoding, UNSTRUCTURED, kept=0.5)
+        found.append(Finding(f"packed {encoding.values}", f"{half}, half of them pruned"))
+    return found
 
 
 def installed_versions(packages: Iterable[str], lookup: Lookup = version) -> dict[str, str]:
@@ -116,12 +108,23 @@ def cores() -> int:
 
 def cpu_name() -> str:
     """The processor's name as the system tells it."""
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def cpu_features() -> list[str]:
+    """What this CPU has of the instructions that our kernels use."""
+    features = (_cpu_info("flags") or _cpu_info("Features")).split()
+    return [name for name in _CPU_FEATURES if name in features]
+
+
+def _cpu_info(field: str) -> str:
+    """What Linux tells of the first processor; empty where it does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return ""
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() == field), "")
 
 
 def _extra(name: str, packages: Sequence[str], found: Mapping[str, str]) -> Finding:

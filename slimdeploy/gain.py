@@ -1,49 +1,45 @@
 """Where packed weights gain nothing on this machine, in words: for whoever exports, and for every report."""
 
-from .artifact import Manifest
-from .kernels.library import layout_choice
-from .kernels.operators import fallback_note
-from .packed import ValueType
+from collections.abc import Sequence
 
-_BITS: dict[ValueType, int] = {"int4": 4, "int8": 8, "bf16": 16}
-# Smaller matrices stay in a CPU's caches, where memory is not what a product waits for; nor are they measured.
-_CACHED_WEIGHTS = 2**20
+from .artifact import Manifest
+from .kernels.operators import fallback_note
+from .layouts import held, packed_matrices
+from .packed_description import Description
+from .packed_tensor import dense_bytes
 
 
 def missing_gains(manifest: Manifest) -> tuple[str, ...]:
-    """A sentence for each gain that an ONNX artifact's zeros do not bring here; none for one that is not packed."""
-    if manifest.format != "onnx" or not manifest.is_packed:
+    """A sentence for each gain that an artifact's zeros do not bring here; none for one that is not packed."""
+    matrices = packed_matrices(manifest)
+    if not matrices:
         return ()
-    values = _values(manifest)
-    weights = sum(row["rows"] * row["columns"] for row in manifest.layers)
-    stored, dense = sum(row["bytes"] for row in manifest.layers), weights * _BITS[values] // 8
     notes = []
+    stored = sum(row["bytes"] for row in manifest.layers)
+    dense = sum(dense_bytes(matrix.rows, matrix.columns, matrix.encoding) for matrix in matrices)
     if stored >= dense:
         notes.append(
-            f"At {manifest.sparsity:.0%} sparsity the masks take what the zeros save: {stored:,} bytes packed, "
-            f"{dense:,} as plain {values}. Raise search.budget.sparsity."
+            f"At {manifest.sparsity:.0%} sparsity the masks would take what the zeros save: the matrices are stored "
+            f"with their zeros, in {stored:,} bytes. Raise search.budget.sparsity."
         )
-    return (*notes, *_on_this_machine(manifest, values))
+    return (*notes, *_on_this_machine(matrices))
 
 
-def _values(manifest: Manifest) -> ValueType:
-    kind = str(manifest.verification["weights"]).removeprefix("packed-")
-    return next(values for values in _BITS if values == kind)
-
-
-def _on_this_machine(manifest: Manifest, values: ValueType) -> tuple[str, ...]:
+def _on_this_machine(matrices: Sequence[Description]) -> tuple[str, ...]:
     if note := fallback_note():
         return (note,)
-    largest = max(row["rows"] * row["columns"] for row in manifest.layers)
-    if largest < _CACHED_WEIGHTS:
+    found = held(matrices)
+    if found and all(each.choice is None for each in found):
+        largest = max(matrix.rows * matrix.columns for each in found for matrix in each.matrices)
         return (
-            f"The largest matrix has {largest:,} weights and stays in the CPU's caches: zeros save bytes there, but no "
-            "time.",
+            f"The largest pruned matrix has {largest:,} weights and stays in the CPU's caches: zeros save bytes there, "
+            "but no time.",
         )
-    choice = layout_choice(values, 1 - manifest.sparsity)
-    if choice.layout == "dense":
+    dense = [each for each in found if each.dense]
+    if dense:
+        count = sum(len(each.matrices) for each in dense)
         return (
-            f"On this CPU {values} weights are faster with their zeros ({choice.dense_ns:.0f} ns per 1000 weights, "
-            f"{choice.sparse_ns:.0f} without): the artifact is smaller on disk, but gains no time or memory here.",
+            f"On this CPU {count} of the {len(matrices)} packed matrices are faster with their zeros: they are smaller "
+            f"on disk, but gain no time or memory ({'; '.join(map(str, dense))}).",
         )
     return ()

@@ -21,7 +21,9 @@ from torch.nn.functional import linear
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .kernels import library
+from .layouts import held
 from .packed import Encoding, PackedTensor, ValueType, unpack
+from .packed_description import Description
 
 log = logging.getLogger(__name__)
 
@@ -128,11 +130,18 @@ def _prepare(weight: Weight, name: str) -> _Prepared:
 
 def _kernel_product(packed: PackedTensor) -> Product:
     kernel = library.Linear(packed)
+    for each in held([Description.of(packed)]):
+        _say_once(each.log_level, str(each))
 
     def product(x: Tensor) -> Tensor:
         return torch.from_numpy(kernel(x.detach().numpy(), threads=torch.get_num_threads()))
 
     return product
+
+
+@cache
+def _say_once(level: int, sentence: str) -> None:
+    log.log(level, sentence)
 
 
 def _unpacked_product(packed: PackedTensor) -> Product:

@@ -1,11 +1,15 @@
 """What `slimdeploy doctor` finds, on installations that are whole, partial and broken."""
 
+import platform
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 
-from slimdeploy.doctor import EXTRAS, Finding, Lookup, examine, kernels
-from slimdeploy.kernels.library import instruction_sets, library_file
+from slimdeploy import doctor
+from slimdeploy.doctor import EXTRAS, Finding, Lookup, cpu_features, cpu_name, examine, kernels
+from slimdeploy.kernels import operators
+from slimdeploy.kernels.library import FORCED, instruction_sets, library_file
 
 
 def having(*packages: str) -> Lookup:
@@ -35,16 +39,50 @@ def test_two_onnxruntimes_are_a_problem_with_its_remedy() -> None:
     assert "slimdeploy[edge-gpu]" in found.problem
 
 
-def test_a_missing_library_is_a_problem_with_its_remedy() -> None:
-    [found] = kernels(None)
-    assert found.value == "not built"
+def test_a_missing_library_is_a_problem_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "missing_operators", lambda: "the kernels are not installed; install g++")
+    [found] = kernels()
+    assert found.value == "missing"
     assert "install g++" in found.problem
 
 
-@pytest.mark.skipif(library_file() is None, reason="the kernels were not built")
-def test_the_kernels_in_use_and_how_weights_are_kept_are_told() -> None:
-    findings = kernels(library_file())
+@pytest.mark.parametrize(
+    ("lines", "features"),
+    [
+        ("model name\t: A CPU\nflags\t\t: fpu avx512_bf16 avx2 avx512f_like\n", ["avx2", "avx512_bf16"]),
+        ("processor\t: 0\nFeatures\t: fp asimd asimddp\nCPU implementer\t: 0x41\n", ["asimd", "asimddp"]),
+        ("", []),
+    ],
+)
+def test_features_that_kernels_use_are_told(
+    lines: str, features: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(lines)
+    monkeypatch.setattr(doctor, "Path", lambda _: tmp_path / "cpuinfo")
+    assert cpu_features() == features
+    assert cpu_name() == ("A CPU" if "A CPU" in lines else platform.processor() or platform.machine())
+
+
+needs_kernels = pytest.mark.skipif(library_file() is None, reason="the kernels were not built")
+
+
+@needs_kernels
+def test_the_kernels_in_use_and_how_weights_are_kept_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FORCED, raising=False)
+    findings = kernels()
     supported = [each.name for each in instruction_sets() if each.supported]
     assert finding(findings, "kernels").value.startswith(supported[0])
     assert {found.name for found in findings} >= {"packed int4", "packed int8", "packed bf16"}
     assert "ns per 1000 weights" in finding(findings, "packed int4").value
+
+
+@needs_kernels
+def test_kernels_that_the_environment_names_are_told_and_those_that_are_none_are_a_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(FORCED, "portable")
+    assert finding(kernels(), "kernels").value.startswith(f"portable, as {FORCED} says")
+    monkeypatch.setenv(FORCED, "abacus")
+    [found] = kernels()
+    assert found.problem.startswith(f"{FORCED} = 'abacus'")
+    assert "portable" in found.problem

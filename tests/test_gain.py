@@ -4,60 +4,80 @@ from typing import Any
 
 import pytest
 
-from slimdeploy import gain
+from slimdeploy import gain, layouts
 from slimdeploy.artifact import Manifest
 from slimdeploy.gain import missing_gains
 from slimdeploy.kernels.library import LayoutChoice
+from slimdeploy.packed import Encoding
 
 LARGE = 2048
 
 
 @pytest.fixture
 def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine on which sparse weights are the faster ones, whatever this one is."""
+    """A machine that is faster with zeros where only half of the weights are pruned, whatever this one is."""
+
+    def choice(_: Encoding, pattern: str, kept: float) -> LayoutChoice:
+        return (
+            LayoutChoice("dense", 50.0, 30.0) if kept > 0.4 and pattern != "32:64" else LayoutChoice("sparse", 20, 30)
+        )
+
     monkeypatch.setattr(gain, "fallback_note", lambda: None)
-    monkeypatch.setattr(gain, "layout_choice", lambda *_: LayoutChoice("sparse", 20.0, 30.0))
+    monkeypatch.setattr(layouts, "layout_choice", choice)
 
 
-def manifest(side: int = LARGE, share: float = 0.6, **changes: Any) -> Manifest:
-    """One matrix, packed into `share` of the bytes that its codes would take."""
-    row = {"name": "layer", "rows": side, "columns": side, "bytes": int(side * side * share)}
-    values = {"format": "onnx", "model": "m", "family": "f", "sparsity": 0.5, "layers": [row]}
+def row(side: int = LARGE, share: float = 0.6, kept: float = 0.3, pattern: str = "unstructured") -> dict[str, Any]:
+    """A matrix, packed into `share` of the bytes that its codes would take."""
+    size = side * side
+    return {"rows": side, "columns": side, "kept": round(kept * size), "pattern": pattern, "bytes": int(share * size)}
+
+
+def manifest(*rows: dict[str, Any], **changes: Any) -> Manifest:
+    values = {"format": "onnx", "model": "m", "family": "f", "sparsity": 0.5, "layers": list(rows)}
     return Manifest(**(values | {"verification": {"weights": "packed-int8"}} | changes))
 
 
+formats = pytest.mark.parametrize("form", ["onnx", "checkpoint"])
+
+
+@formats
 @pytest.mark.usefixtures("with_kernels")
-def test_a_gain_needs_no_words() -> None:
-    assert missing_gains(manifest()) == ()
+def test_a_gain_needs_no_words(form: str) -> None:
+    assert missing_gains(manifest(row(), row(kept=0.5, pattern="32:64"), format=form)) == ()
 
 
 @pytest.mark.usefixtures("with_kernels")
-@pytest.mark.parametrize("changes", [{"verification": {"weights": "dense-int8"}}, {"format": "checkpoint"}])
+@pytest.mark.parametrize("changes", [{"verification": {"weights": "dense-int8"}}, {"verification": {}}])
 def test_what_promises_no_gain_needs_none(changes: dict[str, Any]) -> None:
-    assert missing_gains(manifest(share=1.5, **changes)) == ()
+    assert missing_gains(manifest(row(share=1.5), **changes)) == ()
 
 
+@formats
 @pytest.mark.usefixtures("with_kernels")
-def test_masks_that_cost_what_zeros_save_are_told() -> None:
-    [note] = missing_gains(manifest(share=1.1))
-    assert "masks take what the zeros save" in note
+def test_masks_that_cost_what_zeros_save_are_told(form: str) -> None:
+    [note] = missing_gains(manifest(row(share=1.1), format=form))
+    assert "masks would take what the zeros save" in note
     assert "search.budget.sparsity" in note
 
 
 @pytest.mark.usefixtures("with_kernels")
 def test_matrices_in_the_caches_gain_no_time() -> None:
-    [note] = missing_gains(manifest(side=64))
+    # The larger one is stored without a mask, and has no zeros to gain from.
+    [note] = missing_gains(manifest(row(side=64), row(share=1 + 1 / 64)))
     assert "4,096 weights" in note
     assert "caches" in note
 
 
-def test_a_cpu_that_is_faster_with_zeros_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gain, "fallback_note", lambda: None)
-    monkeypatch.setattr(gain, "layout_choice", lambda *_: LayoutChoice("dense", 50.0, 30.0))
-    [note] = missing_gains(manifest())
-    assert "int8 weights are faster with their zeros (30 ns" in note
+@formats
+@pytest.mark.usefixtures("with_kernels")
+def test_a_cpu_that_is_faster_with_zeros_is_told_for_how_many_matrices(form: str) -> None:
+    rows = [row(), row(kept=0.5), row(kept=0.6), row(kept=0.5, pattern="32:64"), row(side=64, kept=0.5)]
+    [note] = missing_gains(manifest(*rows, format=form))
+    assert "2 of the 5 packed matrices are faster with their zeros" in note
+    assert "(packed int8 weights, 40% to 50% pruned: held dense in memory (30 ns" in note
 
 
-def test_missing_kernels_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@formats
+def test_missing_kernels_are_told(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     monkeypatch.setattr(gain, "fallback_note", lambda: "no kernels: install g++")
-    assert missing_gains(manifest()) == ("no kernels: install g++",)
+    assert missing_gains(manifest(row(), format=form)) == ("no kernels: install g++",)

@@ -16,6 +16,7 @@ from slimdeploy.artifact import Artifact
 from slimdeploy.config import ServeConfig
 from slimdeploy.errors import DataError, ServeError
 from slimdeploy.kernels.operators import fallback_note
+from slimdeploy.layouts import held, packed_matrices
 
 from ..chat_template import load_chat_template
 from ..engine import Chunk, EncodedImage, FinishReason, GenerationRequest, Message, RequestError, Usage
@@ -33,7 +34,8 @@ class OnnxGenerator:
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         folder = artifact.path
-        if artifact.manifest.is_packed and (note := fallback_note()):
+        note = fallback_note() if artifact.manifest.is_packed else None
+        if note:
             log.warning("%s: %s", folder, note)
         self._facts = read_facts(folder)
         self._text = Text(folder)
@@ -43,6 +45,8 @@ class OnnxGenerator:
         # One thread and not a lock, because malloc keeps for each thread what a large picture took there.
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._sessions = OnnxSessions(folder, threads or len(os.sched_getaffinity(0)), self._facts.context)
+        for each in [] if note else held(packed_matrices(artifact.manifest)):
+            log.log(each.log_level, "%s: %s", folder, each)
 
     def generate(self, request: GenerationRequest) -> Iterator[Chunk]:
         """One chunk per token, with no text while that is not certain; the last one has the finish reason.

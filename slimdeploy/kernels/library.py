@@ -8,19 +8,23 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArtifactError, ConfigError
-from ..packed import PackedTensor, ValueType
+from ..packed import Encoding, PackedTensor, ValueType
+from ..packed_tensor import ALL_KEPT, block_counts
 
 Floats = NDArray[np.float32]
 Layout = Literal["auto", "sparse", "dense"]
 
 FORCED = "SLIMDEPLOY_KERNELS"
 """Environment variable that names the instruction set to use, for tests and for comparing them."""
+
+WORTH_MEASURING = 2**20
+"""Weights from which on layout "auto" is a choice; smaller matrices stay sparse. kWorthMeasuring in csrc/weight.cpp."""
 
 _VALUE_TYPES: dict[ValueType, int] = {"bf16": 0, "fp16": 1, "int8": 2, "int4": 3}
 _LAYOUTS: tuple[Layout, ...] = ("auto", "sparse", "dense")
@@ -42,6 +46,11 @@ class LayoutChoice:
     layout: Layout
     sparse_ns: float
     dense_ns: float
+
+    def __str__(self) -> str:
+        if self.layout == "dense":
+            return f"held dense in memory ({self.dense_ns:.0f} ns per 1000 weights; sparse {self.sparse_ns:.0f})"
+        return f"held sparse in memory ({self.sparse_ns:.0f} ns per 1000 weights; dense {self.dense_ns:.0f})"
 
 
 class _Packed(ctypes.Structure):
@@ -73,6 +82,55 @@ class _Info(ctypes.Structure):
     )
 
 
+# Without these ctypes would hand every number on as 32 bits. The last two arguments are the error and its size.
+_FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "slimdeploy_instruction_set": (ctypes.c_char_p, (ctypes.c_int32, ctypes.POINTER(ctypes.c_int32))),
+    "slimdeploy_layout_choice": (
+        ctypes.c_int,
+        (
+            ctypes.c_char_p,  # instruction set
+            ctypes.c_int32,  # value type
+            ctypes.c_int32,  # group
+            ctypes.c_int32,  # kept per block
+            ctypes.c_int32,  # block
+            ctypes.c_double,  # share kept
+            ctypes.POINTER(ctypes.c_int32),
+            ctypes.POINTER(ctypes.c_double),
+            ctypes.POINTER(ctypes.c_double),
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+        ),
+    ),
+    "slimdeploy_weight_create": (
+        ctypes.c_int,
+        (
+            ctypes.POINTER(_Packed),
+            ctypes.c_char_p,  # instruction set
+            ctypes.c_int32,  # layout
+            ctypes.POINTER(ctypes.c_void_p),
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+        ),
+    ),
+    "slimdeploy_weight_describe": (None, (ctypes.c_void_p, ctypes.POINTER(_Info))),
+    "slimdeploy_weight_free": (None, (ctypes.c_void_p,)),
+    "slimdeploy_linear": (
+        ctypes.c_int,
+        (
+            ctypes.c_void_p,  # weight
+            ctypes.c_void_p,  # x
+            ctypes.c_int64,  # count
+            ctypes.c_void_p,  # y
+            ctypes.c_int32,  # threads
+            ctypes.c_void_p,  # what runs tasks in parallel
+            ctypes.c_void_p,  # its pool
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+        ),
+    ),
+}
+
+
 def library_file() -> Path | None:
     """The shared library beside this module, or None when it was not built (no compiler at installation)."""
     file = Path(__file__).with_name("libslimdeploy_kernels.so")
@@ -98,10 +156,9 @@ def require_library() -> ctypes.CDLL:
         library = ctypes.CDLL(str(file))
     except OSError as error:
         raise ConfigError(f"{file} cannot be loaded ({error}); install slimdeploy again on this machine") from None
-    library.slimdeploy_instruction_set.restype = ctypes.c_char_p
-    library.slimdeploy_weight_free.argtypes = (ctypes.c_void_p,)
-    library.slimdeploy_weight_free.restype = None
-    library.slimdeploy_weight_describe.restype = None
+    for name, (result, arguments) in _FUNCTIONS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
     return library
 
 
@@ -114,14 +171,20 @@ def instruction_sets() -> list[InstructionSet]:
     return found
 
 
-def layout_choice(values: ValueType, kept: float, instruction_set: str | None = None) -> LayoutChoice:
-    """What layout "auto" takes for weights of which the share `kept` stays, 0 to 1; measured on first use."""
+def layout_choice(encoding: Encoding, pattern: str, kept: float, instruction_set: str | None = None) -> LayoutChoice:
+    """What layout "auto" takes for matrices of at least `WORTH_MEASURING` weights; measured on first use.
+
+    pattern: "unstructured" or "N:M". kept: the share of weights that stays, 0 to 1.
+    """
+    assert pattern != ALL_KEPT, "a matrix without a mask has no choice"
     library, error = require_library(), ctypes.create_string_buffer(_ERROR_BYTES)
     layout, sparse, dense = ctypes.c_int32(), ctypes.c_double(), ctypes.c_double()
     code = library.slimdeploy_layout_choice(
         _name(instruction_set),
-        _VALUE_TYPES[values],
-        ctypes.c_double(kept),
+        _VALUE_TYPES[encoding.values],
+        encoding.group,
+        *_blocks(pattern),
+        kept,
         ctypes.byref(layout),
         ctypes.byref(sparse),
         ctypes.byref(dense),
@@ -146,9 +209,8 @@ class Linear:
         packed.validate(f"a packed weight of {packed.rows} x {packed.columns}")
         error = ctypes.create_string_buffer(_ERROR_BYTES)
         arrays = [np.ascontiguousarray(array) for array in (packed.mask, packed.values, packed.scales)]
-        kept, block = (int(n) for n in packed.pattern.split(":")) if ":" in packed.pattern else (0, 0)
         view = _Packed(packed.rows, packed.columns, _VALUE_TYPES[packed.encoding.values], packed.encoding.group)
-        view.kept_per_block, view.block = kept, block
+        view.kept_per_block, view.block = _blocks(packed.pattern)
         view.mask, view.values, view.scales = (array.ctypes.data if array.size else None for array in arrays)
         # Counted in kept weights, also where two of them share a byte.
         view.mask_count, view.value_count, view.scale_count = arrays[0].size, packed.kept, arrays[2].size
@@ -182,23 +244,24 @@ class Linear:
     def run(self, x: int, count: int, y: int, threads: int) -> None:
         """The same on addresses: x (count, columns), y (count, rows), both float32 and contiguous."""
         error = ctypes.create_string_buffer(_ERROR_BYTES)
-        code = self._library.slimdeploy_linear(
-            self._weight,
-            ctypes.c_void_p(x),
-            ctypes.c_int64(count),
-            ctypes.c_void_p(y),
-            ctypes.c_int32(threads),
-            None,
-            None,
-            error,
-            _ERROR_BYTES,
-        )
+        code = self._library.slimdeploy_linear(self._weight, x, count, y, threads, None, None, error, _ERROR_BYTES)
         if code:
             raise ConfigError(error.value.decode())
+
+    def __reduce__(self) -> NoReturn:
+        # The weight of a copy would be freed twice.
+        raise TypeError(
+            "a Linear cannot be copied or pickled: its weight is in the library; make another from the arrays"
+        )
 
     def __del__(self) -> None:
         if getattr(self, "_weight", None):
             self._library.slimdeploy_weight_free(self._weight)
+
+
+def _blocks(pattern: str) -> tuple[int, int]:
+    """N and M of "N:M"; zeros for any other pattern."""
+    return block_counts(pattern) or (0, 0)
 
 
 def _name(instruction_set: str | None) -> bytes | None:

@@ -9,10 +9,11 @@ from artifacts import new_artifact
 from tiny import make_samples
 
 import slimdeploy.serve.engines.onnx_sessions as onnx_sessions
+from slimdeploy import layouts
 from slimdeploy.artifact import Artifact, Manifest, open_artifact
 from slimdeploy.config import ExportConfig, OnnxConfig
 from slimdeploy.kernels import operators
-from slimdeploy.kernels.library import library_file
+from slimdeploy.kernels.library import LayoutChoice, library_file
 from slimdeploy.progress import Progress
 from slimdeploy.serve.runtime import LoadedModel
 
@@ -49,6 +50,30 @@ def test_answers_are_the_same_with_and_without_the_kernels(
     assert not caplog.records
     monkeypatch.setattr(onnx_sessions, "register_operators", lambda _: None)
     assert answers(packed_artifact) == with_kernels
+
+
+@pytest.mark.skipif(library_file() is None, reason="the kernels were not built")
+def test_how_weights_are_held_in_memory_is_said_once_for_each_kind(
+    packed_artifact: Artifact, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layouts, "layout_choice", lambda *_: LayoutChoice("dense", 50.0, 30.0))
+    row = {"rows": 2048, "columns": 2048, "pattern": "unstructured", "kept": 2**21, "bytes": 2**21 + 2**19 + 2**16}
+    rows = [row | changes for changes in ({}, {"kept": 2**20}, {"columns": 64, "kept": 2**16, "bytes": 2**16})]
+    manifest = replace(packed_artifact.manifest, layers=rows)
+    with caplog.at_level(logging.INFO, "slimdeploy"):
+        LoadedModel(replace(packed_artifact, manifest=manifest), threads=1)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        (
+            "WARNING",
+            f"{packed_artifact.path}: packed int8 weights, 50% to 75% pruned: held dense in memory "
+            "(30 ns per 1000 weights; sparse 50)",
+        ),
+        (
+            "INFO",
+            f"{packed_artifact.path}: packed int8 weights, 50% pruned: held sparse in memory "
+            "(below 1,048,576 weights nothing is measured)",
+        ),
+    ]
 
 
 @pytest.mark.usefixtures("without_kernels")
