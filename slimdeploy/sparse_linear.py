@@ -92,10 +92,13 @@ _making = threading.Lock()
 def prepare(weight: Weight, name: str) -> None:
     """Make what the products with this weight need, now instead of at the first one.
 
+    Products notice when an array is written to, but not under `torch.inference_mode`: torch does not count what is
+    written to the tensors that are made there. After that, call this again, which then makes everything anew.
     Raises ArtifactError that says what is wrong with the packed tensor `name`.
     """
+    uncounted = weight.mask.is_inference() or weight.values.is_inference() or weight.scales.is_inference()
     with _making:
-        if _found(weight.mask, weight.values, weight.scales, weight.description) is None:
+        if uncounted or _found(weight.mask, weight.values, weight.scales, weight.description) is None:
             _prepared[weight.values] = _prepare(weight, name)
 
 
@@ -114,7 +117,7 @@ def _found(mask: Tensor, values: Tensor, scales: Tensor, description: tuple[Any,
 
 
 def _versions(*tensors: Tensor) -> tuple[int, ...]:
-    """They change when a tensor is written to, as by `load_state_dict`; inference tensors do not keep one."""
+    """They change when a tensor is written to, as by `load_state_dict`; inference tensors keep none: see `prepare`."""
     return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors])
 
 

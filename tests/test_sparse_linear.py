@@ -196,6 +196,20 @@ def test_inference_mode_works() -> None:
         assert torch.equal(multiply(activations(2), *copies), expected)
 
 
+@pytest.mark.usefixtures("product")
+def test_an_inference_tensor_that_was_written_to_is_noticed_when_it_is_prepared_again() -> None:
+    x, other = activations(2), arguments(packed_weight(Encoding("int8"), "dense", seed=1))
+    with torch.inference_mode():
+        first = arguments(packed_weight(Encoding("int8"), "dense"))
+        weight = Weight(*first[:3], COLUMNS, Encoding("int8"), "dense")
+        arrays = weight.mask, weight.values, weight.scales
+        multiply(x, *arrays, *weight.description)
+        weight.values.copy_(other[1])
+        weight.scales.copy_(other[2])
+        sparse_linear.prepare(weight, "q_proj")
+        assert torch.equal(multiply(x, *arrays, *weight.description), multiply(x, *other))
+
+
 def test_the_threads_are_torchs(kernels: type[ReferenceLinear], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     multiply(activations(1), *arguments(packed_weight(Encoding("int8"))))
