@@ -1,9 +1,10 @@
-"""Random weights for the packed format, its spellings, and a decoder as plain as the specification."""
+"""Random weights in the packed format, its spellings, and a decoder as plain as the specification."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slimdeploy.packed import Encoding, PackedTensor
+from slimdeploy.packed import Encoding, PackedTensor, pack
+from slimdeploy.packed_description import Description
 from slimdeploy.policy import Level, kept_per_row
 
 ENCODINGS = (
@@ -43,6 +44,18 @@ def random_mask(rng: np.random.Generator, rows: int, columns: int, pattern: str)
 
 def random_weight(rng: np.random.Generator, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.where(mask, rng.standard_normal(mask.shape).astype(np.float32) * np.float32(0.02), np.float32(0))
+
+
+def random_packed(rng: np.random.Generator, encoding: Encoding, pattern: str, rows: int, columns: int) -> PackedTensor:
+    mask = random_mask(rng, rows, columns, pattern)
+    return pack(random_weight(rng, mask), encoding, pattern, mask)
+
+
+def assert_same(one: PackedTensor, other: PackedTensor) -> None:
+    """Bit for bit."""
+    assert Description.of(one) == Description.of(other)
+    for part in ("mask", "values", "scales"):
+        np.testing.assert_array_equal(getattr(one, part), getattr(other, part), strict=True)
 
 
 def decode_plainly(packed: PackedTensor) -> NDArray[np.float64]:

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from packed_weights import COLUMNS, ENCODINGS, PATTERNS, decode_plainly, label, random_mask, random_weight
+from packed_weights import (
+    COLUMNS,
+    ENCODINGS,
+    PATTERNS,
+    assert_same,
+    decode_plainly,
+    label,
+    random_mask,
+    random_packed,
+    random_weight,
+)
 
 from slimdeploy.errors import ArtifactError, ExportError
 from slimdeploy.packed import Encoding, PackedTensor, ValueType, pack, read_packed, unpack, write_packed
@@ -18,19 +28,6 @@ from slimdeploy.quantize import from_bf16, to_bf16
 
 encodings = pytest.mark.parametrize("encoding", ENCODINGS, ids=label)
 patterns = pytest.mark.parametrize("pattern", PATTERNS)
-
-
-def assert_same(one: PackedTensor, other: PackedTensor) -> None:
-    assert (one.rows, one.columns, one.encoding, one.pattern) == (
-        other.rows,
-        other.columns,
-        other.encoding,
-        other.pattern,
-    )
-    for part in ("mask", "values", "scales"):
-        mine, theirs = getattr(one, part), getattr(other, part)
-        assert mine.dtype == theirs.dtype
-        np.testing.assert_array_equal(mine, theirs, strict=True)
 
 
 @pytest.mark.parametrize("columns", COLUMNS)
@@ -52,9 +49,7 @@ def test_what_was_packed_is_packed_again_without_loss(encoding: Encoding, patter
 @patterns
 @encodings
 def test_unpacking_is_what_a_plain_decoder_reads(encoding: Encoding, pattern: str) -> None:
-    rng = np.random.default_rng(7)
-    mask = random_mask(rng, 4, 159, pattern)
-    packed = pack(random_weight(rng, mask), encoding, pattern, mask)
+    packed = random_packed(np.random.default_rng(7), encoding, pattern, 4, 159)
     np.testing.assert_array_equal(unpack(packed), decode_plainly(packed))
 
 
@@ -176,9 +171,8 @@ def some_tensors() -> dict[str, PackedTensor]:
     tensors = {}
     for encoding in ENCODINGS:
         for pattern in PATTERNS:
-            mask = random_mask(rng, 3, 255, pattern)
             name = f"model.layers.0.{label(encoding)}.{pattern}"
-            tensors[name] = pack(random_weight(rng, mask), encoding, pattern, mask)
+            tensors[name] = random_packed(rng, encoding, pattern, 3, 255)
     tensors["model.nothing"] = pack(np.zeros((3, 65), np.float32), Encoding("int4", 32), "unstructured")
     return tensors
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from packed_weights import ENCODINGS, PATTERNS, label, random_mask, random_weight
+from packed_weights import ENCODINGS, PATTERNS, label, random_packed
 
 from slimdeploy.errors import ArtifactError
 from slimdeploy.packed import Encoding, pack, read_packed, write_packed
@@ -20,9 +20,7 @@ GATE = pack(np.eye(3, 70, dtype=np.float32), Encoding("int8", 128), "unstructure
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=label)
 def test_a_description_survives_json_and_knows_the_arrays(encoding: Encoding, pattern: str) -> None:
-    rng = np.random.default_rng(0)
-    mask = random_mask(rng, 3, 255, pattern)
-    packed = pack(random_weight(rng, mask), encoding, pattern, mask)
+    packed = random_packed(np.random.default_rng(0), encoding, pattern, 3, 255)
     described = Description.of(packed)
     assert Description.from_json(json.loads(json.dumps(described.to_json())), "gate") == described
     for part, (dtype, shape) in described.arrays().items():

@@ -10,19 +10,17 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from packed_weights import random_mask, random_weight
+from packed_weights import random_packed
 
 from slimdeploy.errors import ArtifactError
-from slimdeploy.packed import Encoding, PackedTensor, pack, read_packed, unpack, write_packed
+from slimdeploy.packed import Encoding, PackedTensor, read_packed, unpack, write_packed
 
 NAME = "model.layers.0.gate"
 Header = dict[str, Any]
 
 
 def packed_weight(encoding: Encoding, pattern: str, columns: int = 100, rows: int = 3) -> PackedTensor:
-    rng = np.random.default_rng(1)
-    mask = random_mask(rng, rows, columns, pattern)
-    return pack(random_weight(rng, mask), encoding, pattern, mask)
+    return random_packed(np.random.default_rng(1), encoding, pattern, rows, columns)
 
 
 INT4 = packed_weight(Encoding("int4", 32), "26:64", columns=92)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from packed_weights import ENCODINGS, random_packed
 from stand_in_kernels import ReferenceLinear
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,18 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from slimdeploy import sparse_linear
 from slimdeploy.errors import ArtifactError
 from slimdeploy.kernels import library, reference
-from slimdeploy.packed import Encoding, PackedTensor, pack
+from slimdeploy.packed import Encoding, PackedTensor
 from slimdeploy.packed_linear import PackedLinear
 from slimdeploy.sparse_linear import Weight, round_activations
 
-ENCODINGS = [
-    Encoding("bf16"),
-    Encoding("fp16"),
-    Encoding("int8"),
-    Encoding("int8", 128),
-    Encoding("int4", 128),
-    Encoding("int4", 32),
-]
 ROWS, COLUMNS = 9, 200
 
 
@@ -61,19 +54,7 @@ def product(request: pytest.FixtureRequest) -> None:
 
 
 def packed_weight(encoding: Encoding, pattern: str = "unstructured", seed: int = 0) -> PackedTensor:
-    random = np.random.default_rng(seed)
-    weight = random.normal(size=(ROWS, COLUMNS)).astype(np.float32)
-    if pattern == "unstructured":
-        weight *= random.random(weight.shape) < 0.5
-    if pattern == "32:64":
-        mask = np.zeros(weight.shape, np.bool_)
-        for start in range(0, COLUMNS, 64):
-            width = min(64, COLUMNS - start)
-            mask[:, start : start + width] = random.permuted(
-                np.arange(width) < width // 2 + np.zeros((ROWS, 1)), axis=1
-            )
-        return pack(weight, encoding, pattern, mask)
-    return pack(weight, encoding, pattern)
+    return random_packed(np.random.default_rng(seed), encoding, pattern, ROWS, COLUMNS)
 
 
 def arguments(packed: PackedTensor) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 from packed_models import packed_model, relative_error, run, save
-from packed_weights import COLUMNS, ENCODINGS, PATTERNS, label, random_mask, random_weight
+from packed_weights import COLUMNS, ENCODINGS, PATTERNS, assert_same, label, random_packed
 
 from slimdeploy.exporters.onnx_functions import DENSE, SPARSE
 from slimdeploy.exporters.onnx_packed import read_packed
@@ -19,8 +19,7 @@ from slimdeploy.packed import Encoding, PackedTensor, pack
 def weights_of(encoding: Encoding, columns: int, rows: int = 33) -> dict[str, PackedTensor]:
     """One of every pattern."""
     rng = np.random.default_rng(columns)
-    masks = {pattern: random_mask(rng, rows, columns, pattern) for pattern in PATTERNS}
-    return {p: pack(random_weight(rng, mask), encoding, p, mask) for p, mask in masks.items()}
+    return {pattern: random_packed(rng, encoding, pattern, rows, columns) for pattern in PATTERNS}
 
 
 @pytest.mark.parametrize("columns", COLUMNS)
@@ -73,12 +72,7 @@ def test_a_file_gives_the_packed_weights_back_bit_for_bit(encoding: Encoding, tm
     stored = read_packed(save(packed_model(weights), tmp_path / "model.onnx"))
     assert set(stored) == set(weights)
     for name, packed in weights.items():
-        again = stored[name]
-        assert (again.rows, again.columns, again.encoding, again.pattern) == (33, 65, encoding, packed.pattern)
-        for part in ("mask", "values", "scales"):
-            ours, theirs = getattr(packed, part), getattr(again, part)
-            assert ours.dtype == theirs.dtype
-            np.testing.assert_array_equal(ours, theirs)
+        assert_same(stored[name], packed)
 
 
 def test_a_file_holds_the_functions_that_its_nodes_need_and_no_other(tmp_path: Path) -> None:
