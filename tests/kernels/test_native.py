@@ -84,6 +84,13 @@ def test_hostile_weights_are_refused_with_a_sentence(sanitized: Path) -> None:
     assert run(sanitized, "--hostile") == "hostile input: 0 failures\n"
 
 
+@pytest.mark.compiler
+def test_pages_of_a_file_are_given_back_unless_they_were_written_to(sanitized: Path, tmp_path: Path) -> None:
+    file = tmp_path / "ones"
+    file.write_bytes(b"\x01" * (64 * os.sysconf("SC_PAGESIZE")))
+    assert run(sanitized, "--given-back", file) == "pages given back: 0 failures\n"
+
+
 @pytest.mark.cross
 @pytest.mark.parametrize(("name", "batch"), [("neon", "17"), ("portable", "4")])
 def test_every_case_equals_float64_on_arm(arm: Path, vectors: Path, name: str, batch: str) -> None:

@@ -5,6 +5,7 @@
 // does in plain C++ what the manual says of each tile instruction.
 
 #include "avx512_bf16.h"
+#include "avx512_gathered.h"
 #include "tables.h"
 
 #if defined(SLIMDEPLOY_EMULATED_TILES)
@@ -110,10 +111,14 @@ struct IntTiles : IntPanel<Amx, Stream> {
                 }
             }
             Tiles::store<kBoth>(products);
-            const __m512 first = Amx::load_floats(scales), second = Amx::load_floats(scales + kTileRows);
-            for (int m = 0; m < kRows; m++) {
-                sum[m][0] = Amx::multiply_add(sum[m][0], _mm512_load_si512(products[m]), first);
-                sum[m][1] = Amx::multiply_add(sum[m][1], _mm512_load_si512(products[m] + kTileRows), second);
+            SLIMDEPLOY_UNROLL
+            for (int half = 0; half < 2; half++) {
+                const __m512 scale = Amx::load_floats(scales + half * kTileRows);
+                const __m512i start = Amx::load_ints(panel.starts + half * kTileRows);
+                for (int m = 0; m < kRows; m++) {
+                    const __m512i product = _mm512_load_si512(products[m] + half * kTileRows);
+                    sum[m][half] = Amx::multiply_add(sum[m][half], _mm512_add_epi32(product, start), scale);
+                }
             }
         }
     }
@@ -141,6 +146,8 @@ struct Bf16Tiles : WordPanel<Amx, Stream, Amx::Bf16> {
     }
 };
 
+int panel_rows(size_t left) { return left < size_t(kPanelRows) ? int(left) : kPanelRows; }
+
 template <class Kind>
 void tile_panels(const Matrix &w, const Activations &a, float *y, size_t begin, size_t end, void *scratch) {
     Panel<Amx> *panel = static_cast<Panel<Amx> *>(scratch);
@@ -150,13 +157,14 @@ void tile_panels(const Matrix &w, const Activations &a, float *y, size_t begin, 
         const size_t n0 = p * kPanelRows, left = w.rows - n0;
         const size_t rows = left < panels * kPanelRows ? left : panels * kPanelRows;
         typename Kind::Row stream[kPanelsAtOnce * kPanelRows];
-        for (size_t r = 0; r < rows; r++) stream[r] = {w.data + w.row_offset[n0 + r], w.kept_per_chunk, kPanelPrefetch};
+        for (size_t r = 0; r < rows; r += kPanelRows) {
+            begin_panel<Amx, Kind>(w, n0 + r, panel_rows(rows - r), stream + r, panel[r / kPanelRows]);
+        }
         const uint8_t *x = static_cast<const uint8_t *>(a.values);
         for (size_t slab = 0; slab < w.blocks; slab += kSlabBlocks) {
             const size_t blocks = w.blocks - slab < size_t(kSlabBlocks) ? w.blocks - slab : kSlabBlocks;
             for (size_t r = 0; r < rows; r += kPanelRows) {
-                const size_t rest = rows - r < size_t(kPanelRows) ? rows - r : kPanelRows;
-                decode_panel<Amx, Kind>(stream + r, int(rest), blocks, panel[r / kPanelRows]);
+                decode_panel<Amx, Kind>(stream + r, panel_rows(rows - r), blocks, panel[r / kPanelRows]);
             }
             Tiles::see_memory();
             for (size_t m0 = 0; m0 < a.count; m0 += 2 * kTileRows) {
@@ -168,7 +176,7 @@ void tile_panels(const Matrix &w, const Activations &a, float *y, size_t begin, 
                         Kind::template multiply<false>(panel[i], blocks, x + m0 * a.stride, a.stride, sum);
                     }
                     const bool last = slab + blocks == w.blocks;
-                    write_tile<Amx, 2 * kTileRows>(w, a, y, m0, n0 + i * kPanelRows, Kind::kOffset, slab == 0, last,
+                    write_tile<Amx, 2 * kTileRows>(w, a, y, m0, n0 + i * kPanelRows, Kind::kIntegers, slab == 0, last,
                                                    sum);
                 }
             }
@@ -186,7 +194,7 @@ constexpr void use_tiles(KernelTable &table) {
 }
 
 constexpr KernelTable make_amx_table() {
-    KernelTable table = make_table<Amx>("amx");
+    KernelTable table = make_avx512_table<Amx>("amx");
     use_tiles<kUnstructured>(table);
     use_tiles<kFixedCount>(table);
     use_tiles<kDense>(table);

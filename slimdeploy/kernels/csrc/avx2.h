@@ -85,20 +85,24 @@ struct Avx2 {
         _mm256_store_si256(reinterpret_cast<__m256i *>(p + 8), chunk.half[1]);
     }
 
-    static SLIMDEPLOY_INLINE Ints zero_ints() { return _mm256_setzero_si256(); }
+    static SLIMDEPLOY_INLINE Ints broadcast_ints(int32_t value) { return _mm256_set1_epi32(value); }
+    static SLIMDEPLOY_INLINE Ints load_ints(const int32_t *p) {
+        return _mm256_load_si256(reinterpret_cast<const __m256i *>(p));
+    }
     static SLIMDEPLOY_INLINE Bytes load_bytes(const uint8_t *x) { return x; }
     static SLIMDEPLOY_INLINE void load_scales(const uint8_t *p, Floats (&scale)[2]) {
-        for (int half = 0; half < 2; half++) scale[half] = broadcast(bf16_to_float(p + 2 * half));
+        for (int half = 0; half < 2; half++) scale[half] = broadcast(load_bf16(p + 2 * half));
     }
     static SLIMDEPLOY_INLINE Ints dot(Ints sum, const uint8_t *x, Chunk chunk) {
         sum = Products::add(sum, load_256(x), chunk.half[0]);
         return Products::add(sum, load_256(x + 32), chunk.half[1]);
     }
-    static SLIMDEPLOY_INLINE Floats dot_by_32(Floats sum, const uint8_t *x, Chunk chunk, const uint8_t *scales) {
+    static SLIMDEPLOY_INLINE Floats dot_by_32(Floats sum, Ints start, const uint8_t *x, Chunk chunk,
+                                              const uint8_t *scales) {
         SLIMDEPLOY_UNROLL
         for (int half = 0; half < 2; half++) {
-            const __m256i ints = Products::add(zero_ints(), load_256(x + 32 * half), chunk.half[half]);
-            sum = multiply_add(sum, ints, broadcast(bf16_to_float(scales + 2 * half)));
+            const __m256i ints = Products::add(start, load_256(x + 32 * half), chunk.half[half]);
+            sum = multiply_add(sum, ints, broadcast(load_bf16(scales + 2 * half)));
         }
         return sum;
     }

@@ -1,5 +1,5 @@
-// AVX-512 with VBMI2 (expanding bytes by a mask), VNNI (products of bytes) and GFNI (shifting nibbles): operations for
-// linear.h. 16 lanes; activations are stored as uint8 with an offset of 128, as VNNI wants them.
+// AVX-512 with VBMI2 (expanding bytes by a mask) and VNNI (products of bytes): operations for linear.h. 16 lanes;
+// activations are stored as uint8 with an offset of 128, as VNNI wants them.
 
 #ifndef SLIMDEPLOY_AVX512_H
 #define SLIMDEPLOY_AVX512_H
@@ -30,13 +30,10 @@ struct Avx512 {
         __asm__("" : "+v"(values));
         return values;
     }
-    // 16 q from the low nibble: every byte times x^4 as a bit matrix, which is a shift by 4.
-    static SLIMDEPLOY_INLINE Chunk load_low(const uint8_t *p) {
-        return _mm512_gf2p8affine_epi64_epi8(load(p), _mm512_set1_epi64(0x0000000001020408), 0);
-    }
-    static SLIMDEPLOY_INLINE Chunk load_high(const uint8_t *p) {
-        return _mm512_and_si512(load(p), _mm512_set1_epi8(char(0xF0)));
-    }
+    // 16 q from the low or from the high nibbles.
+    static SLIMDEPLOY_INLINE Chunk high(Chunk v) { return _mm512_and_si512(v, _mm512_set1_epi8(char(0xF0))); }
+    static SLIMDEPLOY_INLINE Chunk load_low(const uint8_t *p) { return high(_mm512_slli_epi16(load(p), 4)); }
+    static SLIMDEPLOY_INLINE Chunk load_high(const uint8_t *p) { return high(load(p)); }
     static SLIMDEPLOY_INLINE Chunk expand(uint64_t mask, const uint8_t *p) {
         return _mm512_maskz_expand_epi8(mask, load_first(p));
     }
@@ -52,7 +49,8 @@ struct Avx512 {
     }
     static SLIMDEPLOY_INLINE void store(uint32_t *p, Chunk chunk) { _mm512_store_si512(p, chunk); }
 
-    static SLIMDEPLOY_INLINE Ints zero_ints() { return _mm512_setzero_si512(); }
+    static SLIMDEPLOY_INLINE Ints broadcast_ints(int32_t value) { return _mm512_set1_epi32(value); }
+    static SLIMDEPLOY_INLINE Ints load_ints(const int32_t *p) { return _mm512_load_si512(p); }
     static SLIMDEPLOY_INLINE Bytes load_bytes(const uint8_t *x) { return load(x); }
     static SLIMDEPLOY_INLINE Ints dot(Ints sum, Bytes x, Chunk chunk) { return _mm512_dpbusd_epi32(sum, x, chunk); }
     // Both scales in one load; bf16 is the upper half of a float.
@@ -63,9 +61,9 @@ struct Avx512 {
         scale[0] = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
         scale[1] = _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32(int(0xFFFF0000))));
     }
-    static SLIMDEPLOY_INLINE Floats dot_by_32(Floats sum, Bytes x, Chunk chunk, const uint8_t *scales) {
-        const __m512 first = broadcast(bf16_to_float(scales)), second = broadcast(bf16_to_float(scales + 2));
-        return multiply_add(sum, dot(zero_ints(), x, chunk), _mm512_mask_blend_ps(0xFF00, first, second));
+    static SLIMDEPLOY_INLINE Floats dot_by_32(Floats sum, Ints start, Bytes x, Chunk chunk, const uint8_t *scales) {
+        const __m512 first = broadcast(load_bf16(scales)), second = broadcast(load_bf16(scales + 2));
+        return multiply_add(sum, dot(start, x, chunk), _mm512_mask_blend_ps(0xFF00, first, second));
     }
 
     static SLIMDEPLOY_INLINE Floats zero() { return _mm512_setzero_ps(); }
@@ -157,12 +155,10 @@ struct Avx512Few {
         return _mm512_maskz_expand_epi8(mask, _mm512_castsi256_si512(values));
     }
     static SLIMDEPLOY_INLINE __m512i expand(uint64_t mask, const uint8_t *p) { return spread(mask, load(p)); }
-    static SLIMDEPLOY_INLINE __m512i expand_low(uint64_t mask, const uint8_t *p) {
-        return spread(mask, _mm256_gf2p8affine_epi64_epi8(load(p), _mm256_set1_epi64x(0x0000000001020408), 0));
-    }
-    static SLIMDEPLOY_INLINE __m512i expand_high(uint64_t mask, const uint8_t *p) {
-        return spread(mask, _mm256_and_si256(load(p), _mm256_set1_epi8(char(0xF0))));
-    }
+    static SLIMDEPLOY_INLINE __m256i high(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(char(0xF0))); }
+    static SLIMDEPLOY_INLINE __m256i low(__m256i v) { return high(_mm256_slli_epi16(v, 4)); }
+    static SLIMDEPLOY_INLINE __m512i expand_low(uint64_t mask, const uint8_t *p) { return spread(mask, low(load(p))); }
+    static SLIMDEPLOY_INLINE __m512i expand_high(uint64_t mask, const uint8_t *p) { return spread(mask, high(load(p))); }
 };
 
 // 16 x 16 units at a time: units of 4 rows are gathered in 128-bit lanes, then lanes are exchanged.

@@ -44,7 +44,11 @@ struct Matrix {
     int kept_per_chunk;          // kFixedCount: values that every 64 columns take
     const uint8_t *data;
     const uint64_t *row_offset;  // (rows + 1) in bytes
-    const float *weight_sums;    // (rows), sum of all weights; for activations that are stored with an offset
+    // Activations of integer kinds may be stored with an offset (KernelTable). Where the weights of a row have one sign
+    // its share is many times the product, so sums of integers start at minus the offset times the row's mean code, and
+    // what that leaves is subtracted at the end.
+    const int32_t *starts;     // (rows), for 4 columns
+    const float *corrections;  // (rows)
 };
 
 // Activations as a kernel reads them, rounded and padded to whole blocks, with zero rows up to what a tile reads.
@@ -71,6 +75,7 @@ struct KernelTable {
     FusedKernel fused[kValueKinds][kStructures][kFusedSizes];
     PanelKernel panel[kValueKinds][kStructures];
     RoundKernel round[kValueKinds];
+    int offset;                         // what `round` adds to activations of integer kinds
     int activation_bytes[kValueKinds];  // of one rounded activation
     size_t panel_rows;
     size_t tile_rows;  // activations are padded to a multiple of this many rows for panels

@@ -1,14 +1,16 @@
-// Which layout is faster on this machine, found by running both over a stack of synthetic weights larger than its caches.
+// Which layout is faster on this machine, found by running both over synthetic weights that are in no cache.
 //
 // Zeros pay where memory is the bottleneck. On a CPU that spreads bytes by a mask slowly, or whose memory is fast, a
 // dense layout can win; and whether two or four rows should be in flight depends on the prefetchers.
 
+#include <pthread.h>
 #include <time.h>
 
 #include <algorithm>
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <tuple>
 
 #include "weight.h"
@@ -17,9 +19,9 @@ namespace slimdeploy {
 namespace {
 
 constexpr int64_t kRows = 64, kColumns = 4096;
-constexpr size_t kStackBytes = size_t(48) << 20;
-constexpr double kSecondsPerRound = 0.004;
-constexpr int kRounds = 3;
+constexpr size_t kStackBytes = size_t(16) << 20;
+constexpr double kMostSecondsOfRun = 0.004;
+constexpr int kRounds = 4;
 // Sparse weights take less memory, so dense ones must be this much faster to be preferred.
 constexpr double kDenseMargin = 0.8;
 
@@ -73,69 +75,114 @@ std::unique_ptr<slimdeploy_weight> synthetic_weight(const KernelTable &kernels, 
     return make_weight(packed, kernels, dense ? SLIMDEPLOY_DENSE : SLIMDEPLOY_SPARSE);
 }
 
-// One thread's speed on one row of activations, from memory.
-Speed measure(const KernelTable &kernels, ValueKind kind, Structure structure, int kept_of_64) {
-    const auto weight = synthetic_weight(kernels, kind, structure, kept_of_64);
-    const size_t bytes = weight->row_offset.back(), copies = kStackBytes / bytes + 1;
-    const Buffer stack(copies * bytes + kReadAhead);
-    for (size_t i = 0; i < copies; i++) memcpy(stack.data() + i * bytes, weight->matrix.data, bytes);
-    const std::vector<float> x(kColumns, 1.0f);
-    std::vector<uint8_t> rounded(kColumns * kernels.activation_bytes[kind]);
-    const float scale = kernels.round[kind](x.data(), kColumns, kColumns / kBlockColumns, rounded.data());
-    const Activations activations{rounded.data(), &scale, 1, rounded.size()};
-    std::vector<float> y(kRows);
+// Takes memory out of all caches, whatever their size.
+void flush(const uint8_t *begin, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += 64) {
+#if defined(__x86_64__)
+        __builtin_ia32_clflush(begin + at);
+#elif defined(__aarch64__)
+        __asm__ volatile("dc civac, %0" : : "r"(begin + at) : "memory");
+#endif
+    }
+}
 
-    double best[2] = {1e30, 1e30};
-    size_t copy = 0;
-    for (int i = 0; i < 2 * kRounds; i++) {
-        const FusedKernel kernel = kernels.fused[kind][weight->structure][i % 2 ? kOneByFour : kOneByTwo];
+// One thread's product of one row of activations with weights that come from memory.
+class Trial {
+   public:
+    Trial(const KernelTable &kernels, ValueKind kind, Structure structure, int kept_of_64)
+        : kernels_(kernels),
+          weight_(synthetic_weight(kernels, kind, structure, kept_of_64)),
+          bytes_(weight_->row_offset.back()),
+          copies_(kStackBytes / bytes_ + 1),
+          stack_(copies_ * bytes_ + kReadAhead),
+          x_(kColumns * kernels.activation_bytes[kind]),
+          y_(kRows) {
+        for (size_t i = 0; i < copies_; i++) memcpy(stack_.data() + i * bytes_, weight_->matrix.data, bytes_);
+        const std::vector<float> x(kColumns, 1.0f);
+        x_scale_ = kernels.round[kind](x.data(), kColumns, kColumns / kBlockColumns, x_.data());
+    }
+
+    // Runs once through the stack, or as far as time allows, and remembers the best speed of each kernel.
+    void run(FusedSize size) {
+        const FusedKernel kernel = kernels_.fused[weight_->kind][weight_->structure][size];
+        const Activations activations{x_.data(), &x_scale_, 1, x_.size()};
+        flush(stack_.data(), copies_ * bytes_);
         const double start = seconds_now();
         double seconds = 0;
         int64_t weights = 0;
-        while (seconds < kSecondsPerRound) {
-            Matrix matrix = weight->matrix;
-            matrix.data = stack.data() + copy++ % copies * bytes;
-            kernel(matrix, activations, y.data(), 0, kRows);
+        for (size_t i = 0; i < copies_ && seconds < kMostSecondsOfRun; i++) {
+            Matrix matrix = weight_->matrix;
+            matrix.data = stack_.data() + i * bytes_;
+            kernel(matrix, activations, y_.data(), 0, kRows);
             weights += kRows * kColumns;
             seconds = seconds_now() - start;
         }
-        best[i % 2] = std::min(best[i % 2], seconds * 1e12 / double(weights));
+        const double ns_per_1000 = seconds * 1e12 / double(weights);
+        if (ns_per_1000 < best_.ns_per_1000) best_ = {ns_per_1000, size};
     }
-    const bool four = best[1] < best[0];
-    return {best[four], four ? kOneByFour : kOneByTwo};
+
+    const Speed &best() const { return best_; }
+
+   private:
+    const KernelTable &kernels_;
+    const std::unique_ptr<slimdeploy_weight> weight_;
+    const size_t bytes_, copies_;
+    const Buffer stack_;
+    std::vector<uint8_t> x_;
+    std::vector<float> y_;
+    float x_scale_;
+    Speed best_ = {1e30, kOneByTwo};
+};
+
+// Layouts and kernels take turns, so that what else happens on the machine meets them all.
+LayoutChoice measure(const KernelTable &kernels, ValueKind kind, Structure structure, int kept_of_64) {
+    Trial dense(kernels, kind, kDense, 64);
+    std::optional<Trial> sparse;
+    if (structure != kDense) sparse.emplace(kernels, kind, structure, kept_of_64);
+    for (int round = 0; round < kRounds; round++) {
+        for (const FusedSize size : {kOneByTwo, kOneByFour}) {
+            dense.run(size);
+            if (sparse) sparse->run(size);
+        }
+    }
+    if (!sparse) return {kDense, dense.best(), dense.best()};
+    const bool faster_dense = dense.best().ns_per_1000 < kDenseMargin * sparse->best().ns_per_1000;
+    return {faster_dense ? kDense : structure, sparse->best(), dense.best()};
 }
 
-// Measured once for a process.
-Speed speed_of(const KernelTable &kernels, ValueKind kind, Structure structure, double kept) {
-    static std::mutex mutex;
-    static std::map<std::tuple<const KernelTable *, ValueKind, Structure, int>, Speed> known;
-    const int kept_of_64 = structure == kDense ? 64 : std::clamp(int(kept * 4 + 0.5), 1, 3) * 16;
-    const int at_most = structure == kFixedCount ? 32 : 64;
-    const std::lock_guard<std::mutex> lock(mutex);
-    const auto key = std::make_tuple(&kernels, kind, structure, std::min(kept_of_64, at_most));
-    const auto found = known.find(key);
-    if (found != known.end()) return found->second;
-    return known[key] = measure(kernels, kind, structure, std::min(kept_of_64, at_most));
-}
+std::mutex measuring;
 
 }  // namespace
 
 LayoutChoice choose_layout(const KernelTable &kernels, ValueKind kind, Structure structure, double kept) {
-    const Speed dense = speed_of(kernels, kind, kDense, 1.0);
-    if (structure == kDense) return {kDense, dense, dense};
-    const Speed sparse = speed_of(kernels, kind, structure, kept);
-    return {dense.ns_per_1000 < kDenseMargin * sparse.ns_per_1000 ? kDense : structure, sparse, dense};
+    static std::map<std::tuple<const KernelTable *, ValueKind, Structure, int>, LayoutChoice> known;
+    // A child of a process that forks while it measures must find the lock open.
+    static const bool safe_to_fork = [] {
+        const auto lock = [] { measuring.lock(); };
+        const auto unlock = [] { measuring.unlock(); };
+        return pthread_atfork(lock, unlock, unlock) == 0;
+    }();
+    static_cast<void>(safe_to_fork);
+    const int quarters = structure == kDense ? 4 : std::clamp(int(kept * 4 + 0.5), 1, structure == kFixedCount ? 2 : 3);
+    const auto key = std::make_tuple(&kernels, kind, structure, quarters);
+    const std::lock_guard<std::mutex> lock(measuring);
+    const auto found = known.find(key);
+    if (found != known.end()) return found->second;
+    return known[key] = measure(kernels, kind, structure, quarters * 16);
 }
 
 }  // namespace slimdeploy
 
-int slimdeploy_layout_choice(const char *instruction_set, int32_t value_type, double kept, int32_t *layout,
-                             double *sparse_ns, double *dense_ns, char *error, size_t error_size) {
+int slimdeploy_layout_choice(const char *instruction_set, int32_t value_type, int32_t group, int32_t kept_per_block,
+                             int32_t block, double kept, int32_t *layout, double *sparse_ns, double *dense_ns,
+                             char *error, size_t error_size) {
     using namespace slimdeploy;
     return guarded(error, error_size, [&] {
         if (value_type < SLIMDEPLOY_BF16 || value_type > SLIMDEPLOY_INT4) throw InvalidInput("there is no such value type");
-        const KernelTable &kernels = find_kernels(instruction_set);
-        const LayoutChoice choice = choose_layout(kernels, value_kind(value_type, 128), kUnstructured, kept);
+        if (!(kept >= 0.0 && kept <= 1.0)) throw InvalidInput("the share of kept weights is not between 0 and 1");
+        const Structure structure = keeps_fixed_count(kept_per_block, block) ? kFixedCount : kUnstructured;
+        const LayoutChoice choice =
+            choose_layout(find_kernels(instruction_set), value_kind(value_type, group), structure, kept);
         *layout = choice.structure == kDense ? SLIMDEPLOY_DENSE : SLIMDEPLOY_SPARSE;
         *sparse_ns = choice.sparse.ns_per_1000;
         *dense_ns = choice.dense.ns_per_1000;

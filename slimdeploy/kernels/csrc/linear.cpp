@@ -1,9 +1,12 @@
 // slimdeploy_linear and the rest of the C interface: activations are rounded once, rows of the weight are shared out.
 
 #include <algorithm>
+#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <mutex>
+#include <vector>
 
 #include "threads.h"
 #include "weight.h"
@@ -21,6 +24,33 @@ Memory allocate(size_t bytes) {
     if (posix_memalign(&memory, 64, bytes)) throw std::bad_alloc();
     return Memory(memory);
 }
+
+// Memory for the tasks that run at the same time: a piece for each thread, of which every task borrows one.
+class Scratch {
+   public:
+    Scratch(size_t pieces, size_t bytes) {
+        for (size_t i = 0; i < pieces; i++) free_.push_back(allocate(bytes));
+    }
+
+    // Calls fn with a piece that nobody else has. Waits for one where a pool has more threads than it said.
+    template <class Function>
+    void lend(Function fn) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        returned_.wait(lock, [this] { return !free_.empty(); });
+        Memory piece = std::move(free_.back());
+        free_.pop_back();
+        lock.unlock();
+        fn(piece.get());
+        lock.lock();
+        free_.push_back(std::move(piece));
+        returned_.notify_one();
+    }
+
+   private:
+    std::mutex mutex_;
+    std::condition_variable returned_;
+    std::vector<Memory> free_;
+};
 
 struct Call {
     const slimdeploy_weight &weight;
@@ -77,11 +107,11 @@ void multiply_panels(const Call &call, const Activations &a) {
     const size_t panels = (w.matrix.rows + w.kernels->panel_rows - 1) / w.kernels->panel_rows;
     // A few tasks for each thread even out what other processes take.
     const size_t tasks = call.threads == 1 ? 1 : std::min(panels, 4 * call.threads);
-    const size_t stride = (w.kernels->panel_bytes + 63) / 64 * 64;
-    const Memory scratch = allocate(stride * tasks);
+    Scratch scratch(std::min(tasks, call.threads), w.kernels->panel_bytes);
     call.share_out(tasks, [&](size_t task) {
-        void *own = static_cast<uint8_t *>(scratch.get()) + task * stride;
-        kernel(w.matrix, a, call.y, part(panels, task, tasks), part(panels, task + 1, tasks), own);
+        scratch.lend([&](void *own) {
+            kernel(w.matrix, a, call.y, part(panels, task, tasks), part(panels, task + 1, tasks), own);
+        });
     });
 }
 

@@ -93,20 +93,21 @@ struct Neon {
     static SLIMDEPLOY_INLINE Bytes load_bytes(const uint8_t *x) { return x; }
     static SLIMDEPLOY_INLINE int8x16_t codes(const uint8_t *x) { return vreinterpretq_s8_u8(vld1q_u8(x)); }
     static SLIMDEPLOY_INLINE void load_scales(const uint8_t *p, Floats (&scale)[2]) {
-        for (int half = 0; half < 2; half++) scale[half] = broadcast(bf16_to_float(p + 2 * half));
+        for (int half = 0; half < 2; half++) scale[half] = broadcast(load_bf16(p + 2 * half));
     }
-    static SLIMDEPLOY_INLINE Ints zero_ints() { return vdupq_n_s32(0); }
+    static SLIMDEPLOY_INLINE Ints broadcast_ints(int32_t value) { return vdupq_n_s32(value); }
+    static SLIMDEPLOY_INLINE Ints load_ints(const int32_t *p) { return vld1q_s32(p); }
     static SLIMDEPLOY_INLINE Ints dot(Ints sum, Bytes x, Chunk chunk) {
         SLIMDEPLOY_UNROLL
         for (int i = 0; i < 4; i++) sum = vdotq_s32(sum, codes(x + 16 * i), chunk.part[i]);
         return sum;
     }
-    static SLIMDEPLOY_INLINE Floats dot_by_32(Floats sum, Bytes x, Chunk chunk, const uint8_t *scales) {
+    static SLIMDEPLOY_INLINE Floats dot_by_32(Floats sum, Ints start, Bytes x, Chunk chunk, const uint8_t *scales) {
         SLIMDEPLOY_UNROLL
         for (int half = 0; half < 2; half++, x += 32) {
-            Ints ints = vdotq_s32(zero_ints(), codes(x), chunk.part[2 * half]);
+            Ints ints = vdotq_s32(start, codes(x), chunk.part[2 * half]);
             ints = vdotq_s32(ints, codes(x + 16), chunk.part[2 * half + 1]);
-            sum = multiply_add(sum, ints, broadcast(bf16_to_float(scales + 2 * half)));
+            sum = multiply_add(sum, ints, broadcast(load_bf16(scales + 2 * half)));
         }
         return sum;
     }

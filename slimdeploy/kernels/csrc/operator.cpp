@@ -5,7 +5,6 @@
 // comes from the model is checked before it is read; an error names the node.
 
 #include <algorithm>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -17,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "half.h"
+#include "numbers.h"
 #include "onnxruntime_tensor.h"
 #include "pages.h"
 #include "slimdeploy_kernels.h"
@@ -60,13 +59,19 @@ int64_t get_number(const OrtApi &api, const OrtKernelInfo *info, const char *nam
     return value;
 }
 
+// 1 to 5 digits, the first of them not 0; 0 for anything else.
+int32_t parse_count(const std::string &text) {
+    const bool digits = text.find_first_not_of("0123456789") == std::string::npos;
+    return digits && !text.empty() && text.size() <= 5 && text[0] != '0' ? std::stoi(text) : 0;
+}
+
 // N and M of "N:M"; 0 and 0 for "unstructured" and "dense".
 std::pair<int32_t, int32_t> parse_pattern(const std::string &pattern, bool sparse) {
     if (pattern == (sparse ? "unstructured" : "dense")) return {0, 0};
-    int kept = 0, block = 0;
-    char rest = 0;
-    const bool pair = sscanf(pattern.c_str(), "%9d:%9d%c", &kept, &block, &rest) == 2;
-    if (!sparse || !pair || kept < 1 || kept > block) throw Malformed("its pattern is '" + pattern + "'");
+    const size_t colon = pattern.find(':');
+    const int32_t kept = parse_count(pattern.substr(0, colon));
+    const int32_t block = colon == std::string::npos ? 0 : parse_count(pattern.substr(colon + 1));
+    if (!sparse || !kept || kept > block) throw Malformed("its pattern is '" + pattern + "'");
     return {kept, block};
 }
 
@@ -152,6 +157,10 @@ Kernel::Kernel(const OrtApi &api, std::string where, const OrtKernelInfo *info, 
     }
     if (packed.value_type == SLIMDEPLOY_INT8 || packed.value_type == SLIMDEPLOY_INT4) {
         const Tensor scales = matrix_input(api, info, first + 1, "scales", kOrtBfloat16);
+        if (scales.shape[0] != packed.rows) {
+            throw Malformed("its scales have shape " + scales.shape_text() + ", but it has " +
+                            std::to_string(packed.rows) + " rows");
+        }
         packed.scales = scale_words.emplace(scales).data;
         packed.scale_count = scales.count();
         read.push_back({scales.data, 2 * scales.count()});
@@ -212,7 +221,8 @@ void Kernel::compute(OrtKernelContext *context) const {
     if (half) {
         wide_x.resize(count * uint64_t(columns));
         wide_y.resize(count * uint64_t(rows));
-        slimdeploy::widen(static_cast<const uint16_t *>(x.data), wide_x.data(), wide_x.size());
+        const uint16_t *halves = static_cast<const uint16_t *>(x.data);
+        std::transform(halves, halves + wide_x.size(), wide_x.data(), slimdeploy::float_of_fp16);
     }
     Pool pool{api, context, nullptr};
     char error[512] = "";
@@ -222,7 +232,7 @@ void Kernel::compute(OrtKernelContext *context) const {
                                          error, sizeof error);
     check(pool.status);
     if (failed) throw Malformed(error);
-    if (half) slimdeploy::narrow(wide_y.data(), static_cast<uint16_t *>(y), wide_y.size());
+    if (half) std::transform(wide_y.begin(), wide_y.end(), static_cast<uint16_t *>(y), slimdeploy::fp16_of_float);
 }
 
 // ---- What onnxruntime calls

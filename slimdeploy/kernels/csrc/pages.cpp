@@ -1,48 +1,83 @@
 #include "pages.h"
 
-#include <cinttypes>
-#include <cstdint>
-#include <cstdio>
-
-#if defined(__linux__)
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#endif
+
+#include <algorithm>
+#include <new>
 
 namespace slimdeploy {
-
-#if defined(__linux__)
 namespace {
 
-// Whether one mapping of a file holds all of [begin, end); see proc_pid_maps(5).
-bool mapped_from_file(uintptr_t begin, uintptr_t end) {
-    FILE *maps = fopen("/proc/self/maps", "re");
-    if (!maps) return false;
-    char line[512];
-    bool found = false, at_start = true;
-    while (!found && fgets(line, sizeof line, maps)) {
-        uintptr_t from = 0, to = 0;
-        unsigned long inode = 0;
-        // A long path comes in several pieces; only the first is a line's start.
-        found = at_start && sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %*s %*x %*s %lu", &from, &to, &inode) == 3 &&
-                inode != 0 && from <= begin && end <= to;
-        at_start = false;
-        for (const char *c = line; *c; c++) at_start = *c == '\n';
-    }
-    fclose(maps);
-    return found;
+constexpr size_t kHugePage = size_t(2) << 20;
+
+size_t page_size() {
+    static const auto size = size_t(sysconf(_SC_PAGESIZE));
+    return size;
 }
+
+uintptr_t round_up(uintptr_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
+
+#if defined(__linux__)
+// What the system says of each page; see proc_pid_pagemap(5). A page that was written to is its process's own.
+bool is_unchanged_file_page(uint64_t entry) {
+    const bool present = entry >> 63 & 1, of_file = entry >> 61 & 1;
+    return present && of_file;
+}
+
+// Calls fn(first, count) for every run of pages that are in memory just as their file has them.
+template <class Function>
+void for_unchanged_pages(int pagemap, uintptr_t first, uintptr_t last, Function fn) {
+    uint64_t entries[512];
+    while (first < last) {
+        const size_t most = std::min<size_t>(last - first, sizeof entries / sizeof entries[0]);
+        const ssize_t bytes = pread(pagemap, entries, most * sizeof entries[0], off_t(first * sizeof entries[0]));
+        if (bytes < ssize_t(sizeof entries[0])) return;
+        const size_t count = size_t(bytes) / sizeof entries[0];
+        for (size_t i = 0, run = 0; i <= count; i++) {
+            if (i < count && is_unchanged_file_page(entries[i])) {
+                run++;
+            } else if (run) {
+                fn(first + i - run, run);
+                run = 0;
+            }
+        }
+        first += count;
+    }
+}
+#endif
 
 }  // namespace
 
+Buffer::Buffer(size_t capacity) : mapped_(capacity + kHugePage) {
+    mapping_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapping_ == MAP_FAILED) throw std::bad_alloc();
+    data_ = reinterpret_cast<uint8_t *>(round_up(reinterpret_cast<uintptr_t>(mapping_), kHugePage));
+#if defined(MADV_HUGEPAGE)
+    madvise(data_, capacity, MADV_HUGEPAGE);
+#endif
+}
+
+Buffer::~Buffer() { munmap(mapping_, mapped_); }
+
+void Buffer::shrink(size_t bytes) {
+    const size_t used = size_t(data_ - static_cast<uint8_t *>(mapping_)) + round_up(bytes, page_size());
+    if (used < mapped_ && munmap(static_cast<uint8_t *>(mapping_) + used, mapped_ - used) == 0) mapped_ = used;
+}
+
+#if defined(__linux__)
 void give_back_file_pages(const void *begin, size_t bytes) {
-    const auto page = uintptr_t(sysconf(_SC_PAGESIZE));
-    const uintptr_t first = (uintptr_t(begin) + page - 1) / page * page;
-    const uintptr_t last = (uintptr_t(begin) + bytes) / page * page;
-    if (first < last && mapped_from_file(first, last)) {
-        // Advice: where it is not taken, the pages merely stay.
-        (void)madvise(reinterpret_cast<void *>(first), last - first, MADV_DONTNEED);
-    }
+    const auto address = reinterpret_cast<uintptr_t>(begin);
+    const int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (pagemap < 0) return;  // not told; the pages stay
+    for_unchanged_pages(pagemap, round_up(address, page_size()) / page_size(), (address + bytes) / page_size(),
+                        [](uintptr_t first, size_t count) {
+                            // Advice: where it is not taken, the pages merely stay.
+                            (void)madvise(reinterpret_cast<void *>(first * page_size()), count * page_size(),
+                                          MADV_DONTNEED);
+                        });
+    close(pagemap);
 }
 #else
 void give_back_file_pages(const void *, size_t) {}

@@ -66,9 +66,10 @@ struct Portable {
 
     static Bytes load_bytes(const uint8_t *x) { return x; }
     static void load_scales(const uint8_t *p, Floats (&scale)[2]) {
-        for (int half = 0; half < 2; half++) scale[half] = broadcast(bf16_to_float(p + 2 * half));
+        for (int half = 0; half < 2; half++) scale[half] = broadcast(load_bf16(p + 2 * half));
     }
-    static Ints zero_ints() { return {}; }
+    static Ints broadcast_ints(int32_t value) { return {{value, value, value, value}}; }
+    static Ints load_ints(const int32_t *p) { return {{p[0], p[1], p[2], p[3]}}; }
     static int32_t dot_range(const uint8_t *x, const Chunk &chunk, int begin, int end) {
         int32_t sum = 0;
         for (int i = begin; i < end; i++) sum += int32_t(int8_t(x[i])) * chunk.q[i];
@@ -78,10 +79,12 @@ struct Portable {
         for (int l = 0; l < kLanes; l++) sum.lane[l] += dot_range(x, chunk, 16 * l, 16 * l + 16);
         return sum;
     }
-    static Floats dot_by_32(Floats sum, const uint8_t *x, const Chunk &chunk, const uint8_t *scales) {
+    static Floats dot_by_32(Floats sum, const Ints &start, const uint8_t *x, const Chunk &chunk, const uint8_t *scales) {
         for (int half = 0; half < 2; half++) {
-            const int32_t ints = dot_range(x, chunk, 32 * half, 32 * half + 32);
-            sum.lane[half] += float(ints) * bf16_to_float(scales + 2 * half);
+            for (int l = 0; l < kLanes; l++) {
+                const int begin = 32 * half + 8 * l, ints = start.lane[l] + dot_range(x, chunk, begin, begin + 8);
+                sum.lane[l] += float(ints) * load_bf16(scales + 2 * half);
+            }
         }
         return sum;
     }
@@ -125,15 +128,6 @@ struct Portable {
         return rounding.scale;
     }
 
-    static float half_to_float(uint16_t half) {
-        const uint32_t sign = uint32_t(half & 0x8000u) << 16, rest = half & 0x7FFFu;
-        if (rest >= 0x7C00u) return float_of_bits(sign | 0x7F800000u | (rest & 0x3FFu) << 13);
-        // As a float with the same bits it is 2^112 times too small; multiplying also handles subnormal numbers.
-        const float magnitude = float_of_bits(rest << 13) * 5.192296858534828e33f;
-        return sign ? -magnitude : magnitude;
-    }
-    static float bf16_value(uint16_t word) { return float_of_bits(uint32_t(word) << 16); }
-
     template <float (*kWiden)(uint16_t), RoundKernel kRound>
     struct ByFloats {
         using Activation = float;
@@ -150,8 +144,8 @@ struct Portable {
             return sum;
         }
     };
-    using Fp16 = ByFloats<half_to_float, copy_floats>;
-    using Bf16 = ByFloats<bf16_value, round_to_bf16>;
+    using Fp16 = ByFloats<float_of_fp16, copy_floats>;
+    using Bf16 = ByFloats<float_of_bf16, round_to_bf16>;
 };
 
 }  // namespace

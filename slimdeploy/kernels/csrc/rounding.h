@@ -6,21 +6,10 @@
 #include <cstring>
 
 #include "layout.h"
+#include "numbers.h"
 
 namespace slimdeploy {
 namespace {
-
-inline float float_of_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-inline uint32_t bits_of_float(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
 
 // From the bit pattern of a row's largest magnitude. A row with infinity or NaN gets the scale NaN.
 struct Int8Rounding {
@@ -34,13 +23,6 @@ struct Int8Rounding {
         inverse = finite ? 127.0f / magnitude : 0.0f;
     }
 };
-
-// Nearest, ties to even, kept in a float; NaN stays NaN.
-inline float bf16_rounded(float value) {
-    const uint32_t bits = bits_of_float(value);
-    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return value;
-    return float_of_bits((bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u);
-}
 
 inline float round_to_bf16(const float *x, size_t columns, size_t blocks, void *out) {
     float *floats = static_cast<float *>(out);

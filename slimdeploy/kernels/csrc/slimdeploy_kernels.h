@@ -9,11 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(_WIN32)
-#define SLIMDEPLOY_API __declspec(dllexport)
-#else
 #define SLIMDEPLOY_API __attribute__((visibility("default")))
-#endif
 
 #ifdef __cplusplus
 extern "C" {
@@ -59,8 +55,8 @@ SLIMDEPLOY_API int slimdeploy_weight_create(const slimdeploy_packed *packed, con
 SLIMDEPLOY_API void slimdeploy_weight_free(slimdeploy_weight *weight);
 SLIMDEPLOY_API void slimdeploy_weight_describe(const slimdeploy_weight *weight, slimdeploy_weight_info *info);
 
-/* x: (count, columns), y: (count, rows), both row-major float32. threads: tasks to split the work into at most.
-   parallel_for: NULL runs them on this thread, or on the library's own pool when `threads` is above 1. */
+/* x: (count, columns), y: (count, rows), both row-major float32. threads: how many may work at once, this one among
+   them. parallel_for: runs the tasks; NULL takes the library's own threads. */
 SLIMDEPLOY_API int slimdeploy_linear(const slimdeploy_weight *weight, const float *x, int64_t count, float *y,
                                      int32_t threads, slimdeploy_parallel_for parallel_for, void *pool, char *error,
                                      size_t error_size);
@@ -68,9 +64,11 @@ SLIMDEPLOY_API int slimdeploy_linear(const slimdeploy_weight *weight, const floa
 /* Name of the index-th instruction set of this build, fastest first; NULL past the last. supported: on this CPU. */
 SLIMDEPLOY_API const char *slimdeploy_instruction_set(int32_t index, int32_t *supported);
 
-/* The layout that `automatic` takes for weights of this value type and share of kept weights (0 to 1), measured on
-   first use: nanoseconds per 1000 weights of the sparse and of the dense kernel on one thread. */
-SLIMDEPLOY_API int slimdeploy_layout_choice(const char *instruction_set, int32_t value_type, double kept, int32_t *layout,
+/* The layout that `automatic` takes for large weights of this kind, pattern (see slimdeploy_packed) and share of kept
+   weights (0 to 1), measured on first use: nanoseconds per 1000 weights of the sparse and of the dense kernel on one
+   thread. */
+SLIMDEPLOY_API int slimdeploy_layout_choice(const char *instruction_set, int32_t value_type, int32_t group,
+                                            int32_t kept_per_block, int32_t block, double kept, int32_t *layout,
                                             double *sparse_ns, double *dense_ns, char *error, size_t error_size);
 
 #ifdef __cplusplus

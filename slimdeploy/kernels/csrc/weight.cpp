@@ -1,124 +1,25 @@
 #include "weight.h"
 
 #include <algorithm>
-#include <cinttypes>
-#include <cstdio>
+#include <cmath>
 #include <cstring>
-#include <new>
 
-#include <sys/mman.h>
-#include <unistd.h>
+#include "numbers.h"
 
 namespace slimdeploy {
 namespace {
 
-constexpr size_t kHugePage = size_t(2) << 20;
 // Smaller weights live in caches, and measuring would take longer than it saves.
 constexpr int64_t kWorthMeasuring = int64_t(1) << 20;
 
-[[noreturn]] void fail(const char *format, int64_t a, int64_t b) {
-    char text[256];
-    snprintf(text, sizeof text, format, a, b);
-    throw InvalidInput(text);
-}
+// Columns that share a scale in the kernels' layout.
+int layout_group(ValueKind kind) { return kind == kInt4Group32 ? 32 : 128; }
 
-float bf16_value(uint16_t half) {
-    const uint32_t bits = uint32_t(half) << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-uint16_t bf16_bits(float exact) {
-    uint32_t bits;
-    memcpy(&bits, &exact, sizeof bits);
-    return uint16_t(bits >> 16);
-}
-
-size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
-
-// round(kept * columns / block), ties to even.
-int64_t kept_of_rest(int64_t kept, int64_t block, int64_t columns) {
-    const int64_t product = kept * columns, quotient = product / block, twice_rest = 2 * (product % block);
-    if (twice_rest != block) return quotient + (twice_rest > block);
-    return quotient + quotient % 2;
-}
-
-int64_t count_bits(const uint8_t *row, int64_t begin, int64_t end) {
-    int64_t count = 0;
-    for (int64_t c = begin; c < end;) {
-        if (c % 64 == 0 && c + 64 <= end) {
-            uint64_t word;
-            memcpy(&word, row + c / 8, sizeof word);
-            count += __builtin_popcountll(word);
-            c += 64;
-        } else {
-            count += row[c / 8] >> (c % 8) & 1;
-            c++;
-        }
-    }
-    return count;
-}
-
-void validate_shape(const slimdeploy_packed &p) {
-    const int64_t limit = INT32_MAX;
-    if (p.rows < 1 || p.columns < 1 || p.rows > limit || p.columns > limit) {
-        fail("a weight of %" PRId64 " x %" PRId64 " is no matrix that can be held", p.rows, p.columns);
-    }
-    const bool words = p.value_type == SLIMDEPLOY_BF16 || p.value_type == SLIMDEPLOY_FP16;
-    const bool int8 = p.value_type == SLIMDEPLOY_INT8, int4 = p.value_type == SLIMDEPLOY_INT4;
-    if (!words && !int8 && !int4) fail("value type %" PRId64 " is not known", p.value_type, 0);
-    if ((words && p.group != 0) || (int8 && p.group != 0 && p.group != 128) ||
-        (int4 && p.group != 128 && p.group != 32)) {
-        fail("a group of %" PRId64 " columns per scale does not go with value type %" PRId64, p.group, p.value_type);
-    }
-    const bool pattern = p.kept_per_block || p.block;
-    if (pattern && (p.kept_per_block < 1 || p.block < p.kept_per_block)) {
-        fail("%" PRId64 ":%" PRId64 " is no pattern; N:M keeps 1 to M of every M weights", p.kept_per_block, p.block);
-    }
-}
-
-void validate_scales(const slimdeploy_packed &p) {
-    const bool words = p.value_type == SLIMDEPLOY_BF16 || p.value_type == SLIMDEPLOY_FP16;
-    const int64_t per_row = words ? 0 : p.group ? int64_t(divide_up(p.columns, p.group)) : 1;
-    if (p.scale_count != uint64_t(p.rows * per_row) || (p.scale_count && !p.scales)) {
-        fail("%" PRId64 " scales, not the %" PRId64 " that its shape asks for", int64_t(p.scale_count), p.rows * per_row);
-    }
-    for (uint64_t i = 0; i < p.scale_count; i++) {
-        const float scale = bf16_value(p.scales[i]);
-        if (!(scale > 0.0f && scale < 3.4e38f)) fail("scale %" PRId64 " is not a positive number", int64_t(i), 0);
-    }
-}
-
-void validate_mask(const slimdeploy_packed &p) {
-    const int64_t stride = 8 * int64_t(divide_up(p.columns, 64));
-    if (!p.mask) {
-        if (p.mask_count) fail("%" PRId64 " bytes of mask, but no mask", int64_t(p.mask_count), 0);
-        if (p.value_count != uint64_t(p.rows * p.columns)) {
-            fail("%" PRId64 " values, not the %" PRId64 " of a dense weight", int64_t(p.value_count), p.rows * p.columns);
-        }
-        return;
-    }
-    if (p.mask_count != uint64_t(p.rows * stride)) {
-        fail("%" PRId64 " bytes of mask, not %" PRId64, int64_t(p.mask_count), p.rows * stride);
-    }
-    int64_t kept = 0;
-    for (int64_t n = 0; n < p.rows; n++) {
-        const uint8_t *row = p.mask + n * stride;
-        if (count_bits(row, p.columns, stride * 8)) fail("row %" PRId64 " of the mask has bits in its padding", n, 0);
-        kept += count_bits(row, 0, p.columns);
-        for (int64_t c = 0; p.block && c < p.columns; c += p.block) {
-            const int64_t end = std::min<int64_t>(c + p.block, p.columns);
-            const int64_t expected = kept_of_rest(p.kept_per_block, p.block, end - c);
-            if (count_bits(row, c, end) != expected) {
-                fail("row %" PRId64 " does not keep the pattern's share in the block at column %" PRId64, n, c);
-            }
-        }
-    }
-    if (p.value_count != uint64_t(kept)) {
-        fail("%" PRId64 " values, but the mask keeps %" PRId64, int64_t(p.value_count), kept);
-    }
-}
+// Of a row as kernels decode it: codes of int4 are 16 q, and padding counts too.
+struct RowSums {
+    double weights = 0, group_scales = 0;
+    int64_t codes = 0;
+};
 
 // Reads values of a row one after the other and writes them into blocks.
 class RowWriter {
@@ -126,22 +27,27 @@ class RowWriter {
     RowWriter(const slimdeploy_packed &packed, slimdeploy_weight &weight, int64_t row, uint64_t first_value)
         : packed_(packed), weight_(weight), row_(row), value_(first_value) {}
 
-    // Appends the row's blocks to `out`, and returns where they end. sum: of the row's weights.
-    uint8_t *write(uint8_t *out, double &sum) {
+    // Appends the row's blocks to `out`, and returns where they end.
+    uint8_t *write(uint8_t *out) {
         for (size_t block = 0; block < weight_.matrix.blocks; block++) {
-            out = write_scales(out, block);
+            uint8_t *const scales = out;
+            out += scale_bytes();
             if (weight_.structure != kDense) {
                 for (int c = 0; c < kChunks; c++, out += 8) {
                     const uint64_t mask = chunk_mask(block * kChunks + c);
                     memcpy(out, &mask, 8);
                 }
             }
-            out = is_int4() ? write_nibbles(out, block, sum) : write_values(out, block, sum);
+            std::fill(std::begin(has_codes_), std::end(has_codes_), false);
+            out = is_int4() ? write_nibbles(out, block) : write_values(out, block);
+            write_scales(scales, block);
         }
         return out;
     }
 
     uint64_t next_value() const { return value_; }
+    // Of what has been written; of no use for bf16 and fp16.
+    const RowSums &sums() const { return sums_; }
 
    private:
     bool is_int4() const { return weight_.value_type == SLIMDEPLOY_INT4; }
@@ -160,22 +66,30 @@ class RowWriter {
 
     float scale_at(size_t column) const {
         if (!packed_.scale_count) return 1.0f;
-        if (!packed_.group) return bf16_value(packed_.scales[row_]);
+        if (!packed_.group) return float_of_bf16(packed_.scales[row_]);
         const size_t per_row = divide_up(packed_.columns, packed_.group);
         const size_t group = std::min(column / packed_.group, per_row - 1);
-        return bf16_value(packed_.scales[row_ * per_row + group]);
+        return float_of_bf16(packed_.scales[row_ * per_row + group]);
     }
 
-    uint8_t *write_scales(uint8_t *out, size_t block) {
-        if (weight_.kind == kBf16 || weight_.kind == kFp16) return out;
-        const int columns = weight_.kind == kInt4Group32 ? 32 : 128;
-        for (int c = 0; c < kBlockColumns; c += columns, out += 2) {
-            const float scale = scale_at(block * kBlockColumns + c);
+    size_t scale_bytes() const {
+        const bool words = weight_.kind == kBf16 || weight_.kind == kFp16;
+        return words ? 0 : 2 * kBlockColumns / layout_group(weight_.kind);
+    }
+
+    // After the block's values. A group without codes may have any scale in a file; what sums of integers start at
+    // would be multiplied with it, so it becomes 0.
+    void write_scales(uint8_t *out, size_t block) {
+        for (size_t i = 0; i < scale_bytes() / 2; i++) {
+            const int columns = layout_group(weight_.kind), first = int(i) * columns;
+            const bool *codes = has_codes_ + first / 32;
+            const bool any = std::find(codes, codes + columns / 32, true) != codes + columns / 32;
             // Nibbles are decoded as 16 q; dividing by a power of two is exact.
-            const uint16_t half = bf16_bits(is_int4() ? scale / 16 : scale);
-            memcpy(out, &half, 2);
+            const float scale = any ? scale_at(block * kBlockColumns + first) / (is_int4() ? 16 : 1) : 0;
+            const auto bf16 = uint16_t(bits_of_float(scale) >> 16);
+            memcpy(out + 2 * i, &bf16, 2);
+            sums_.group_scales += scale;
         }
-        return out;
     }
 
     int next_nibble() {
@@ -186,7 +100,7 @@ class RowWriter {
     }
 
     // The nibbles of half a block into `codes`, one in a byte, where the layout wants them; returns how many bytes.
-    int half_of_nibbles(size_t first_chunk, uint8_t *codes, double &sum) {
+    int half_of_nibbles(size_t first_chunk, uint8_t *codes) {
         int used = 0;
         for (size_t chunk = first_chunk; chunk < first_chunk + 2; chunk++) {
             const uint64_t mask = chunk_mask(chunk);
@@ -197,7 +111,10 @@ class RowWriter {
             int at = used;
             for (uint64_t rest = mask; rest; rest &= rest - 1) {
                 const int bit = __builtin_ctzll(rest), nibble = next_nibble();
-                sum += double(nibble >= 8 ? nibble - 16 : nibble) * scale_at(chunk * 64 + bit);
+                const int code = nibble >= 8 ? nibble - 16 : nibble;
+                has_codes_[chunk % kChunks * 2 + bit / 32] |= code != 0;
+                sums_.codes += 16 * code;
+                sums_.weights += double(code) * scale_at(chunk * 64 + bit);
                 codes[weight_.structure == kDense ? used + bit : at++] = uint8_t(nibble);
             }
             used += room;
@@ -205,10 +122,10 @@ class RowWriter {
         return used;
     }
 
-    uint8_t *write_nibbles(uint8_t *out, size_t block, double &sum) {
+    uint8_t *write_nibbles(uint8_t *out, size_t block) {
         uint8_t low[kBlockColumns / 2], high[kBlockColumns / 2];
-        const int low_count = half_of_nibbles(block * kChunks, low, sum);
-        const int high_count = half_of_nibbles(block * kChunks + 2, high, sum);
+        const int low_count = half_of_nibbles(block * kChunks, low);
+        const int high_count = half_of_nibbles(block * kChunks + 2, high);
         const int count = std::max(low_count, high_count);
         for (int i = 0; i < count; i++) {
             out[i] = uint8_t((i < low_count ? low[i] : 0) | (i < high_count ? high[i] : 0) << 4);
@@ -216,7 +133,7 @@ class RowWriter {
         return out + count;
     }
 
-    uint8_t *write_values(uint8_t *out, size_t block, double &sum) {
+    uint8_t *write_values(uint8_t *out, size_t block) {
         const size_t size = weight_.kind == kInt8 ? 1 : 2;
         const uint8_t *source = static_cast<const uint8_t *>(packed_.values);
         for (size_t chunk = block * kChunks; chunk < (block + 1) * kChunks; chunk++) {
@@ -237,8 +154,13 @@ class RowWriter {
             }
             if (weight_.kind == kInt8) {
                 int64_t codes = 0;
-                for (int i = 0; i < kept; i++) codes += static_cast<const int8_t *>(packed_.values)[value_ + i];
-                sum += double(codes) * scale_at(chunk * 64);
+                for (int i = 0; i < kept; i++) {
+                    const int code = static_cast<const int8_t *>(packed_.values)[value_ + i];
+                    has_codes_[chunk % kChunks * 2] |= code != 0;
+                    codes += code;
+                }
+                sums_.codes += codes;
+                sums_.weights += double(codes) * scale_at(chunk * 64);
             }
             value_ += kept;
         }
@@ -249,7 +171,18 @@ class RowWriter {
     const slimdeploy_weight &weight_;
     const int64_t row_;
     uint64_t value_;
+    RowSums sums_;
+    bool has_codes_[kBlockColumns / 32] = {};  // of the block, for 32 columns; int8, in groups of 128, for 64
 };
+
+// Matrix::starts and Matrix::corrections of a row: with activations of x + offset, sums of integers that start at `start`
+// for every 4 columns hold the product, and beside it what these sums of the row tell.
+void set_start(const RowSums &sums, size_t columns, slimdeploy_weight &weight) {
+    const int offset = weight.kernels->offset, group = layout_group(weight.kind);
+    const auto start = int32_t(std::lround(-4.0 * offset * double(sums.codes) / double(columns)));
+    weight.starts.push_back(start);
+    weight.corrections.push_back(float(offset * sums.weights + start * (group / 4) * sums.group_scales));
+}
 
 // An upper bound of a row's bytes: every value kept, and nibbles without a partner.
 size_t most_bytes_of_row(const slimdeploy_weight &weight) {
@@ -258,30 +191,6 @@ size_t most_bytes_of_row(const slimdeploy_weight &weight) {
 }
 
 }  // namespace
-
-Buffer::Buffer(size_t capacity) : mapped_(capacity + kHugePage) {
-    mapping_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (mapping_ == MAP_FAILED) throw std::bad_alloc();
-    data_ = reinterpret_cast<uint8_t *>(divide_up(reinterpret_cast<uintptr_t>(mapping_), kHugePage) * kHugePage);
-#if defined(MADV_HUGEPAGE)
-    madvise(data_, capacity, MADV_HUGEPAGE);
-#endif
-}
-
-Buffer::~Buffer() { munmap(mapping_, mapped_); }
-
-void Buffer::shrink(size_t bytes) {
-    const size_t page = size_t(sysconf(_SC_PAGESIZE));
-    const size_t used = size_t(data_ - static_cast<uint8_t *>(mapping_)) + divide_up(bytes, page) * page;
-    if (used < mapped_ && munmap(static_cast<uint8_t *>(mapping_) + used, mapped_ - used) == 0) mapped_ = used;
-}
-
-void validate(const slimdeploy_packed &packed) {
-    validate_shape(packed);
-    if (packed.value_count && !packed.values) throw InvalidInput("there are no values");
-    validate_scales(packed);
-    validate_mask(packed);
-}
 
 ValueKind value_kind(int32_t value_type, int32_t group) {
     switch (value_type) {
@@ -292,6 +201,10 @@ ValueKind value_kind(int32_t value_type, int32_t group) {
     }
 }
 
+bool keeps_fixed_count(int32_t kept_per_block, int32_t block) {
+    return block > 0 && kChunkColumns % block == 0 && 2 * kept_per_block <= block;
+}
+
 std::unique_ptr<slimdeploy_weight> make_weight(const slimdeploy_packed &packed, const KernelTable &kernels,
                                                int32_t layout) {
     auto weight = std::make_unique<slimdeploy_weight>();
@@ -299,7 +212,7 @@ std::unique_ptr<slimdeploy_weight> make_weight(const slimdeploy_packed &packed, 
     weight->kind = value_kind(packed.value_type, packed.group);
     weight->value_type = packed.value_type;
     weight->kept = int64_t(packed.value_count);
-    const bool fixed = packed.block && kChunkColumns % packed.block == 0 && 2 * packed.kept_per_block <= packed.block;
+    const bool fixed = keeps_fixed_count(packed.kept_per_block, packed.block);
     weight->structure = !packed.mask || layout == SLIMDEPLOY_DENSE ? kDense : fixed ? kFixedCount : kUnstructured;
     weight->one_row = kOneByTwo;
     if (packed.rows * packed.columns >= kWorthMeasuring) {
@@ -316,22 +229,23 @@ std::unique_ptr<slimdeploy_weight> make_weight(const slimdeploy_packed &packed, 
 
     weight->buffer = std::make_unique<Buffer>(matrix.rows * most_bytes_of_row(*weight) + kReadAhead);
     weight->row_offset.reserve(matrix.rows + 1);
-    weight->weight_sums.reserve(matrix.rows);
+    weight->starts.reserve(matrix.rows);
+    weight->corrections.reserve(matrix.rows);
     uint8_t *const start = weight->buffer->data(), *out = start;
     uint64_t value = 0;
     for (int64_t n = 0; n < packed.rows; n++) {
         RowWriter writer(packed, *weight, n, value);
-        double sum = 0;
         weight->row_offset.push_back(uint64_t(out - start));
-        out = writer.write(out, sum);
-        weight->weight_sums.push_back(float(sum));
+        out = writer.write(out);
+        set_start(writer.sums(), matrix.blocks * kBlockColumns, *weight);
         value = writer.next_value();
     }
     weight->row_offset.push_back(uint64_t(out - start));
     weight->buffer->shrink(size_t(out - start) + kReadAhead);
     matrix.data = start;
     matrix.row_offset = weight->row_offset.data();
-    matrix.weight_sums = weight->weight_sums.data();
+    matrix.starts = weight->starts.data();
+    matrix.corrections = weight->corrections.data();
     return weight;
 }
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "layout.h"
+#include "pages.h"
 #include "slimdeploy_kernels.h"
 
 namespace slimdeploy {
@@ -22,24 +23,7 @@ struct InvalidInput : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// Zeroed memory in huge pages where the system has them: kernels stream through it, and small pages cost a tenth.
-// Pages that are never written take no memory.
-class Buffer {
-   public:
-    explicit Buffer(size_t capacity);
-    ~Buffer();
-    Buffer(const Buffer &) = delete;
-    Buffer &operator=(const Buffer &) = delete;
-
-    uint8_t *data() const { return data_; }
-    // Gives back what lies behind the first `bytes`.
-    void shrink(size_t bytes);
-
-   private:
-    void *mapping_;
-    size_t mapped_;
-    uint8_t *data_;
-};
+inline size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 
 // The fastest instruction set of this CPU, or the one named. Throws InvalidInput for one that it does not support.
 const KernelTable &find_kernels(const char *name);
@@ -48,6 +32,9 @@ const KernelTable &find_kernels(const char *name);
 void validate(const slimdeploy_packed &packed);
 
 ValueKind value_kind(int32_t value_type, int32_t group);
+
+// Whether the pattern keeps the same number of every 64 weights, at most half of them (layout.h).
+bool keeps_fixed_count(int32_t kept_per_block, int32_t block);
 
 struct Speed {
     double ns_per_1000;  // weights, on one thread and one row of activations, from memory
@@ -74,7 +61,8 @@ struct slimdeploy_weight {
     int32_t value_type;
     int64_t kept;
     std::vector<uint64_t> row_offset;
-    std::vector<float> weight_sums;
+    std::vector<int32_t> starts;
+    std::vector<float> corrections;
     std::unique_ptr<slimdeploy::Buffer> buffer;
 };
 

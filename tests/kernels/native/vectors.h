@@ -47,7 +47,7 @@ struct Input {
 };
 
 struct Case {
-    int64_t rows, columns, value_type, group, kept_per_block, block, input, tolerance, batch_sizes;
+    int64_t rows, columns, value_type, group, kept_per_block, block, input, batch_sizes;
     std::vector<int64_t> batches;
     int64_t mask_count, value_count, scale_count;
     Block mask, values, scales, expected;
@@ -88,7 +88,7 @@ class VectorFile {
         if (first == EOF) return false;
         ungetc(first, file_);
         for (int64_t *field : {&out.rows, &out.columns, &out.value_type, &out.group, &out.kept_per_block, &out.block,
-                               &out.input, &out.tolerance, &out.batch_sizes}) {
+                               &out.input, &out.batch_sizes}) {
             *field = number();
         }
         out.batches.clear();
