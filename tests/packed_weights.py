@@ -51,6 +51,13 @@ def random_packed(rng: np.random.Generator, encoding: Encoding, pattern: str, ro
     return pack(random_weight(rng, mask), encoding, pattern, mask)
 
 
+INT4 = random_packed(np.random.default_rng(1), Encoding("int4", 32), "26:64", rows=3, columns=92)
+INT8 = random_packed(np.random.default_rng(1), Encoding("int8"), "unstructured", rows=3, columns=100)
+BF16 = random_packed(np.random.default_rng(1), Encoding("bf16"), "2:4", rows=3, columns=100)
+FP16 = random_packed(np.random.default_rng(1), Encoding("fp16"), "dense", rows=3, columns=100)
+"""One of each type of value, to spoil."""
+
+
 def assert_same(one: PackedTensor, other: PackedTensor) -> None:
     """Bit for bit."""
     assert Description.of(one) == Description.of(other)
