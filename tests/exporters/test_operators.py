@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnxscript import ir
 from packed_models import FLOAT, packed_model, relative_error, run, save, session
-from packed_weights import COLUMNS, ENCODINGS, PATTERNS, label, random_mask, random_weight
+from packed_weights import COLUMNS, ENCODINGS, PATTERNS, label, random_packed
 
 from slimdeploy.kernels import operators, reference
 from slimdeploy.kernels.library import library_file
@@ -23,9 +23,7 @@ INT8 = Encoding("int8", 128)
 
 
 def packed_of(encoding: Encoding, pattern: str, columns: int, rows: int = 33) -> PackedTensor:
-    rng = np.random.default_rng(columns)
-    mask = random_mask(rng, rows, columns, pattern)
-    return pack(random_weight(rng, mask), encoding, pattern, mask)
+    return random_packed(np.random.default_rng(columns), encoding, pattern, rows, columns)
 
 
 def inputs(columns: int, count: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:

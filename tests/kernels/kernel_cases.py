@@ -13,6 +13,7 @@ from packed_weights import ENCODINGS, PATTERNS, random_mask, random_weight
 
 from slimdeploy.kernels import reference
 from slimdeploy.packed import Encoding, PackedTensor, pack
+from slimdeploy.packed_tensor import block_counts
 
 BATCHES = (1, 2, 3, 4, 7, 8, 16, 17, 64, 577)
 COLUMNS = (1, 63, 65, 255, 4100)
@@ -114,7 +115,7 @@ def write_vectors(path: Path) -> None:
             file.write(_numbers(*x.shape) + x.tobytes())
         for name, case in cases(given):
             packed = case.packed
-            kept, block = (int(n) for n in packed.pattern.split(":")) if ":" in packed.pattern else (0, 0)
+            kept, block = block_counts(packed.pattern) or (0, 0)
             values = _VALUE_TYPES.index(packed.encoding.values)
             file.write(
                 _numbers(packed.rows, packed.columns, values, packed.encoding.group, kept, block, places[name])

@@ -5,17 +5,18 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import packed_weights
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import AMX_BF16_TOLERANCE, MANY_ROWS, TOLERANCE, Case, cases, inputs
 from numpy.typing import NDArray
-from packed_weights import ENCODINGS, PATTERNS, label, random_mask, random_weight
+from packed_weights import ENCODINGS, PATTERNS, label
 
 from slimdeploy.errors import ArtifactError
 from slimdeploy.kernels import reference
 from slimdeploy.kernels.library import FORCED, Layout, Linear, instruction_sets, library_file
-from slimdeploy.packed import Encoding, PackedTensor, pack
+from slimdeploy.packed import Encoding, PackedTensor
 
 if library_file() is None:
     pytest.skip("the kernels are not built: apt-get install g++ cmake, make install", allow_module_level=True)
@@ -29,9 +30,7 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 def random_packed(seed: int, encoding: Encoding, pattern: str, rows: int, columns: int) -> PackedTensor:
-    rng = np.random.default_rng(seed)
-    mask = random_mask(rng, rows, columns, pattern)
-    return pack(random_weight(rng, mask), encoding, pattern, mask)
+    return packed_weights.random_packed(np.random.default_rng(seed), encoding, pattern, rows, columns)
 
 
 def activations(seed: int, rows: int, columns: int) -> NDArray[np.float32]:
