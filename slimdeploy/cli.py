@@ -5,6 +5,7 @@ sentence; 130 interrupted.
 """
 
 import argparse
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -193,6 +194,9 @@ def _serve(options: argparse.Namespace) -> int:
 
     config = _serve_config(options)
     artifact = open_artifact(options.artifact)
+    # Our own notes, such as how weights are held; other packages' only from warnings on.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger(__package__).setLevel(logging.INFO)
     run_server(artifact, config, ready=lambda url: _say(f"serving {artifact.manifest.model} at {url}"))
     return 0
 

@@ -1,6 +1,7 @@
 """The command line: what it exits with, and one clear sentence for whatever a user can mend."""
 
 import socket
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -70,6 +71,24 @@ def test_an_altered_artifact_is_not_served(tmp_path: Path, capsys: pytest.Captur
         (folder / "model").write_text("weights")
     (tmp_path / "artifact" / "model").write_text("weightz")
     assert "sha256" in refused(capsys, "serve", tmp_path / "artifact")
+
+
+def test_what_the_engine_notes_is_shown_by_serve_and_other_packages_notes_are_not(tmp_path: Path) -> None:
+    with new_artifact(tmp_path / "artifact", Manifest("onnx", "demo", "llava")):
+        pass
+    # A process of its own: pytest handles the log of this one.
+    program = (
+        "import logging, sys\n"
+        "from slimdeploy.cli import main\n"
+        "from slimdeploy.serve import server\n"
+        "def run_server(*_, **__):\n"
+        "    logging.getLogger('slimdeploy.serve.engines.onnx').info('held sparse in memory')\n"
+        "    logging.getLogger('another').info('of no interest')\n"
+        "server.run_server = run_server\n"
+        "main(['serve', sys.argv[1]])\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "artifact")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == "held sparse in memory\n"
 
 
 def test_a_port_in_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ namespace {
 template <class Products>
 struct Avx2 {
     static constexpr int kLanes = 8, kOffset = Products::kOffset, kPanelVectors = 2, kPanelTile = 4;
+    static constexpr size_t kPanelCache = size_t(256) << 10;
     using Few = Avx2;
     using Bytes = const uint8_t *;  // 16 registers are few: activations are loaded where they are used
     struct Chunk {

@@ -15,6 +15,7 @@ struct Avx512Few;
 
 struct Avx512 {
     static constexpr int kLanes = 16, kOffset = 128, kPanelVectors = 2, kPanelTile = 6;
+    static constexpr size_t kPanelCache = size_t(512) << 10;  // of at least 1 MB at the second level
     using Few = Avx512Few;
     using Chunk = __m512i;
     using Bytes = __m512i;

@@ -125,7 +125,8 @@ void multiply(Call call) {
         const size_t tile = w.kernels->tile_rows;
         call.padded_count = (call.count + tile - 1) / tile * tile;
     }
-    const size_t stride = w.matrix.blocks * kBlockColumns * w.kernels->activation_bytes[w.kind];
+    // Not a power of two: rows of a tile would meet in the same places of the first-level cache.
+    const size_t stride = w.matrix.blocks * kBlockColumns * w.kernels->activation_bytes[w.kind] + 64;
     const size_t scales_bytes = (call.padded_count * sizeof(float) + 63) / 64 * 64;
     const Memory memory = allocate(scales_bytes + call.padded_count * stride);
     float *scales = static_cast<float *>(memory.get());

@@ -13,6 +13,8 @@
 //     load_scales              two scales, each in all lanes
 //     Words, expand16, load16, dot_bf16, dot_fp16        the same for 32 weights of 16 bits
 //     Unit (one 32-bit lane): dot_units, and `store*` for panels
+//     kPanelVectors, kPanelTile, kPanelCache             rows of a panel, in vectors; rows of activations of a tile; bytes
+//                                                        of cache for decoded panels
 //
 // Everything is in an unnamed namespace: see layout.h.
 
@@ -38,6 +40,13 @@ constexpr void fill_fused(FusedKernel (&kernels)[kFusedSizes]) {
     kernels[kEight] = fused<Product, 1, 8>;
 }
 
+template <class Isa, class Kind>
+constexpr void fill_panels(KernelTable &table, ValueKind kind, Structure structure) {
+    const size_t bytes = panels_at_once<Isa, Kind>() * sizeof(typename Kind::Panel);
+    table.panel[kind][structure] = panels<Isa, Kind>;
+    table.panel_bytes = bytes > table.panel_bytes ? bytes : table.panel_bytes;
+}
+
 template <class Isa, Structure kStructure>
 constexpr void fill_structure(KernelTable &table) {
     using Int8 = Int8Stream<Isa, kStructure>;
@@ -49,11 +58,11 @@ constexpr void fill_structure(KernelTable &table) {
     fill_fused<Isa, IntProduct<Isa, Int4By32>>(table.fused[kInt4Group32][kStructure]);
     fill_fused<Isa, WordProduct<Isa, Words, typename Isa::Bf16>>(table.fused[kBf16][kStructure]);
     fill_fused<Isa, WordProduct<Isa, Words, typename Isa::Fp16>>(table.fused[kFp16][kStructure]);
-    table.panel[kInt8][kStructure] = panels<Isa, IntPanel<Isa, Int8>>;
-    table.panel[kInt4Group128][kStructure] = panels<Isa, IntPanel<Isa, Int4>>;
-    table.panel[kInt4Group32][kStructure] = panels<Isa, IntPanel<Isa, Int4By32>>;
-    table.panel[kBf16][kStructure] = panels<Isa, WordPanel<Isa, Words, typename Isa::Bf16>>;
-    table.panel[kFp16][kStructure] = panels<Isa, WordPanel<Isa, Words, typename Isa::Fp16>>;
+    fill_panels<Isa, IntPanel<Isa, Int8>>(table, kInt8, kStructure);
+    fill_panels<Isa, IntPanel<Isa, Int4>>(table, kInt4Group128, kStructure);
+    fill_panels<Isa, IntPanel<Isa, Int4By32>>(table, kInt4Group32, kStructure);
+    fill_panels<Isa, WordPanel<Isa, Words, typename Isa::Bf16>>(table, kBf16, kStructure);
+    fill_panels<Isa, WordPanel<Isa, Words, typename Isa::Fp16>>(table, kFp16, kStructure);
 }
 
 template <class Isa>
@@ -72,9 +81,8 @@ constexpr KernelTable make_table(const char *name) {
     table.activation_bytes[kBf16] = sizeof(typename Isa::Bf16::Activation);
     table.round[kFp16] = Isa::Fp16::round;
     table.activation_bytes[kFp16] = sizeof(typename Isa::Fp16::Activation);
-    table.panel_rows = Panel<Isa>::kRows;
+    table.panel_rows = kPanelRows<Isa>;
     table.tile_rows = Isa::kPanelTile;
-    table.panel_bytes = sizeof(Panel<Isa>);
     return table;
 }
 

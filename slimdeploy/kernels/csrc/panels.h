@@ -13,14 +13,16 @@ namespace {
 // Bytes ahead of a row's position: a panel walks through so many rows at once that a few hundred are time enough.
 constexpr int kPanelPrefetch = 512;
 
+// Rows of the weight that a panel holds.
 template <class Isa>
+constexpr int kPanelRows = Isa::kPanelVectors *Isa::kLanes;
+
+// A slab of columns of these rows. starts: of sums over a group of columns.
+template <int kRows, int kBlockUnits, int kBlockGroups>
 struct Panel {
-    static constexpr int kRows = Isa::kPanelVectors * Isa::kLanes;
-    static constexpr size_t kUnits = size_t(kSlabBlocks) * kBlockColumns;  // of the widest kind, float
-    static constexpr size_t kScales = size_t(kSlabBlocks) * kBlockColumns / 32;
-    alignas(64) uint32_t units[kUnits * kRows];
-    alignas(64) float scales[kScales * kRows];
-    alignas(64) int32_t starts[kRows];  // for a group of columns
+    alignas(64) uint32_t units[size_t(kSlabBlocks) * kBlockUnits * kRows];
+    alignas(64) float scales[size_t(kSlabBlocks) * kBlockGroups * kRows];
+    alignas(64) int32_t starts[kRows];
 };
 
 // to[u * kStride + lane] = from[lane][u]: what rows hold one after the other, side by side.
@@ -33,28 +35,37 @@ struct Transpose {
     }
 };
 
+// The kinds of panels: how a block is decoded into one, and how a tile is multiplied with it. `Setup` is held while that
+// goes on. A tile reads kTile rows of activations; `count` are left that count.
+
 template <class Isa, class Stream>
 struct IntPanel {
     static constexpr int kGroup = Stream::kGroup, kGroupUnits = kGroup / 4, kBlockUnits = kBlockColumns / 4;
+    static constexpr int kTile = Isa::kPanelTile, kRows = kPanelRows<Isa>, kBlockGroups = kBlockColumns / kGroup;
     static constexpr bool kIntegers = true;
+    using Panel = slimdeploy::Panel<kRows, kBlockUnits, kBlockGroups>;
     using Row = Stream;
+    struct Setup {};
 
     // One block of one row into `units`, its scales into the panel's column of that row.
     static SLIMDEPLOY_INLINE void decode(Stream &stream, size_t block, uint32_t *units, float *column) {
-        constexpr int kRows = Panel<Isa>::kRows, kGroups = kBlockColumns / kGroup;
         typename Isa::Chunk chunk[kChunks];
         const uint8_t *scales = stream.next(chunk);
         for (int c = 0; c < kChunks; c++) Isa::store(units + 16 * c, chunk[c]);
-        for (int g = 0; g < kGroups; g++) column[(block * kGroups + g) * kRows] = load_bf16(scales + 2 * g);
+        for (int g = 0; g < kBlockGroups; g++) column[(block * kBlockGroups + g) * kRows] = load_bf16(scales + 2 * g);
     }
 
-    template <int kTile>
-    static SLIMDEPLOY_INLINE void tile(const Panel<Isa> &panel, size_t blocks, const uint8_t *x, size_t stride,
+    static SLIMDEPLOY_INLINE void tile(const Panel &panel, size_t blocks, const uint8_t *x, size_t stride, size_t /* count */,
                                        typename Isa::Floats (&sum)[kTile][Isa::kPanelVectors]) {
-        constexpr int kVectors = Isa::kPanelVectors, kRows = Panel<Isa>::kRows;
+        constexpr int kVectors = Isa::kPanelVectors;
+        SLIMDEPLOY_UNROLL
+        for (int m = 0; m < kTile; m++) {
+            SLIMDEPLOY_UNROLL
+            for (int v = 0; v < kVectors; v++) sum[m][v] = Isa::zero();
+        }
         const uint32_t *units = panel.units;
         const float *scales = panel.scales;
-        for (size_t g = 0; g < blocks * (kBlockColumns / kGroup); g++, scales += kRows, x += kGroup) {
+        for (size_t g = 0; g < blocks * kBlockGroups; g++, scales += kRows, x += kGroup) {
             typename Isa::Ints ints[kTile][kVectors];
             SLIMDEPLOY_UNROLL
             for (int m = 0; m < kTile; m++) {
@@ -84,10 +95,12 @@ struct IntPanel {
 
 template <class Isa, class Stream, class Arithmetic>
 struct WordPanel {
+    static constexpr int kGroupUnits = 0, kBlockUnits = kBlockColumns * sizeof(typename Arithmetic::Activation) / 4;
+    static constexpr int kTile = Isa::kPanelTile, kRows = kPanelRows<Isa>;
     static constexpr bool kIntegers = false;
-    static constexpr int kGroupUnits = 0;
-    static constexpr int kBlockUnits = kBlockColumns * sizeof(typename Arithmetic::Activation) / 4;
+    using Panel = slimdeploy::Panel<kRows, kBlockUnits, 1>;
     using Row = Stream;
+    struct Setup {};
 
     static SLIMDEPLOY_INLINE void decode(Stream &stream, size_t, uint32_t *units, float *) {
         typename Isa::Words words[Stream::kWords];
@@ -95,10 +108,14 @@ struct WordPanel {
         for (int i = 0; i < Stream::kWords; i++) Arithmetic::store(units + i * (kBlockUnits / Stream::kWords), words[i]);
     }
 
-    template <int kTile>
-    static SLIMDEPLOY_INLINE void tile(const Panel<Isa> &panel, size_t blocks, const uint8_t *x, size_t stride,
+    static SLIMDEPLOY_INLINE void tile(const Panel &panel, size_t blocks, const uint8_t *x, size_t stride, size_t /* count */,
                                        typename Isa::Floats (&sum)[kTile][Isa::kPanelVectors]) {
-        constexpr int kVectors = Isa::kPanelVectors, kRows = Panel<Isa>::kRows;
+        constexpr int kVectors = Isa::kPanelVectors;
+        SLIMDEPLOY_UNROLL
+        for (int m = 0; m < kTile; m++) {
+            SLIMDEPLOY_UNROLL
+            for (int v = 0; v < kVectors; v++) sum[m][v] = Isa::zero();
+        }
         const uint32_t *units = panel.units;
         for (size_t u = 0; u < blocks * kBlockUnits; u++, units += kRows, x += 4) {
             typename Isa::Units weights[kVectors];
@@ -114,18 +131,18 @@ struct WordPanel {
     }
 };
 
-template <class Isa, class Kind>
+template <class Kind>
 SLIMDEPLOY_INLINE void begin_panel(const Matrix &w, size_t n0, int rows, typename Kind::Row *stream,
-                                   Panel<Isa> &panel) {
-    for (int r = 0; r < Panel<Isa>::kRows; r++) panel.starts[r] = r < rows ? w.starts[n0 + r] * Kind::kGroupUnits : 0;
+                                   typename Kind::Panel &panel) {
+    for (int r = 0; r < Kind::kRows; r++) panel.starts[r] = r < rows ? w.starts[n0 + r] * Kind::kGroupUnits : 0;
     for (int r = 0; r < rows; r++) stream[r] = {w.data + w.row_offset[n0 + r], w.kept_per_chunk, kPanelPrefetch};
 }
 
 // The next `blocks` blocks of a panel's rows. Rows behind the last leave what the panel held before: what is computed
 // from it is not written anywhere.
 template <class Isa, class Kind>
-SLIMDEPLOY_INLINE void decode_panel(typename Kind::Row *stream, int rows, size_t blocks, Panel<Isa> &panel) {
-    constexpr int kLanes = Isa::kLanes, kUnits = Kind::kBlockUnits, kRows = Panel<Isa>::kRows;
+SLIMDEPLOY_INLINE void decode_panel(typename Kind::Row *stream, int rows, size_t blocks, typename Kind::Panel &panel) {
+    constexpr int kLanes = Isa::kLanes, kUnits = Kind::kBlockUnits, kRows = Kind::kRows;
     for (int first = 0; first < rows; first += kLanes) {
         const int lanes = rows - first < kLanes ? rows - first : kLanes;
         for (size_t b = 0; b < blocks; b++) {
@@ -140,45 +157,54 @@ SLIMDEPLOY_INLINE void decode_panel(typename Kind::Row *stream, int rows, size_t
 }
 
 // Adds a tile's sums to y, or sets them on the first slab, and applies scale and correction on the last.
-template <class Isa, int kTile>
-SLIMDEPLOY_INLINE void write_tile(const Matrix &w, const Activations &a, float *y, size_t m0, size_t n0, bool integers,
-                                  bool first, bool last, typename Isa::Floats (&sum)[kTile][Isa::kPanelVectors]) {
-    constexpr int kRows = Panel<Isa>::kRows;
-    const size_t columns = w.rows - n0 < size_t(kRows) ? w.rows - n0 : kRows;
-    for (int m = 0; m < kTile && m0 + m < a.count; m++) {
-        alignas(64) float out[kRows];
+template <class Isa, class Kind>
+SLIMDEPLOY_INLINE void write_tile(const Matrix &w, const Activations &a, float *y, size_t m0, size_t n0, int rows,
+                                  bool first, bool last,
+                                  typename Isa::Floats (&sum)[Kind::kTile][Isa::kPanelVectors]) {
+    for (int m = 0; m < Kind::kTile && m0 + m < a.count; m++) {
+        alignas(64) float out[Kind::kRows];
         for (int v = 0; v < Isa::kPanelVectors; v++) Isa::store_floats(out + v * Isa::kLanes, sum[m][v]);
         float *target = y + (m0 + m) * w.rows + n0;
-        for (size_t n = 0; n < columns; n++) {
+        for (int n = 0; n < rows; n++) {
             const float total = first ? out[n] : target[n] + out[n];
-            target[n] = last && integers ? a.scales[m0 + m] * (total - w.corrections[n0 + n]) : total;
+            target[n] = last && Kind::kIntegers ? a.scales[m0 + m] * (total - w.corrections[n0 + n]) : total;
         }
     }
 }
 
+// Panels that are decoded before they are multiplied: together they fill the cache that an instruction set's CPUs can
+// spare, and activations, which may not fit there, are read once for all of them.
+template <class Isa, class Kind>
+constexpr size_t panels_at_once() {
+    const size_t fit = Isa::kPanelCache / sizeof(Kind::Panel::units);
+    return fit > 1 ? fit : 1;
+}
+
 template <class Isa, class Kind>
 void panels(const Matrix &w, const Activations &a, float *y, size_t begin, size_t end, void *scratch) {
-    constexpr int kRows = Panel<Isa>::kRows, kTile = Isa::kPanelTile;
-    Panel<Isa> &panel = *static_cast<Panel<Isa> *>(scratch);
-    for (size_t p = begin; p < end; p++) {
-        const size_t n0 = p * kRows;
-        const int rows = int(w.rows - n0 < size_t(kRows) ? w.rows - n0 : kRows);
-        typename Kind::Row stream[kRows];
-        begin_panel<Isa, Kind>(w, n0, rows, stream, panel);
+    constexpr size_t kAtOnce = panels_at_once<Isa, Kind>(), kRows = size_t(Kind::kRows);
+    auto *panel = static_cast<typename Kind::Panel *>(scratch);
+    [[maybe_unused]] const typename Kind::Setup setup;
+    for (size_t p = begin; p < end; p += kAtOnce) {
+        const size_t count = end - p < kAtOnce ? end - p : kAtOnce;
+        typename Kind::Row stream[kAtOnce * kRows];
+        int rows[kAtOnce];
+        for (size_t i = 0; i < count; i++) {
+            const size_t n0 = (p + i) * kRows;
+            rows[i] = int(w.rows - n0 < kRows ? w.rows - n0 : kRows);
+            begin_panel<Kind>(w, n0, rows[i], stream + i * kRows, panel[i]);
+        }
         const uint8_t *x = static_cast<const uint8_t *>(a.values);
         for (size_t slab = 0; slab < w.blocks; slab += kSlabBlocks) {
             const size_t blocks = w.blocks - slab < size_t(kSlabBlocks) ? w.blocks - slab : kSlabBlocks;
-            decode_panel<Isa, Kind>(stream, rows, blocks, panel);
-            for (size_t m0 = 0; m0 < a.count; m0 += kTile) {
-                typename Isa::Floats sum[kTile][Isa::kPanelVectors];
-                SLIMDEPLOY_UNROLL
-                for (int m = 0; m < kTile; m++) {
-                    SLIMDEPLOY_UNROLL
-                    for (int v = 0; v < Isa::kPanelVectors; v++) sum[m][v] = Isa::zero();
+            const bool first = slab == 0, last = slab + blocks == w.blocks;
+            for (size_t i = 0; i < count; i++) decode_panel<Isa, Kind>(stream + i * kRows, rows[i], blocks, panel[i]);
+            for (size_t m0 = 0; m0 < a.count; m0 += Kind::kTile) {
+                for (size_t i = 0; i < count; i++) {
+                    typename Isa::Floats sum[Kind::kTile][Isa::kPanelVectors];
+                    Kind::tile(panel[i], blocks, x + m0 * a.stride, a.stride, a.count - m0, sum);
+                    write_tile<Isa, Kind>(w, a, y, m0, (p + i) * kRows, rows[i], first, last, sum);
                 }
-                Kind::template tile<kTile>(panel, blocks, x + m0 * a.stride, a.stride, sum);
-                const bool last = slab + blocks == w.blocks;
-                write_tile<Isa, kTile>(w, a, y, m0, n0, Kind::kIntegers, slab == 0, last, sum);
             }
             x += blocks * Kind::kBlockUnits * 4;
         }

@@ -12,6 +12,7 @@ namespace {
 
 struct Portable {
     static constexpr int kLanes = 4, kOffset = 0, kPanelVectors = 4, kPanelTile = 4;
+    static constexpr size_t kPanelCache = size_t(128) << 10;
     using Few = Portable;
     using Bytes = const uint8_t *;
     struct Chunk {
