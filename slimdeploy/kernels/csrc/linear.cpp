@@ -76,9 +76,16 @@ struct Call {
 
 size_t part(size_t total, size_t i, size_t parts) { return total * i / parts; }
 
+// As many threads as are worth waking, which takes some microseconds: each gets at least `least` of the work.
+size_t threads_for(const Call &call, size_t work, size_t least) {
+    return std::clamp<size_t>(work / least, 1, call.threads);
+}
+// About ten microseconds of a thread: numbers rounded, weights decoded and multiplied, and products with decoded weights.
+constexpr size_t kLeastRounded = size_t(1) << 15, kLeastWeights = size_t(1) << 18, kLeastProducts = size_t(1) << 20;
+
 void round_activations(const Call &call, Activations &a, uint8_t *values, float *scales) {
     const slimdeploy_weight &w = call.weight;
-    const size_t tasks = call.count >= 64 ? call.threads : 1;
+    const size_t tasks = threads_for(call, call.count * w.matrix.columns, kLeastRounded);
     call.share_out(tasks, [&](size_t task) {
         for (size_t m = part(call.count, task, tasks); m < part(call.count, task + 1, tasks); m++) {
             const float *x = call.x + m * w.matrix.columns;
@@ -95,7 +102,8 @@ void multiply_fused(const Call &call, const Activations &a) {
                            : call.padded_count == 4 ? kFour
                                                     : kEight;
     const FusedKernel kernel = w.kernels->fused[w.kind][w.structure][size];
-    const size_t tasks = std::min(call.threads, w.matrix.rows);
+    const size_t threads = threads_for(call, w.matrix.rows * w.matrix.columns, kLeastWeights);
+    const size_t tasks = std::min(threads, w.matrix.rows);
     call.share_out(tasks, [&](size_t task) {
         kernel(w.matrix, a, call.y, part(w.matrix.rows, task, tasks), part(w.matrix.rows, task + 1, tasks));
     });
@@ -106,8 +114,9 @@ void multiply_panels(const Call &call, const Activations &a) {
     const PanelKernel kernel = w.kernels->panel[w.kind][w.structure];
     const size_t panels = (w.matrix.rows + w.kernels->panel_rows - 1) / w.kernels->panel_rows;
     // A few tasks for each thread even out what other processes take.
-    const size_t tasks = call.threads == 1 ? 1 : std::min(panels, 4 * call.threads);
-    Scratch scratch(std::min(tasks, call.threads), w.kernels->panel_bytes);
+    const size_t threads = threads_for(call, w.matrix.rows * w.matrix.columns * call.count, kLeastProducts);
+    const size_t tasks = threads == 1 ? 1 : std::min(panels, 4 * threads);
+    Scratch scratch(std::min(tasks, threads), w.kernels->panel_bytes);
     call.share_out(tasks, [&](size_t task) {
         scratch.lend([&](void *own) {
             kernel(w.matrix, a, call.y, part(panels, task, tasks), part(panels, task + 1, tasks), own);
