@@ -10,10 +10,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from .errors import DataError
-from .samples import ImageSource, Sample
+from .metrics import chosen
+from .samples import AnswerMetric, ImageSource, Sample
 
 _IMAGE_MARK = "<image>"
 
@@ -77,6 +78,7 @@ def _sample(entry: Any, where: str, images: Path) -> Sample:
             raise DataError("is no sample: it needs a 'question', 'conversations' (LLaVA) or 'messages' (OpenAI)")
     for text in (sample.id, sample.question, *sample.answers, *sample.choices, sample.kind):
         _require_characters(text)
+    _check_choices(sample)
     return sample
 
 
@@ -101,6 +103,7 @@ def _plain(entry: dict[str, Any], question: str, where: str, images: Path) -> Sa
         answers=_answers(entry),
         choices=_texts(entry, "choices"),
         kind=_kind(entry),
+        metric=_metric(entry),
     )
 
 
@@ -120,7 +123,8 @@ def _llava(entry: dict[str, Any], turns: list[Any], where: str, images: Path) ->
     if not question:
         raise DataError("'conversations' holds no question from 'human'")
     answers = (said["gpt"],) if said["gpt"] else ()
-    return Sample(_id(entry, where), question, _image_paths(entry, images), answers, kind=_kind(entry))
+    pictures = _image_paths(entry, images)
+    return Sample(_id(entry, where), question, pictures, answers, kind=_kind(entry), metric=_metric(entry))
 
 
 def _openai(entry: dict[str, Any], messages: list[Any], where: str, images: Path) -> Sample:
@@ -139,7 +143,8 @@ def _openai(entry: dict[str, Any], messages: list[Any], where: str, images: Path
         raise DataError("'messages' holds no question from 'user'")
     question = "\n".join(texts["system"] + texts["user"])
     answer = "\n".join(texts["assistant"])
-    return Sample(_id(entry, where), question, tuple(pictures), (answer,) if answer else (), kind=_kind(entry))
+    answers = (answer,) if answer else ()
+    return Sample(_id(entry, where), question, tuple(pictures), answers, kind=_kind(entry), metric=_metric(entry))
 
 
 def _read_parts(content: Any, images: Path, texts: list[str], pictures: list[ImageSource]) -> None:
@@ -167,6 +172,21 @@ def _kind(entry: dict[str, Any]) -> str:
     if not isinstance(kind, str):
         raise DataError(f"'kind' is {kind!r}, not a text")
     return kind
+
+
+def _metric(entry: dict[str, Any]) -> AnswerMetric:
+    metric = entry.get("metric", "exact_match")
+    if metric not in get_args(AnswerMetric):
+        raise DataError(f"'metric' is {metric!r}, not one of {', '.join(get_args(AnswerMetric))}")
+    return cast(AnswerMetric, metric)
+
+
+def _check_choices(sample: Sample) -> None:
+    if sample.metric == "letter" and not sample.choices:
+        raise DataError("the metric 'letter' needs 'choices'")
+    for answer in sample.answers if sample.choices else ():
+        if chosen(answer, sample.choices) is None:
+            raise DataError(f"the answer '{answer}' is not among the choices {', '.join(sample.choices)}")
 
 
 def _texts(entry: dict[str, Any], key: str) -> tuple[str, ...]:

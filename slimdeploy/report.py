@@ -19,8 +19,9 @@ from .comparison import Comparison
 from .doctor import cores, cpu_name
 from .errors import ValidateError
 from .measurements import Run, latency_table
+from .metrics import credit
 from .samples import Sample
-from .scoring import Accuracy, is_right
+from .scoring import Accuracy
 from .targets import TargetResult
 
 REPORT_VERSION = 1
@@ -135,7 +136,7 @@ def first_mistakes(samples: Sequence[Sample], answers: Sequence[str | None]) -> 
     wrong = (
         Mistake(sample.id, sample.question, " / ".join(sample.answers), answer)
         for sample, answer in zip(samples, answers, strict=True)
-        if answer is not None and not is_right(sample, answer)
+        if answer is not None and not credit(sample, answer)
     )
     return tuple(mistake for mistake, _ in zip(wrong, range(_MISTAKES_SHOWN), strict=False))
 

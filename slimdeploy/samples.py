@@ -15,6 +15,9 @@ from .errors import DataError
 Split = Literal["calibration", "search", "train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+AnswerMetric = Literal["exact_match", "letter", "vqa", "relaxed"]
+"""How an answer is judged; `slimdeploy.metrics` says what each means."""
+
 ImageSource = Path | bytes
 """An encoded picture (PNG, JPEG, WebP, GIF): where it lies, or its bytes."""
 
@@ -23,7 +26,8 @@ ImageSource = Path | bytes
 class Sample:
     """One question about zero or more pictures.
 
-    answers: every text that counts as right; the first is the one to train on; empty where none is known.
+    answers: every text that counts as right, or what every human said (vqa); the first is the one to train on; empty
+    where none is known.
     choices: the options of a multiple choice, or empty.
     kind: the type of question, for reports by type; empty where it is not known.
     """
@@ -34,6 +38,7 @@ class Sample:
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     kind: str = ""
+    metric: AnswerMetric = "exact_match"
 
     def content_hash(self) -> str:
         """sha256 of the pictures' bytes and the question: equal for equal content, whatever the id.
@@ -49,8 +54,11 @@ class Sample:
 
 
 def fingerprints(samples: Iterable[Sample]) -> list[str]:
-    """What each sample is, its answers and kind included; equal for equal samples, whatever their ids."""
-    return [json.dumps([sample.content_hash(), sample.answers, sample.kind]) for sample in samples]
+    """What each sample is, its answers, kind and metric included; equal for equal samples, whatever their ids."""
+    return [
+        json.dumps([sample.content_hash(), sample.answers, sample.choices, sample.kind, sample.metric])
+        for sample in samples
+    ]
 
 
 def fingerprint_of_split(fingerprints: Sequence[str]) -> str:

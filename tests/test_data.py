@@ -48,17 +48,28 @@ class TestFormats:
             "image": "a.png",
             "question": "Which?",
             "answers": ["red", "crimson"],
-            "choices": ["red", "blue"],
+            "choices": ["red", "blue", "crimson"],
         }
         samples = read(lines(tmp_path / "any.name", entry | {"type": "colour"}))
         image = tmp_path / "a.png"
-        assert samples == [Sample("7", "Which?", (image,), ("red", "crimson"), ("red", "blue"), "colour")]
+        assert samples == [Sample("7", "Which?", (image,), ("red", "crimson"), ("red", "blue", "crimson"), "colour")]
 
     def test_several_images_and_a_number_as_answer(self, tmp_path: Path) -> None:
         entry = {"id": "x", "images": ["a.png", "sub/b.png"], "question": "How many?", "answer": 2, "kind": "count"}
         (sample,) = read(lines(tmp_path / "x.jsonl", entry))
         assert sample.images == (tmp_path / "a.png", tmp_path / "sub/b.png")
         assert (sample.answers, sample.kind) == (("2",), "count")
+
+    def test_the_metric_is_the_samples_own_in_every_format(self, tmp_path: Path) -> None:
+        entries = [
+            question(0, metric="relaxed"),
+            {"id": "1", "conversations": [{"from": "human", "value": "Which?"}], "metric": "vqa"},
+            {"id": "2", "messages": [{"role": "user", "content": "Which?"}], "metric": "vqa"},
+            question(3),
+            {"question": "Which?", "choices": ["red", "blue"], "answer": "B", "metric": "letter"},
+        ]
+        found = [sample.metric for sample in read(lines(tmp_path / "x.jsonl", *entries))]
+        assert found == ["relaxed", "vqa", "vqa", "exact_match", "letter"]
 
     def test_a_sample_may_lack_id_image_and_answer(self, tmp_path: Path) -> None:
         file = lines(tmp_path / "x.jsonl", "", {"question": "Why?"})
@@ -144,6 +155,13 @@ class TestFlaws:
             ({"question": "q", "answer": {"a": 1}}, "'answer' is"),
             ({"question": "q", "choices": [None]}, "'choices' is"),
             ({"question": "q", "kind": 3}, "'kind' is 3"),
+            ({"question": "q", "metric": "bleu"}, "'metric' is 'bleu', not one of exact_match, letter"),
+            ({"question": "q", "metric": ["vqa"]}, "'metric' is \\['vqa'\\]"),
+            ({"question": "q", "metric": "letter", "answer": "A"}, "the metric 'letter' needs 'choices'"),
+            (
+                {"question": "q", "choices": ["red", "blue"], "answer": "C"},
+                "answer 'C' is not among the choices red, blue",
+            ),
             ({"question": "q", "image": "https://a.b/c.png"}, "is a web address; nothing is downloaded"),
             ({"question": "q", "image": "data:image/png;base64,%%%"}, "data: URL is not of the form"),
             ({"question": "q", "image": "data:image/png,abc"}, "data: URL is not of the form"),

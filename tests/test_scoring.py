@@ -1,4 +1,4 @@
-"""Answers are compared as people would, and the share of right ones comes with its uncertainty."""
+"""The mean of what answers earn comes with its uncertainty."""
 
 import math
 
@@ -6,25 +6,11 @@ import pytest
 
 from slimdeploy.errors import DataError
 from slimdeploy.samples import Sample
-from slimdeploy.scoring import agreement, is_right, score
+from slimdeploy.scoring import agreement, score
 
 
 def sample(*answers: str, kind: str = "") -> Sample:
     return Sample(id="s", question="Which colour?", answers=answers, kind=kind)
-
-
-@pytest.mark.parametrize("answer", ["red", " Red ", "RED.", "red .", "\nred.\n"])
-def test_case_blanks_and_one_full_stop_do_not_count(answer: str) -> None:
-    assert is_right(sample("Red"), answer)
-
-
-@pytest.mark.parametrize("answer", ["", "reddish", "red..", "a red", "blue", None])
-def test_anything_else_is_wrong(answer: str | None) -> None:
-    assert not is_right(sample("red"), answer)
-
-
-def test_any_of_the_answers_is_right() -> None:
-    assert is_right(sample("two", "2"), "2.")
 
 
 def test_accuracy_has_the_binomial_standard_error_by_kind_too() -> None:
@@ -35,6 +21,15 @@ def test_accuracy_has_the_binomial_standard_error_by_kind_too() -> None:
     assert accuracy.by_kind["a"].value == pytest.approx(1 / 3)
     assert accuracy.by_kind["a"].standard_error == pytest.approx(math.sqrt(2) / 3 / math.sqrt(3))
     assert (accuracy.by_kind["b"].value, accuracy.by_kind["b"].standard_error) == (1.0, 0.0)
+
+
+def test_partial_credit_has_the_standard_error_of_a_mean() -> None:
+    partly = Sample("s", "What?", answers=("cat",) * 2 + ("dog",) * 8, metric="vqa")
+    accuracy = score([partly, partly, partly], ["cat", "dog", "dog"])
+    earned = [0.6, 1.0, 1.0]
+    mean = sum(earned) / 3
+    assert accuracy.value == pytest.approx(mean)
+    assert accuracy.standard_error == pytest.approx(math.sqrt(sum((each - mean) ** 2 for each in earned) / 3 / 3))
 
 
 def test_samples_without_a_kind_have_no_share_of_their_own() -> None:
