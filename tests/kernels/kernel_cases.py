@@ -3,7 +3,7 @@
 The file is what tests/kernels/native reads (vectors.h says what is in it).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,14 +67,16 @@ def cases(given: dict[str, NDArray[np.float32]]) -> Iterator[tuple[str, Case]]:
                     short = columns > 1000 and (rows == 1 or pattern not in ("unstructured", "32:64", "dense"))
                     batches = BATCHES[:-1] if short else BATCHES
                     yield str(columns), _case(rng, encoding, pattern, rows, given[str(columns)], batches)
-        for pattern, columns in (("unstructured", 63), ("26:64", 65), ("dense", 1)):
+        # The first is large enough for several threads.
+        for pattern, columns in (("unstructured", 255), ("26:64", 65), ("dense", 1)):
             x = given[str(columns)]
             yield str(columns), _case(rng, encoding, pattern, MANY_ROWS, x, (1, 2, 4, 8, 17))
         for pattern in ("unstructured", "dense"):
             yield "odd", _case(rng, encoding, pattern, 35, given["odd"], (1, 2, 4, 8, 24))
         # Kernels with activations + 128 have to subtract many times the result here.
         for pattern in ("unstructured", "dense"):
-            yield "4100", _case(rng, encoding, pattern, 3, given["4100"], (1, 4, 8, 64), one_sign=True)
+            for make in (_of_one_sign, _of_one_sign_by_halves):
+                yield "4100", _case(rng, encoding, pattern, 3, given["4100"], (1, 4, 8, 64), make)
 
 
 def _activations(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.float32]:
@@ -90,12 +92,12 @@ def _case(
     rows: int,
     x: NDArray[np.float32],
     batches: tuple[int, ...],
-    one_sign: bool = False,
+    make: Callable[[np.random.Generator, NDArray[np.bool_]], NDArray[np.float32]] = random_weight,
 ) -> Case:
     while True:
         mask = random_mask(rng, rows, x.shape[1], pattern)
-        weight = random_weight(rng, mask)
-        packed = pack(np.abs(weight) if one_sign else weight, encoding, pattern, mask)
+        weight = make(rng, mask)
+        packed = pack(weight, encoding, pattern, mask)
         y = reference.linear(packed, x[: max(batches)])
         # A single result that happens to cancel tells nothing of a kernel.
         if (
@@ -103,6 +105,16 @@ def _case(
             < 0.3 * np.sqrt(x[0].astype(np.float64) ** 2 @ weight.T.astype(np.float64) ** 2).max()
         ):
             return Case(packed, x, y, batches)
+
+
+def _of_one_sign(rng: np.random.Generator, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    return np.abs(random_weight(rng, mask))
+
+
+def _of_one_sign_by_halves(rng: np.random.Generator, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Large and positive in the first half of the columns, small and negative in the second: their scales differ."""
+    halves = np.where(np.arange(mask.shape[1]) < mask.shape[1] // 2, 1, -1 / 1024)
+    return (mask * rng.uniform(0.8, 1, mask.shape) * halves).astype(np.float32)
 
 
 def write_vectors(path: Path) -> None:

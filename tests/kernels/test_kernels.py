@@ -126,10 +126,11 @@ def test_twice_the_input_gives_exactly_twice_the_output(
 @sets
 @encodings
 def test_threads_change_nothing(encoding: Encoding, name: str) -> None:
-    packed = random_packed(3, encoding, "unstructured", 75, 520)
+    # Enough weights for several threads to be worth waking, at one row too.
+    packed = random_packed(3, encoding, "unstructured", 1031, 1040)
     linear = Linear(packed, instruction_set=name)
-    for batch in (1, 5, 33, 130):
-        x = activations(4, batch, 520)
+    for batch in (1, 5, 33):
+        x = activations(4, batch, 1040)
         alone = linear(x)
         for threads in (2, 3, 8, 200):
             np.testing.assert_allclose(linear(x, threads), alone, rtol=0, atol=1e-6 * np.abs(alone).max())
@@ -156,7 +157,7 @@ def test_no_rows_of_input_give_no_rows_of_output() -> None:
 
 
 def test_several_python_threads_share_the_pool() -> None:
-    packed = random_packed(8, Encoding("int8", 128), "unstructured", 300, 900)
+    packed = random_packed(8, Encoding("int8", 128), "unstructured", 900, 900)
     linear, inputs = Linear(packed), [activations(seed, 1 + seed % 20, 900) for seed in range(64)]
     expected = [linear(x) for x in inputs]
     with ThreadPoolExecutor(8) as pool:

@@ -16,7 +16,7 @@ namespace slimdeploy {
 namespace {
 
 struct Amx : Avx512Bf16 {
-    static constexpr int kPanelTile = 8;  // of fp16; divides kTileRows
+    static constexpr int kPanelTile = 8;                    // of fp16; divides kTileRows
     static constexpr size_t kPanelCache = size_t(1) << 20;  // of 2 MB at the second level
 };
 

@@ -1,6 +1,7 @@
 // AVX2 without VNNI: activations are stored as int8, and products of signed bytes go through |w| and x with w's sign.
 
 #include "avx2.h"
+
 #include "tables.h"
 
 namespace slimdeploy {

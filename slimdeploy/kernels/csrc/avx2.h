@@ -78,8 +78,8 @@ struct Avx2 {
         return _mm_shuffle_epi8(load_128(p + 2 * before), entry<kShift>(kExpand.words, mask));
     }
     static SLIMDEPLOY_INLINE Words expand16(uint32_t mask, const uint8_t *p) {
-        return {{spread_words<0>(mask, p), spread_words<8>(mask, p), spread_words<16>(mask, p),
-                 spread_words<24>(mask, p)}};
+        return {
+            {spread_words<0>(mask, p), spread_words<8>(mask, p), spread_words<16>(mask, p), spread_words<24>(mask, p)}};
     }
     static SLIMDEPLOY_INLINE void store(uint32_t *p, Chunk chunk) {
         _mm256_store_si256(reinterpret_cast<__m256i *>(p), chunk.half[0]);

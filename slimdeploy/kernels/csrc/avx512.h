@@ -159,7 +159,9 @@ struct Avx512Few {
     static SLIMDEPLOY_INLINE __m256i high(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(char(0xF0))); }
     static SLIMDEPLOY_INLINE __m256i low(__m256i v) { return high(_mm256_slli_epi16(v, 4)); }
     static SLIMDEPLOY_INLINE __m512i expand_low(uint64_t mask, const uint8_t *p) { return spread(mask, low(load(p))); }
-    static SLIMDEPLOY_INLINE __m512i expand_high(uint64_t mask, const uint8_t *p) { return spread(mask, high(load(p))); }
+    static SLIMDEPLOY_INLINE __m512i expand_high(uint64_t mask, const uint8_t *p) {
+        return spread(mask, high(load(p)));
+    }
 };
 
 // 16 x 16 units at a time: units of 4 rows are gathered in 128-bit lanes, then lanes are exchanged.
@@ -173,7 +175,8 @@ struct Transpose<16, kUnits, kStride> {
             // quad[4 q + i], lane l: unit 4 l + i of rows 4 q to 4 q + 3.
             SLIMDEPLOY_UNROLL
             for (int q = 0; q < 16; q += 4) {
-                const __m512i a = _mm512_unpacklo_epi32(row[q], row[q + 1]), b = _mm512_unpackhi_epi32(row[q], row[q + 1]);
+                const __m512i a = _mm512_unpacklo_epi32(row[q], row[q + 1]),
+                              b = _mm512_unpackhi_epi32(row[q], row[q + 1]);
                 const __m512i c = _mm512_unpacklo_epi32(row[q + 2], row[q + 3]);
                 const __m512i d = _mm512_unpackhi_epi32(row[q + 2], row[q + 3]);
                 quad[q] = _mm512_unpacklo_epi64(a, c);

@@ -1,4 +1,5 @@
 #include "avx512_bf16.h"
+
 #include "avx512_gathered.h"
 #include "tables.h"
 

@@ -1,7 +1,7 @@
 // One row of activations times a weight that keeps the same number of every 64 columns, at most 32 (kFixedCount): the
-// activations that meet a kept weight are gathered, instead of spreading the weights. What is then multiplied takes half
-// a vector. On Zen 4 spreading, multiplying and moving masks wait for the same two units; this takes a fifth off int4,
-// which is bound by them.
+// activations that meet a kept weight are gathered, instead of spreading the weights. What is then multiplied takes
+// half a vector. On Zen 4 spreading, multiplying and moving masks wait for the same two units; this takes a fifth off
+// int4, which is bound by them.
 
 #ifndef SLIMDEPLOY_AVX512_GATHERED_H
 #define SLIMDEPLOY_AVX512_GATHERED_H

@@ -1,5 +1,5 @@
-// Fused kernels, for few rows of activations: the weight is read once and decoded into registers, with kRows of its rows
-// in flight, far apart, against kCount rows of activations. See linear.h for `Isa`.
+// Fused kernels, for few rows of activations: the weight is read once and decoded into registers, with kRows of its
+// rows in flight, far apart, against kCount rows of activations. See linear.h for `Isa`.
 
 #ifndef SLIMDEPLOY_FUSED_H
 #define SLIMDEPLOY_FUSED_H
@@ -106,7 +106,8 @@ struct WordProduct {
                 for (int m = 0; m < kCount; m++) {
                     const Activation *xm = reinterpret_cast<const Activation *>(x + m * a.stride);
                     SLIMDEPLOY_UNROLL
-                    for (int i = 0; i < Stream::kWords; i++) sum[r][m] = Arithmetic::dot(sum[r][m], xm + 32 * i, words[i]);
+                    for (int i = 0; i < Stream::kWords; i++)
+                        sum[r][m] = Arithmetic::dot(sum[r][m], xm + 32 * i, words[i]);
                 }
             }
         }

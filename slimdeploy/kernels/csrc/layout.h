@@ -6,8 +6,8 @@
 //     masks    uint64[4]                 bit i of masks[c]: column 64 c + i is kept; absent in dense layouts
 //     values   int8, 16 bits or nibbles  what is kept, in order; dense layouts keep everything
 //
-// Nibbles: the first half of a block (columns 0 to 127) lies in the low nibbles, the second half in the high nibbles, so
-// that one load serves both; the shorter half is padded. A code q is decoded as 16 q, which needs no sign extension,
+// Nibbles: the first half of a block (columns 0 to 127) lies in the low nibbles, the second half in the high nibbles,
+// so that one load serves both; the shorter half is padded. A code q is decoded as 16 q, which needs no sign extension,
 // and 1/16 is folded into the scale. Where every 64 columns keep the same number of weights (N:M with M | 64), at most
 // half of them, each 64 columns take the same room, padded in a remainder block, and addresses follow without counting
 // bits.
@@ -41,12 +41,12 @@ enum Structure { kUnstructured, kFixedCount, kDense, kStructures };
 
 struct Matrix {
     size_t rows, columns, blocks;
-    int kept_per_chunk;          // kFixedCount: values that every 64 columns take
+    int kept_per_chunk;  // kFixedCount: values that every 64 columns take
     const uint8_t *data;
     const uint64_t *row_offset;  // (rows + 1) in bytes
     // Activations of integer kinds may be stored with an offset (KernelTable). Where the weights of a row have one sign
-    // its share is many times the product, so sums of integers start at minus the offset times the row's mean code, and
-    // what that leaves is subtracted at the end.
+    // its share is many times the product, so sums of integers start at minus the offset times the row's mean, and what
+    // that leaves is subtracted at the end.
     const int32_t *starts;     // (rows), for 4 columns
     const float *corrections;  // (rows)
 };

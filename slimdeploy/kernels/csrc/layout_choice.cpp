@@ -19,7 +19,13 @@ namespace slimdeploy {
 namespace {
 
 constexpr int64_t kRows = 64, kColumns = 4096;
+// Otherwise the weights that are made to measure a choice would ask for that choice.
+static_assert(kRows * kColumns < kWorthMeasuring);
+#if defined(__x86_64__) || defined(__aarch64__)
 constexpr size_t kStackBytes = size_t(16) << 20;
+#else
+constexpr size_t kStackBytes = size_t(256) << 20;  // nothing can be flushed: larger than caches are
+#endif
 constexpr double kMostSecondsOfRun = 0.004;
 constexpr int kRounds = 4;
 // Sparse weights take less memory, so dense ones must be this much faster to be preferred.
@@ -48,14 +54,14 @@ uint64_t random_mask(int count, uint64_t &state) {
 std::unique_ptr<slimdeploy_weight> synthetic_weight(const KernelTable &kernels, ValueKind kind, Structure structure,
                                                     int kept_of_64) {
     uint64_t state = 0x9E3779B97F4A7C15u, kept = 0;
-    std::vector<uint64_t> mask(kRows * kColumns / 64);
+    const bool dense = structure == kDense, words = kind == kBf16 || kind == kFp16;
+    std::vector<uint64_t> mask(dense ? 0 : kRows * kColumns / 64);
     for (uint64_t &chunk : mask) {
         // Unstructured counts vary around their mean.
         const int jitter = structure == kUnstructured ? int(next_random(state) % 9) - 4 : 0;
         chunk = random_mask(std::clamp(kept_of_64 + jitter, 1, 63), state);
         kept += __builtin_popcountll(chunk);
     }
-    const bool dense = structure == kDense, words = kind == kBf16 || kind == kFp16;
     const std::vector<uint8_t> values(2 * kRows * kColumns);
     const std::vector<uint16_t> scales(words ? 0 : kRows * kColumns / 32, 0x3F80);
     slimdeploy_packed packed{};
@@ -75,7 +81,7 @@ std::unique_ptr<slimdeploy_weight> synthetic_weight(const KernelTable &kernels, 
     return make_weight(packed, kernels, dense ? SLIMDEPLOY_DENSE : SLIMDEPLOY_SPARSE);
 }
 
-// Takes memory out of all caches, whatever their size.
+// Takes memory out of all caches, whatever their size, where a program may do that.
 void flush(const uint8_t *begin, size_t bytes) {
     for (size_t at = 0; at < bytes; at += 64) {
 #if defined(__x86_64__)
@@ -178,7 +184,7 @@ int slimdeploy_layout_choice(const char *instruction_set, int32_t value_type, in
                              char *error, size_t error_size) {
     using namespace slimdeploy;
     return guarded(error, error_size, [&] {
-        if (value_type < SLIMDEPLOY_BF16 || value_type > SLIMDEPLOY_INT4) throw InvalidInput("there is no such value type");
+        validate_kind(value_type, group, kept_per_block, block);
         if (!(kept >= 0.0 && kept <= 1.0)) throw InvalidInput("the share of kept weights is not between 0 and 1");
         const Structure structure = keeps_fixed_count(kept_per_block, block) ? kFixedCount : kUnstructured;
         const LayoutChoice choice =

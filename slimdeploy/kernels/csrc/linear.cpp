@@ -32,7 +32,7 @@ class Scratch {
         for (size_t i = 0; i < pieces; i++) free_.push_back(allocate(bytes));
     }
 
-    // Calls fn with a piece that nobody else has. Waits for one where a pool has more threads than it said.
+    // Calls fn with a piece that nobody else has. Waits for one where a pool that was brought along has more threads.
     template <class Function>
     void lend(Function fn) {
         std::unique_lock<std::mutex> lock(mutex_);
@@ -61,8 +61,9 @@ struct Call {
     slimdeploy_parallel_for parallel_for;
     void *pool;
 
+    // On at most `threads` threads. A pool that is brought along takes as many as there are tasks.
     template <class Function>
-    void share_out(size_t tasks, Function fn) const {
+    void share_out(size_t threads, size_t tasks, Function fn) const {
         const auto task = [](void *argument, size_t i) { (*static_cast<Function *>(argument))(i); };
         if (tasks <= 1) {
             if (tasks) fn(0);
@@ -80,13 +81,13 @@ size_t part(size_t total, size_t i, size_t parts) { return total * i / parts; }
 size_t threads_for(const Call &call, size_t work, size_t least) {
     return std::clamp<size_t>(work / least, 1, call.threads);
 }
-// About ten microseconds of a thread: numbers rounded, weights decoded and multiplied, and products with decoded weights.
+// About ten microseconds of a thread: numbers rounded; weights decoded and multiplied; products with decoded weights.
 constexpr size_t kLeastRounded = size_t(1) << 15, kLeastWeights = size_t(1) << 18, kLeastProducts = size_t(1) << 20;
 
 void round_activations(const Call &call, Activations &a, uint8_t *values, float *scales) {
     const slimdeploy_weight &w = call.weight;
     const size_t tasks = threads_for(call, call.count * w.matrix.columns, kLeastRounded);
-    call.share_out(tasks, [&](size_t task) {
+    call.share_out(tasks, tasks, [&](size_t task) {
         for (size_t m = part(call.count, task, tasks); m < part(call.count, task + 1, tasks); m++) {
             const float *x = call.x + m * w.matrix.columns;
             scales[m] = w.kernels->round[w.kind](x, w.matrix.columns, w.matrix.blocks, values + m * a.stride);
@@ -104,7 +105,7 @@ void multiply_fused(const Call &call, const Activations &a) {
     const FusedKernel kernel = w.kernels->fused[w.kind][w.structure][size];
     const size_t threads = threads_for(call, w.matrix.rows * w.matrix.columns, kLeastWeights);
     const size_t tasks = std::min(threads, w.matrix.rows);
-    call.share_out(tasks, [&](size_t task) {
+    call.share_out(tasks, tasks, [&](size_t task) {
         kernel(w.matrix, a, call.y, part(w.matrix.rows, task, tasks), part(w.matrix.rows, task + 1, tasks));
     });
 }
@@ -113,11 +114,11 @@ void multiply_panels(const Call &call, const Activations &a) {
     const slimdeploy_weight &w = call.weight;
     const PanelKernel kernel = w.kernels->panel[w.kind][w.structure];
     const size_t panels = (w.matrix.rows + w.kernels->panel_rows - 1) / w.kernels->panel_rows;
-    // A few tasks for each thread even out what other processes take.
     const size_t threads = threads_for(call, w.matrix.rows * w.matrix.columns * call.count, kLeastProducts);
-    const size_t tasks = threads == 1 ? 1 : std::min(panels, 4 * threads);
+    // Where all threads work anyway, a few tasks for each even out what other processes take.
+    const size_t tasks = std::min(panels, threads > 1 && threads == call.threads ? 4 * threads : threads);
     Scratch scratch(std::min(tasks, threads), w.kernels->panel_bytes);
-    call.share_out(tasks, [&](size_t task) {
+    call.share_out(threads, tasks, [&](size_t task) {
         scratch.lend([&](void *own) {
             kernel(w.matrix, a, call.y, part(panels, task, tasks), part(panels, task + 1, tasks), own);
         });
@@ -155,6 +156,8 @@ void multiply(Call call) {
 using slimdeploy::guarded;
 using slimdeploy::InvalidInput;
 
+int32_t slimdeploy_interface_version(void) { return 1; }
+
 int slimdeploy_weight_create(const slimdeploy_packed *packed, const char *instruction_set, int32_t layout,
                              slimdeploy_weight **weight, char *error, size_t error_size) {
     return guarded(error, error_size, [&] {
@@ -169,8 +172,9 @@ void slimdeploy_weight_free(slimdeploy_weight *weight) { delete weight; }
 
 void slimdeploy_weight_describe(const slimdeploy_weight *weight, slimdeploy_weight_info *info) {
     const slimdeploy::Matrix &matrix = weight->matrix;
-    *info = {int64_t(matrix.rows), int64_t(matrix.columns), weight->kept, matrix.row_offset[matrix.rows],
-             weight->value_type, weight->structure == slimdeploy::kDense ? SLIMDEPLOY_DENSE : SLIMDEPLOY_SPARSE,
+    *info = {int64_t(matrix.rows), int64_t(matrix.columns),
+             weight->kept,         matrix.row_offset[matrix.rows],
+             weight->value_type,   weight->structure == slimdeploy::kDense ? SLIMDEPLOY_DENSE : SLIMDEPLOY_SPARSE,
              weight->kernels->name};
 }
 

@@ -4,17 +4,26 @@
 //
 //     kLanes, kOffset          32-bit lanes of a vector; what is added to int8 activations when they are stored
 //     Chunk, Bytes             64 int8 weights; 64 activations, or a pointer to them where registers are few
-//     Ints, Floats             a vector of int32; a vector of float
-//     expand, expand_low, expand_high (mask, values)     64 weights spread by a mask from int8, low or high nibbles
-//     Few                      the same for masks of at most 32 bits
-//     load, load_low, load_high (values)                 64 weights that are all there
-//     dot(ints, bytes, chunk)  sums of 64 products, in any lanes
-//     dot_by_32(floats, start, bytes, chunk, scales)     the same with a scale for each half; integer sums begin at start
-//     load_scales              two scales, each in all lanes
-//     Words, expand16, load16, dot_bf16, dot_fp16        the same for 32 weights of 16 bits
-//     Unit (one 32-bit lane): dot_units, and `store*` for panels
-//     kPanelVectors, kPanelTile, kPanelCache             rows of a panel, in vectors; rows of activations of a tile; bytes
-//                                                        of cache for decoded panels
+//     Ints, Floats, Units      a vector of int32, of float, of 32 bits that hold 4 bytes, 2 words or a float
+//     Words                    32 weights of 16 bits
+//     Few                      expand, expand_low and expand_high for masks of at most 32 bits
+//
+//     expand, expand_low, expand_high (mask, values)   64 weights spread by a mask, from int8, low or high nibbles
+//     load, load_low, load_high (values)               64 weights that are all there
+//     expand16, load16                                 the same for Words
+//     load_bytes (activations)                         Bytes
+//     dot (ints, bytes, chunk)                         adds 64 products, in any lanes
+//     dot_by_32 (floats, start, bytes, chunk, scales)  the same with a scale for each half; sums of integers begin at
+//     start load_scales                                      two scales, each in all lanes multiply_add (floats, ints,
+//     scale), total        floats + ints * scale; the sum of all lanes zero, broadcast_ints, load_ints, load_floats,
+//     store_floats round_int8                                       a RoundKernel Bf16, Fp16               arithmetic
+//     with Words: Activation, round, dot (floats, activations, words), store and
+//                              dot_units for panels
+//
+//     kPanelVectors, kPanelTile, kPanelCache   rows of a panel, in vectors; rows of activations of a tile; bytes of
+//     cache
+//                                              for decoded panels
+//     store (units, chunk), load_units, broadcast_unit, dot_units (ints, activations, weights)
 //
 // Everything is in an unnamed namespace: see layout.h.
 
@@ -31,7 +40,7 @@ namespace {
 // The table is a constant: code that ran when the library is loaded, before anyone asked what the CPU has, would be
 // compiled for this instruction set.
 
-template <class Isa, class Product>
+template <class Product>
 constexpr void fill_fused(FusedKernel (&kernels)[kFusedSizes]) {
     kernels[kOneByTwo] = fused<Product, 2, 1>;
     kernels[kOneByFour] = fused<Product, 4, 1>;
@@ -53,11 +62,11 @@ constexpr void fill_structure(KernelTable &table) {
     using Int4 = Int4Stream<Isa, kStructure, 128>;
     using Int4By32 = Int4Stream<Isa, kStructure, 32>;
     using Words = WordStream<Isa, kStructure>;
-    fill_fused<Isa, IntProduct<Isa, Int8>>(table.fused[kInt8][kStructure]);
-    fill_fused<Isa, IntProduct<Isa, Int4>>(table.fused[kInt4Group128][kStructure]);
-    fill_fused<Isa, IntProduct<Isa, Int4By32>>(table.fused[kInt4Group32][kStructure]);
-    fill_fused<Isa, WordProduct<Isa, Words, typename Isa::Bf16>>(table.fused[kBf16][kStructure]);
-    fill_fused<Isa, WordProduct<Isa, Words, typename Isa::Fp16>>(table.fused[kFp16][kStructure]);
+    fill_fused<IntProduct<Isa, Int8>>(table.fused[kInt8][kStructure]);
+    fill_fused<IntProduct<Isa, Int4>>(table.fused[kInt4Group128][kStructure]);
+    fill_fused<IntProduct<Isa, Int4By32>>(table.fused[kInt4Group32][kStructure]);
+    fill_fused<WordProduct<Isa, Words, typename Isa::Bf16>>(table.fused[kBf16][kStructure]);
+    fill_fused<WordProduct<Isa, Words, typename Isa::Fp16>>(table.fused[kFp16][kStructure]);
     fill_panels<Isa, IntPanel<Isa, Int8>>(table, kInt8, kStructure);
     fill_panels<Isa, IntPanel<Isa, Int4>>(table, kInt4Group128, kStructure);
     fill_panels<Isa, IntPanel<Isa, Int4By32>>(table, kInt4Group32, kStructure);

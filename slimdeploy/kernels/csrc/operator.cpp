@@ -94,20 +94,28 @@ Tensor matrix_input(const OrtApi &api, const OrtKernelInfo *info, size_t index, 
 
 int32_t value_type(const Tensor &values) {
     switch (values.type) {
-        case kOrtBfloat16: return SLIMDEPLOY_BF16;
-        case kOrtFloat16: return SLIMDEPLOY_FP16;
-        case kOrtInt8: return SLIMDEPLOY_INT8;
-        case kOrtInt4: return SLIMDEPLOY_INT4;
-        default: throw Malformed("its values are of type " + std::to_string(values.type));
+        case kOrtBfloat16:
+            return SLIMDEPLOY_BF16;
+        case kOrtFloat16:
+            return SLIMDEPLOY_FP16;
+        case kOrtInt8:
+            return SLIMDEPLOY_INT8;
+        case kOrtInt4:
+            return SLIMDEPLOY_INT4;
+        default:
+            throw Malformed("its values are of type " + std::to_string(values.type));
     }
 }
 
 size_t bytes_of(const Tensor &values) {
     switch (values.type) {
-        case kOrtInt4: return (values.count() + 1) / 2;
+        case kOrtInt4:
+            return (values.count() + 1) / 2;
         case kOrtBfloat16:
-        case kOrtFloat16: return 2 * values.count();
-        default: return values.count();
+        case kOrtFloat16:
+            return 2 * values.count();
+        default:
+            return values.count();
     }
 }
 
@@ -132,9 +140,8 @@ Kernel::Kernel(const OrtApi &api, std::string where, const OrtKernelInfo *info, 
     if (columns < 1 || columns > INT32_MAX) throw Malformed("it has " + std::to_string(columns) + " columns");
     if (group < 0 || group > INT32_MAX) throw Malformed("its group is " + std::to_string(group));
     packed.group = int32_t(group);
-    const std::string pattern = get_text([&](char *text, size_t *size) {
-        return api.KernelInfoGetAttribute_string(info, "pattern", text, size);
-    });
+    const std::string pattern = get_text(
+        [&](char *text, size_t *size) { return api.KernelInfoGetAttribute_string(info, "pattern", text, size); });
     std::tie(packed.kept_per_block, packed.block) = parse_pattern(pattern, sparse);
 
     const size_t first = sparse ? 2 : 1;

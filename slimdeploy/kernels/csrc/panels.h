@@ -1,5 +1,5 @@
-// Panels, for many rows of activations: weights of kVectors * Lanes rows, decoded and interleaved in units of 32 bits (4
-// int8, 2 bf16 or 1 float): panel[unit][row]. A tile multiplies it with kTile rows of activations, whose units are
+// Panels, for many rows of activations: weights of kVectors * Lanes rows, decoded and interleaved in units of 32 bits
+// (4 int8, 2 bf16 or 1 float): panel[unit][row]. A tile multiplies it with kTile rows of activations, whose units are
 // broadcast. See linear.h for `Isa`.
 
 #ifndef SLIMDEPLOY_PANELS_H
@@ -15,7 +15,7 @@ constexpr int kPanelPrefetch = 512;
 
 // Rows of the weight that a panel holds.
 template <class Isa>
-constexpr int kPanelRows = Isa::kPanelVectors *Isa::kLanes;
+constexpr int kPanelRows = Isa::kPanelVectors * Isa::kLanes;
 
 // A slab of columns of these rows. starts: of sums over a group of columns.
 template <int kRows, int kBlockUnits, int kBlockGroups>
@@ -35,8 +35,8 @@ struct Transpose {
     }
 };
 
-// The kinds of panels: how a block is decoded into one, and how a tile is multiplied with it. `Setup` is held while that
-// goes on. A tile reads kTile rows of activations; `count` are left that count.
+// The kinds of panels: how a block is decoded into one, and how a tile is multiplied with it. `Setup` is held while
+// that goes on. A tile reads kTile rows of activations; `count` are left that count.
 
 template <class Isa, class Stream>
 struct IntPanel {
@@ -55,8 +55,8 @@ struct IntPanel {
         for (int g = 0; g < kBlockGroups; g++) column[(block * kBlockGroups + g) * kRows] = load_bf16(scales + 2 * g);
     }
 
-    static SLIMDEPLOY_INLINE void tile(const Panel &panel, size_t blocks, const uint8_t *x, size_t stride, size_t /* count */,
-                                       typename Isa::Floats (&sum)[kTile][Isa::kPanelVectors]) {
+    static SLIMDEPLOY_INLINE void tile(const Panel &panel, size_t blocks, const uint8_t *x, size_t stride,
+                                       size_t /* count */, typename Isa::Floats (&sum)[kTile][Isa::kPanelVectors]) {
         constexpr int kVectors = Isa::kPanelVectors;
         SLIMDEPLOY_UNROLL
         for (int m = 0; m < kTile; m++) {
@@ -105,11 +105,12 @@ struct WordPanel {
     static SLIMDEPLOY_INLINE void decode(Stream &stream, size_t, uint32_t *units, float *) {
         typename Isa::Words words[Stream::kWords];
         stream.next(words);
-        for (int i = 0; i < Stream::kWords; i++) Arithmetic::store(units + i * (kBlockUnits / Stream::kWords), words[i]);
+        for (int i = 0; i < Stream::kWords; i++)
+            Arithmetic::store(units + i * (kBlockUnits / Stream::kWords), words[i]);
     }
 
-    static SLIMDEPLOY_INLINE void tile(const Panel &panel, size_t blocks, const uint8_t *x, size_t stride, size_t /* count */,
-                                       typename Isa::Floats (&sum)[kTile][Isa::kPanelVectors]) {
+    static SLIMDEPLOY_INLINE void tile(const Panel &panel, size_t blocks, const uint8_t *x, size_t stride,
+                                       size_t /* count */, typename Isa::Floats (&sum)[kTile][Isa::kPanelVectors]) {
         constexpr int kVectors = Isa::kPanelVectors;
         SLIMDEPLOY_UNROLL
         for (int m = 0; m < kTile; m++) {
@@ -125,7 +126,8 @@ struct WordPanel {
             for (int m = 0; m < kTile; m++) {
                 const auto activations = Isa::broadcast_unit(x + m * stride);
                 SLIMDEPLOY_UNROLL
-                for (int v = 0; v < kVectors; v++) sum[m][v] = Arithmetic::dot_units(sum[m][v], activations, weights[v]);
+                for (int v = 0; v < kVectors; v++)
+                    sum[m][v] = Arithmetic::dot_units(sum[m][v], activations, weights[v]);
             }
         }
     }
@@ -134,12 +136,15 @@ struct WordPanel {
 template <class Kind>
 SLIMDEPLOY_INLINE void begin_panel(const Matrix &w, size_t n0, int rows, typename Kind::Row *stream,
                                    typename Kind::Panel &panel) {
-    for (int r = 0; r < Kind::kRows; r++) panel.starts[r] = r < rows ? w.starts[n0 + r] * Kind::kGroupUnits : 0;
-    for (int r = 0; r < rows; r++) stream[r] = {w.data + w.row_offset[n0 + r], w.kept_per_chunk, kPanelPrefetch};
+    // Rows behind the last are multiplied too, although nobody reads what comes of it.
+    if (rows < Kind::kRows) memset(&panel, 0, sizeof panel);
+    for (int r = 0; r < rows; r++) {
+        stream[r] = {w.data + w.row_offset[n0 + r], w.kept_per_chunk, kPanelPrefetch};
+        panel.starts[r] = w.starts[n0 + r] * Kind::kGroupUnits;
+    }
 }
 
-// The next `blocks` blocks of a panel's rows. Rows behind the last leave what the panel held before: what is computed
-// from it is not written anywhere.
+// The next `blocks` blocks of a panel's rows. Of a vector that is not full the rest becomes zero, as it was.
 template <class Isa, class Kind>
 SLIMDEPLOY_INLINE void decode_panel(typename Kind::Row *stream, int rows, size_t blocks, typename Kind::Panel &panel) {
     constexpr int kLanes = Isa::kLanes, kUnits = Kind::kBlockUnits, kRows = Kind::kRows;
@@ -159,8 +164,7 @@ SLIMDEPLOY_INLINE void decode_panel(typename Kind::Row *stream, int rows, size_t
 // Adds a tile's sums to y, or sets them on the first slab, and applies scale and correction on the last.
 template <class Isa, class Kind>
 SLIMDEPLOY_INLINE void write_tile(const Matrix &w, const Activations &a, float *y, size_t m0, size_t n0, int rows,
-                                  bool first, bool last,
-                                  typename Isa::Floats (&sum)[Kind::kTile][Isa::kPanelVectors]) {
+                                  bool first, bool last, typename Isa::Floats (&sum)[Kind::kTile][Isa::kPanelVectors]) {
     for (int m = 0; m < Kind::kTile && m0 + m < a.count; m++) {
         alignas(64) float out[Kind::kRows];
         for (int v = 0; v < Isa::kPanelVectors; v++) Isa::store_floats(out + v * Isa::kLanes, sum[m][v]);

@@ -80,7 +80,8 @@ struct Portable {
         for (int l = 0; l < kLanes; l++) sum.lane[l] += dot_range(x, chunk, 16 * l, 16 * l + 16);
         return sum;
     }
-    static Floats dot_by_32(Floats sum, const Ints &start, const uint8_t *x, const Chunk &chunk, const uint8_t *scales) {
+    static Floats dot_by_32(Floats sum, const Ints &start, const uint8_t *x, const Chunk &chunk,
+                            const uint8_t *scales) {
         for (int half = 0; half < 2; half++) {
             for (int l = 0; l < kLanes; l++) {
                 const int begin = 32 * half + 8 * l, ints = start.lane[l] + dot_range(x, chunk, begin, begin + 8);
@@ -152,4 +153,5 @@ struct Portable {
 }  // namespace
 }  // namespace slimdeploy
 
-constexpr slimdeploy::KernelTable slimdeploy::portable_kernels = slimdeploy::make_table<slimdeploy::Portable>("portable");
+constexpr slimdeploy::KernelTable slimdeploy::portable_kernels =
+    slimdeploy::make_table<slimdeploy::Portable>("portable");

@@ -46,12 +46,17 @@ typedef struct slimdeploy_weight_info {
 } slimdeploy_weight_info;
 
 /* Runs task(argument, i) once for every i in [0, tasks), on any threads; returns when all are done. */
-typedef void (*slimdeploy_parallel_for)(void *pool, size_t tasks, void (*task)(void *argument, size_t i), void *argument);
+typedef void (*slimdeploy_parallel_for)(void *pool, size_t tasks, void (*task)(void *argument, size_t i),
+                                        void *argument);
+
+/* Changes with any function, structure or number here; whoever loads the library compares it with what it was made for.
+ */
+SLIMDEPLOY_API int32_t slimdeploy_interface_version(void);
 
 /* instruction_set: a name from slimdeploy_instruction_set, or NULL for the fastest that this CPU supports. Checks every
    count, mask bit and scale before anything is read through them. */
-SLIMDEPLOY_API int slimdeploy_weight_create(const slimdeploy_packed *packed, const char *instruction_set, int32_t layout,
-                                            slimdeploy_weight **weight, char *error, size_t error_size);
+SLIMDEPLOY_API int slimdeploy_weight_create(const slimdeploy_packed *packed, const char *instruction_set,
+                                            int32_t layout, slimdeploy_weight **weight, char *error, size_t error_size);
 SLIMDEPLOY_API void slimdeploy_weight_free(slimdeploy_weight *weight);
 SLIMDEPLOY_API void slimdeploy_weight_describe(const slimdeploy_weight *weight, slimdeploy_weight_info *info);
 
@@ -65,8 +70,8 @@ SLIMDEPLOY_API int slimdeploy_linear(const slimdeploy_weight *weight, const floa
 SLIMDEPLOY_API const char *slimdeploy_instruction_set(int32_t index, int32_t *supported);
 
 /* The layout that `automatic` takes for large weights of this kind, pattern (see slimdeploy_packed) and share of kept
-   weights (0 to 1), measured on first use: nanoseconds per 1000 weights of the sparse and of the dense kernel on one
-   thread. */
+   weights (0 to 1, taken to the next quarter), measured on first use: nanoseconds per 1000 weights of the sparse and of
+   the dense kernel on one thread. */
 SLIMDEPLOY_API int slimdeploy_layout_choice(const char *instruction_set, int32_t value_type, int32_t group,
                                             int32_t kept_per_block, int32_t block, double kept, int32_t *layout,
                                             double *sparse_ns, double *dense_ns, char *error, size_t error_size);

@@ -7,8 +7,8 @@
 
 namespace slimdeploy {
 
-extern const KernelTable amx_kernels, avx512_bf16_kernels, avx512_kernels, avx2_vnni_kernels, avx2_kernels, neon_kernels,
-    portable_kernels;
+extern const KernelTable amx_kernels, avx512_bf16_kernels, avx512_kernels, avx2_vnni_kernels, avx2_kernels,
+    neon_kernels, portable_kernels;
 
 }  // namespace slimdeploy
 

@@ -1,4 +1,5 @@
-// Everything that may be wrong with a packed weight, found before anything is read through its counts.
+// What may be wrong with a packed weight, found before anything is read through its counts. Values are taken as they
+// are: no pattern of bits is a danger to the kernels.
 
 #include <algorithm>
 #include <cinttypes>
@@ -12,7 +13,7 @@ namespace slimdeploy {
 namespace {
 
 // Between these, nothing that kernels make of a scale leaves the range of normal floats (docs/packed-format.md).
-constexpr float kSmallestScale = 0x1p-100f, kLargestScale = 0x1p100f;
+constexpr float kSmallestScale = 0x1p-100f, kLargestScale = 0x1p80f;
 constexpr int32_t kLargestBlock = 65535;
 
 [[noreturn]] void fail(const char *format, int64_t a, int64_t b) {
@@ -49,30 +50,19 @@ void validate_shape(const slimdeploy_packed &p) {
     if (p.rows < 1 || p.columns < 1 || p.rows > limit || p.columns > limit) {
         fail("a weight of %" PRId64 " x %" PRId64 " is no matrix that can be held", p.rows, p.columns);
     }
-    const bool words = p.value_type == SLIMDEPLOY_BF16 || p.value_type == SLIMDEPLOY_FP16;
-    const bool int8 = p.value_type == SLIMDEPLOY_INT8, int4 = p.value_type == SLIMDEPLOY_INT4;
-    if (!words && !int8 && !int4) fail("value type %" PRId64 " is not known", p.value_type, 0);
-    if ((words && p.group != 0) || (int8 && p.group != 0 && p.group != 128) ||
-        (int4 && p.group != 128 && p.group != 32)) {
-        fail("a group of %" PRId64 " columns per scale does not go with value type %" PRId64, p.group, p.value_type);
-    }
-    const bool pattern = p.kept_per_block || p.block;
-    if (pattern && (p.kept_per_block < 1 || p.block < p.kept_per_block || p.block > kLargestBlock)) {
-        fail("%" PRId64 ":%" PRId64 " is no pattern; N:M keeps 1 to M of every M weights, M at most 65535",
-             p.kept_per_block, p.block);
-    }
 }
 
 void validate_scales(const slimdeploy_packed &p) {
     const bool words = p.value_type == SLIMDEPLOY_BF16 || p.value_type == SLIMDEPLOY_FP16;
     const int64_t per_row = words ? 0 : p.group ? int64_t(divide_up(p.columns, p.group)) : 1;
     if (p.scale_count != uint64_t(p.rows * per_row) || (p.scale_count && !p.scales)) {
-        fail("%" PRId64 " scales, not the %" PRId64 " that its shape asks for", int64_t(p.scale_count), p.rows * per_row);
+        const int64_t count = int64_t(p.scale_count);
+        fail("%" PRId64 " scales, not the %" PRId64 " that its shape asks for", count, p.rows * per_row);
     }
     for (uint64_t i = 0; i < p.scale_count; i++) {
         const float scale = float_of_bf16(p.scales[i]);
         if (!(scale >= kSmallestScale && scale <= kLargestScale)) {
-            fail("scale %" PRId64 " is not between 2^-100 and 2^100", int64_t(i), 0);
+            fail("scale %" PRId64 " is not between 2^-100 and 2^80", int64_t(i), 0);
         }
     }
 }
@@ -82,7 +72,8 @@ void validate_mask(const slimdeploy_packed &p) {
     if (!p.mask) {
         if (p.mask_count) fail("%" PRId64 " bytes of mask, but no mask", int64_t(p.mask_count), 0);
         if (p.value_count != uint64_t(p.rows * p.columns)) {
-            fail("%" PRId64 " values, not the %" PRId64 " of a dense weight", int64_t(p.value_count), p.rows * p.columns);
+            const int64_t count = int64_t(p.value_count);
+            fail("%" PRId64 " values, not the %" PRId64 " of a dense weight", count, p.rows * p.columns);
         }
         return;
     }
@@ -109,8 +100,23 @@ void validate_mask(const slimdeploy_packed &p) {
 
 }  // namespace
 
+void validate_kind(int32_t value_type, int32_t group, int32_t kept_per_block, int32_t block) {
+    const bool words = value_type == SLIMDEPLOY_BF16 || value_type == SLIMDEPLOY_FP16;
+    const bool int8 = value_type == SLIMDEPLOY_INT8, int4 = value_type == SLIMDEPLOY_INT4;
+    if (!words && !int8 && !int4) fail("value type %" PRId64 " is not known", value_type, 0);
+    if ((words && group != 0) || (int8 && group != 0 && group != 128) || (int4 && group != 128 && group != 32)) {
+        fail("a group of %" PRId64 " columns per scale does not go with value type %" PRId64, group, value_type);
+    }
+    const bool pattern = kept_per_block || block;
+    if (pattern && (kept_per_block < 1 || block < kept_per_block || block > kLargestBlock)) {
+        fail("%" PRId64 ":%" PRId64 " is no pattern; N:M keeps 1 to M of every M weights, M at most 65535",
+             kept_per_block, block);
+    }
+}
+
 void validate(const slimdeploy_packed &packed) {
     validate_shape(packed);
+    validate_kind(packed.value_type, packed.group, packed.kept_per_block, packed.block);
     if (packed.value_count && !packed.values) throw InvalidInput("there are no values");
     validate_scales(packed);
     validate_mask(packed);

@@ -9,16 +9,12 @@
 namespace slimdeploy {
 namespace {
 
-// Smaller weights live in caches, and measuring would take longer than it saves.
-constexpr int64_t kWorthMeasuring = int64_t(1) << 20;
-
 // Columns that share a scale in the kernels' layout.
 int layout_group(ValueKind kind) { return kind == kInt4Group32 ? 32 : 128; }
 
-// Of a row as kernels decode it: codes of int4 are 16 q, and padding counts too.
+// Sums over a row: its weights, and the scales of its groups as kernels have them.
 struct RowSums {
     double weights = 0, group_scales = 0;
-    int64_t codes = 0;
 };
 
 // Reads values of a row one after the other and writes them into blocks.
@@ -104,7 +100,7 @@ class RowWriter {
         int used = 0;
         for (size_t chunk = first_chunk; chunk < first_chunk + 2; chunk++) {
             const uint64_t mask = chunk_mask(chunk);
-            const int room = weight_.structure == kDense         ? kChunkColumns
+            const int room = weight_.structure == kDense        ? kChunkColumns
                              : weight_.structure == kFixedCount ? weight_.matrix.kept_per_chunk
                                                                 : __builtin_popcountll(mask);
             memset(codes + used, 0, room);
@@ -113,7 +109,6 @@ class RowWriter {
                 const int bit = __builtin_ctzll(rest), nibble = next_nibble();
                 const int code = nibble >= 8 ? nibble - 16 : nibble;
                 has_codes_[chunk % kChunks * 2 + bit / 32] |= code != 0;
-                sums_.codes += 16 * code;
                 sums_.weights += double(code) * scale_at(chunk * 64 + bit);
                 codes[weight_.structure == kDense ? used + bit : at++] = uint8_t(nibble);
             }
@@ -159,7 +154,6 @@ class RowWriter {
                     has_codes_[chunk % kChunks * 2] |= code != 0;
                     codes += code;
                 }
-                sums_.codes += codes;
                 sums_.weights += double(codes) * scale_at(chunk * 64);
             }
             value_ += kept;
@@ -175,11 +169,13 @@ class RowWriter {
     bool has_codes_[kBlockColumns / 32] = {};  // of the block, for 32 columns; int8, in groups of 128, for 64
 };
 
-// Matrix::starts and Matrix::corrections of a row: with activations of x + offset, sums of integers that start at `start`
-// for every 4 columns hold the product, and beside it what these sums of the row tell.
-void set_start(const RowSums &sums, size_t columns, slimdeploy_weight &weight) {
+// Matrix::starts and Matrix::corrections of a row. With activations of x + offset, sums that start at `start` for every
+// 4 columns hold the product and offset * weights + start * (group / 4) * group_scales beside it, which is about zero
+// for the start that is taken.
+void set_start(const RowSums &sums, slimdeploy_weight &weight) {
     const int offset = weight.kernels->offset, group = layout_group(weight.kind);
-    const auto start = int32_t(std::lround(-4.0 * offset * double(sums.codes) / double(columns)));
+    const double mean = sums.group_scales > 0 ? sums.weights / (group * sums.group_scales) : 0;
+    const auto start = int32_t(std::lround(-4.0 * offset * mean));
     weight.starts.push_back(start);
     weight.corrections.push_back(float(offset * sums.weights + start * (group / 4) * sums.group_scales));
 }
@@ -194,10 +190,14 @@ size_t most_bytes_of_row(const slimdeploy_weight &weight) {
 
 ValueKind value_kind(int32_t value_type, int32_t group) {
     switch (value_type) {
-        case SLIMDEPLOY_BF16: return kBf16;
-        case SLIMDEPLOY_FP16: return kFp16;
-        case SLIMDEPLOY_INT8: return kInt8;
-        default: return group == 32 ? kInt4Group32 : kInt4Group128;
+        case SLIMDEPLOY_BF16:
+            return kBf16;
+        case SLIMDEPLOY_FP16:
+            return kFp16;
+        case SLIMDEPLOY_INT8:
+            return kInt8;
+        default:
+            return group == 32 ? kInt4Group32 : kInt4Group128;
     }
 }
 
@@ -237,7 +237,7 @@ std::unique_ptr<slimdeploy_weight> make_weight(const slimdeploy_packed &packed, 
         RowWriter writer(packed, *weight, n, value);
         weight->row_offset.push_back(uint64_t(out - start));
         out = writer.write(out);
-        set_start(writer.sums(), matrix.blocks * kBlockColumns, *weight);
+        set_start(writer.sums(), *weight);
         value = writer.next_value();
     }
     weight->row_offset.push_back(uint64_t(out - start));

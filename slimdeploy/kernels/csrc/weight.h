@@ -28,6 +28,9 @@ inline size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 // The fastest instruction set of this CPU, or the one named. Throws InvalidInput for one that it does not support.
 const KernelTable &find_kernels(const char *name);
 
+// Throws InvalidInput for a type of value, a group or a pattern (0:0: unstructured) that is not in the format.
+void validate_kind(int32_t value_type, int32_t group, int32_t kept_per_block, int32_t block);
+
 // Throws InvalidInput that says which array disagrees with what.
 void validate(const slimdeploy_packed &packed);
 
@@ -46,6 +49,9 @@ struct LayoutChoice {
     Structure structure;
     Speed sparse, dense;
 };
+
+// Smaller weights live in caches, and measuring would take longer than it saves.
+constexpr int64_t kWorthMeasuring = int64_t(1) << 20;
 
 // Measured on first use (layout_choice.cpp). structure: the sparse one, or kDense for a weight without zeros.
 LayoutChoice choose_layout(const KernelTable &kernels, ValueKind kind, Structure structure, double kept);
