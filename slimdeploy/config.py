@@ -17,6 +17,7 @@ OnnxWeights = Literal[
 OtherForm = Literal["none", "dense-fp32", "dense-fp16", "dense-int8", "dense-int4"]
 CheckpointWeights = Literal["dense", "packed-int4", "packed-int8", "packed-bf16"]
 Criterion = Literal["wanda", "magnitude"]
+SearchMethod = Literal["evolution", "uniform", "language", "owl", "ecoflap"]
 Metric = Literal["ttft", "tpot", "e2e", "throughput", "accuracy", "accuracy_retention", "artifact_mb"]
 
 # Share of removed weights; at 1 a layer would be nothing but zeros.
@@ -103,8 +104,10 @@ class BudgetConfig(Table):
 class SearchConfig(Table):
     """How the sparsity is shared out among the weight matrices."""
 
-    method: Literal["evolution", "uniform"] = Field(
-        "evolution", description='"evolution" (structural risk minimisation, uniform always in the race) or "uniform".'
+    method: SearchMethod = Field(
+        "evolution",
+        description='"evolution" (structural risk minimisation, uniform always in the race); or without a search:\n'
+        '"uniform", "language" (uniform in the language model, the rest dense), "owl", "ecoflap".',
     )
     generations: Positive = Field(20, description="Rounds of the evolution.")
     offspring: Positive = Field(16, description="Candidates per round.")

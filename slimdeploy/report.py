@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from .artifact import new_file
 from .comparison import Comparison
+from .config import SearchMethod
 from .doctor import cores, cpu_name
 from .errors import ValidateError
 from .measurements import Run, latency_table
@@ -59,7 +60,7 @@ class SearchHistory:
 
     best: tuple[float, ...]
     uniform: float | None
-    chosen: Literal["uniform", "evolution"]
+    chosen: SearchMethod
     validation_uniform: float | None = None
     validation_searched: float | None = None
 

@@ -1,6 +1,7 @@
 """The policy search: how much of each weight matrix goes, so that the whole meets its budget and loses least."""
 
 from collections.abc import Mapping, Sequence
+from typing import assert_never
 
 from ..config import Config
 from ..errors import PruneError
@@ -9,10 +10,12 @@ from ..policy import Policy
 from ..progress import Progress
 from ..prune import Stats
 from ..samples import Sample, Split
+from .allocation import ecoflap, language_only, owl
 from .evolution import Generation, Outcome, Plan, evolve
 from .fitness import Judge, PrunedModel
 from .projector import ProjectorEvolution
 from .result import SearchResult
+from .sensitivity import outlier_shares, zeroth_order_scores
 from .space import Space, search_space
 
 __all__ = ["Generation", "Outcome", "SearchResult", "Space", "search_policy"]
@@ -27,13 +30,28 @@ def search_policy(
     """The best policy within `search.budget`, and the uniform one where that is better on held-out samples.
 
     samples: `search` to search on, `validation` to judge on. The model comes dense and is left dense.
+    Other methods than "evolution" follow a formula and judge nothing.
     Deterministic: equal inputs and seeds give equal results. Raises PruneError where the budget cannot be met.
     """
     space = search_space(model.layers(), config)
-    uniform = space.uniform()
-    if config.search.method == "uniform" or config.search.budget.sparsity == 0:
-        return SearchResult(uniform, "uniform", 0.0, 0.0)
-    return _search(model, stats, samples, config, progress, space)
+    sparsity, method = config.search.budget.sparsity, config.search.method
+    if sparsity == 0:
+        return SearchResult(space.uniform(), "uniform", 0.0, 0.0)
+    match method:
+        case "evolution":
+            return _search(model, stats, samples, config, progress, space)
+        case "uniform":
+            policy = space.uniform()
+        case "language":
+            policy = language_only(space)
+        case "owl":
+            policy = owl(space, sparsity, outlier_shares(model, config.prune.criterion, stats))
+        case "ecoflap":
+            scores = zeroth_order_scores(model, samples["search"], config.search.seed, progress)
+            policy = ecoflap(space, sparsity, scores)
+        case _:
+            assert_never(method)
+    return SearchResult(policy, method, 0.0, 0.0)
 
 
 def _search(

@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..config import SearchMethod
 from ..model import Model
 from ..policy import Policy
 from .evolution import Generation
@@ -26,7 +26,7 @@ class SearchResult:
     """
 
     policy: Policy
-    chosen: Literal["uniform", "evolution"]
+    chosen: SearchMethod
     uniform_validation: float
     searched_validation: float
     history: tuple[Generation, ...] = ()

@@ -12,8 +12,9 @@ from ..config import Config
 from ..errors import PruneError
 from ..policy import DENSE, UNSTRUCTURED, Layer, Level, Policy, available_levels, kept_weights, weight_budget
 
-# Distance between the sparsities that the uniform policy may take where levels are not given by a pattern.
-_UNIFORM_GRAIN = 1e-4
+GRAIN = 1e-4
+"""Distance between the sparsities that a formula may take where levels are not given by a pattern."""
+_SPARSEST = 0.95
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,22 @@ class Space:
         """
         if self.pattern != UNSTRUCTURED:
             return next(policy for level in self.levels if self.fits(policy := self.policy(level)))
-        too_dense, enough = 0, round(0.95 / _UNIFORM_GRAIN)
+        too_dense, enough = 0, round(_SPARSEST / GRAIN)
         if self.fits(self.policy(DENSE)):
             return self.policy(DENSE)
         while enough - too_dense > 1:
             middle = (too_dense + enough) // 2
-            if self.fits(self.policy(Level(round(middle * _UNIFORM_GRAIN, 6)))):
+            if self.fits(self.policy(Level(round(middle * GRAIN, 6)))):
                 enough = middle
             else:
                 too_dense = middle
-        return self.policy(Level(round(enough * _UNIFORM_GRAIN, 6)))
+        return self.policy(Level(round(enough * GRAIN, 6)))
+
+    def at_least(self, sparsity: float) -> Level:
+        """The densest level that is as sparse; the sparsest where none is."""
+        if self.pattern == UNSTRUCTURED:
+            return Level(round(min(max(sparsity, 0.0), _SPARSEST), 6))
+        return next((level for level in self.levels if level.sparsity >= sparsity - 1e-9), self.levels[-1])
 
     def richer(self, level: Level) -> Level | None:
         """The next level that keeps more weights; None above the first."""

@@ -1,0 +1,155 @@
+"""Allocation formulas equal their papers', and every policy made with them just meets the budget."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import make_samples
+
+from slimdeploy.config import BudgetConfig, Config, PruneConfig, SearchConfig, SearchMethod
+from slimdeploy.errors import PruneError
+from slimdeploy.losses import answer_loss, text_batch, text_logits
+from slimdeploy.model import Model
+from slimdeploy.policy import DENSE, Layer, Level, Policy
+from slimdeploy.progress import Progress
+from slimdeploy.prune import Stats, collect_stats
+from slimdeploy.prune.criteria import layer_scores
+from slimdeploy.samples import Sample
+from slimdeploy.search import search_policy
+from slimdeploy.search.allocation import (
+    blocks_of,
+    ecoflap,
+    ecoflap_sparsities,
+    language_only,
+    owl,
+    owl_sparsities,
+)
+from slimdeploy.search.sensitivity import outlier_shares, zeroth_order_scores
+from slimdeploy.search.space import Space, search_space
+
+LAYERS = (
+    *(Layer(f"vision.layers.{i}.fc{j}", "vision", 96, 64) for i in range(3) for j in (1, 2)),
+    Layer("projector.linear_1", "projector", 64, 64),
+    Layer("projector.linear_2", "projector", 64, 64),
+    *(Layer(f"language.layers.{i}.{name}", "language", 130, 70) for i in range(4) for name in ("up", "down")),
+)
+BLOCKS = tuple(blocks_of(LAYERS))
+shares = st.floats(0.0, 0.2)
+
+
+def space_of(sparsity: float, pattern: str = "unstructured") -> Space:
+    search = SearchConfig(method="owl", budget=BudgetConfig(sparsity=sparsity))
+    return search_space(LAYERS, Config(prune=PruneConfig(pattern=pattern), search=search))
+
+
+def test_a_block_is_what_a_tower_repeats() -> None:
+    vision, language = (f"vision.layers.{i}" for i in range(3)), (f"language.layers.{i}" for i in range(4))
+    assert list(blocks_of(LAYERS)) == [*vision, "projector", *language]
+    assert [layer.name for layer in blocks_of(LAYERS)["projector"]] == ["projector.linear_1", "projector.linear_2"]
+
+
+@given(st.lists(shares, min_size=2, max_size=40).filter(lambda found: max(found) > min(found)), st.floats(0.3, 0.8))
+def test_owl_is_its_formula(outliers: list[float], sparsity: float) -> None:
+    # Kept: scaled to [0, 2 lambda], less its mean, plus 1 - S; as the authors' code has it.
+    ratio = np.array(outliers)
+    kept = (ratio - ratio.min()) / (ratio.max() - ratio.min()) * 2 * 0.08
+    kept = kept - kept.mean() + (1 - sparsity)
+    np.testing.assert_allclose(owl_sparsities(outliers, sparsity), 1 - kept, atol=1e-12)
+
+
+def test_owl_of_equal_blocks_is_uniform() -> None:
+    assert owl_sparsities([0.1, 0.1], 0.6) == [0.6, 0.6]
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.001, 10), st.integers(100, 100_000)), min_size=1, max_size=30), st.floats(0.2, 0.85)
+)
+def test_ecoflap_keeps_the_budget_its_floor_and_the_order_of_the_scores(
+    blocks: list[tuple[float, int]], sparsity: float
+) -> None:
+    scores, weights = [score for score, _ in blocks], [count for _, count in blocks]
+    found = ecoflap_sparsities(scores, weights, sparsity)
+    assert all(-1e-9 <= each <= sparsity + 0.1 + 1e-9 for each in found)
+    kept = sum((1 - each) * count for each, count in zip(found, weights, strict=True))
+    assert kept == pytest.approx((1 - sparsity) * sum(weights), rel=1e-4)
+
+
+def test_ecoflap_shares_out_by_score_and_fills_no_block_twice() -> None:
+    # 1200 weights stay, 300 of each block for sure; the other 300 go out 9 : 0.5 : 0.5.
+    assert ecoflap_sparsities([9, 0.5, 0.5], [1000, 1000, 1000], 0.6) == pytest.approx([0.43, 0.685, 0.685])
+    # 840 stay, 630 for sure; of the other 210 the first is full with 70, and the others take 70 each.
+    assert ecoflap_sparsities([98, 1, 1], [100, 1000, 1000], 0.6) == pytest.approx([0.0, 0.63, 0.63], abs=1e-6)
+
+
+@settings(max_examples=30)
+@given(
+    st.floats(0.2, 0.8),
+    st.sampled_from(["unstructured", "*:64", "*:8"]),
+    st.lists(shares, min_size=len(BLOCKS), max_size=len(BLOCKS)),
+)
+def test_every_policy_just_meets_the_budget(sparsity: float, pattern: str, found: list[float]) -> None:
+    space, by_block = space_of(sparsity, pattern), dict(zip(BLOCKS, found, strict=True))
+    for policy in (owl(space, sparsity, by_block), ecoflap(space, sparsity, by_block)):
+        assert space.fits(policy)
+        denser = Policy({name: _denser(space, level) for name, level in policy.levels.items()})
+        assert not space.fits(denser)
+
+
+def _denser(space: Space, level: Level) -> Level:
+    if space.pattern == "unstructured":
+        return Level(max(level.sparsity - 0.02, 0))
+    return space.richer(level) or level
+
+
+def test_language_alone_takes_the_whole_budget_and_is_refused_where_it_cannot() -> None:
+    policy = language_only(space_of(0.5))
+    levels = {layer.tower: policy.levels[layer.name] for layer in LAYERS}
+    assert (levels["vision"], levels["projector"]) == (DENSE, DENSE)
+    assert space_of(0.5).fits(policy)
+    with pytest.raises(PruneError, match="the budget cannot be met by the 8 matrices"):
+        language_only(space_of(0.7))
+
+
+@pytest.fixture
+def stats(tiny_model: Model) -> Stats:
+    return collect_stats(tiny_model, make_samples(3), 3, Progress.silent())
+
+
+def test_outliers_are_scores_above_five_times_the_blocks_mean(tiny_model: Model, stats: Stats) -> None:
+    shares = outlier_shares(tiny_model, "wanda", stats)
+    blocks = blocks_of(tiny_model.layers())
+    assert shares.keys() == blocks.keys()
+    for block, layers in blocks.items():
+        scores = [float(x) for layer in layers for x in layer_scores(tiny_model, layer.name, "wanda", stats).flatten()]
+        mean = sum(scores) / len(scores)
+        assert shares[block] == pytest.approx(sum(score > 5 * mean for score in scores) / len(scores))
+
+
+def test_zeroth_order_scores_come_near_the_directional_derivative(tiny_model: Model) -> None:
+    samples = make_samples(3)
+    before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
+    found = zeroth_order_scores(tiny_model, samples, seed=4, progress=Progress.silent())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.module.state_dict().items())
+
+    batch, generator = text_batch(tiny_model, samples), torch.Generator().manual_seed(4)
+    loss = answer_loss(text_logits(tiny_model, batch), batch)
+    for block, layers in blocks_of(tiny_model.layers()).items():
+        weights = [tiny_model.linear(layer.name).weight for layer in layers]
+        gradients = torch.autograd.grad(loss, weights, retain_graph=True)
+        slopes = [float((g * torch.randn(g.shape, generator=generator)).sum().abs()) for g in gradients]
+        assert found[block] == pytest.approx(sum(slopes), rel=0.05, abs=2e-3)
+
+
+def test_ecoflap_without_an_answer_is_refused(tiny_model: Model) -> None:
+    with pytest.raises(PruneError, match=r"ecoflap.*no search sample has one"):
+        zeroth_order_scores(tiny_model, [Sample("s", "What?")], seed=0, progress=Progress.silent())
+
+
+@pytest.mark.parametrize("method", ["language", "owl", "ecoflap"])
+def test_each_formula_gives_a_policy_within_budget(tiny_model: Model, stats: Stats, method: SearchMethod) -> None:
+    config = Config(search=SearchConfig(method=method, budget=BudgetConfig(sparsity=0.4)))
+    result = search_policy(tiny_model, stats, {"search": make_samples(4)}, config, Progress.silent())
+    assert result.chosen == method
+    assert result.policy.sparsity(tiny_model.layers()) >= 0.4
+    assert len(set(result.policy.levels.values())) > 1
