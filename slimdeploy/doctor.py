@@ -16,9 +16,10 @@ from .policy import UNSTRUCTURED
 
 Lookup = Callable[[str], str]
 
-# By which kernels are chosen, as /proc/cpuinfo has them; the last two are Arm's.
+# By which kernels are chosen (csrc/dispatch.cpp), as /proc/cpuinfo spells them; the last two are Arm's.
 _CPU_FEATURES = (
-    *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vbmi2", "avx512_vnni", "avx512_bf16"),
+    *("avx2", "fma", "f16c", "popcnt", "bmi2", "avx_vnni"),
+    *("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_vbmi2", "avx512_vnni", "avx512_bf16"),
     *("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp"),
 )
 

@@ -22,6 +22,17 @@ class Held:
     matrices: tuple[Description, ...]
 
     @property
+    def values(self) -> ValueType:
+        return self.matrices[0].encoding.values
+
+    @property
+    def how(self) -> str:
+        """In words."""
+        if self.choice is None:
+            return f"held sparse in memory (below {WORTH_MEASURING:,} weights nothing is measured)"
+        return str(self.choice)
+
+    @property
     def dense(self) -> bool:
         return self.choice is not None and self.choice.layout == "dense"
 
@@ -34,8 +45,7 @@ class Held:
         pruned = sorted(1 - _kept(matrix) for matrix in self.matrices)
         least, most = f"{pruned[0]:.0%}", f"{pruned[-1]:.0%}"
         share = least if least == most else f"{least} to {most}"
-        how = self.choice or f"held sparse in memory (below {WORTH_MEASURING:,} weights nothing is measured)"
-        return f"packed {self.matrices[0].encoding.values} weights, {share} pruned: {how}"
+        return f"packed {self.values} weights, {share} pruned: {self.how}"
 
 
 def packed_matrices(manifest: Manifest) -> list[Description]:

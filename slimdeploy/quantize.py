@@ -13,10 +13,11 @@ LARGEST_CODE: Final = {"int8": 127, "int4": 7}
 # others get a finer grid; below 7 the grid is coarser, which suits groups whose small weights are pruned. 7, 6 and 5
 # give back what was unpacked before, exactly. Half-way points (6.5, 7.5) are left out: they lose half a step there.
 _INT4_PLACES: Final = (7.0, 5.0, 5.4, 6.0, 6.35, 6.7, 7.35, 7.7, 8.2, 9.0, 10.0)
-# Kernels divide scales by 16, fold other factors into them and add up products, all in float32: further out than this
-# they would leave its range.
+# What kernels make of a scale in float32 stays normal from here on: they divide it by 16 and multiply other factors in.
 SMALLEST_SCALE: Final = 2.0**-100
-LARGEST_SCALE: Final = 2.0**100
+# A row of int8 has fewer than 2^31 columns, and the product of a weight's code with an activation's (0 to 255 where
+# kernels want it unsigned) is below 2^15. Added up they stay within float32, which ends at 2^128: 2^(80 + 15 + 31).
+LARGEST_SCALE: Final = 2.0**80
 
 
 def to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:

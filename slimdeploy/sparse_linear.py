@@ -133,8 +133,10 @@ def _prepare(weight: Weight, name: str) -> _Prepared:
 
 def _kernel_product(packed: PackedTensor) -> Product:
     kernel = library.Linear(packed)
-    for each in held([Description.of(packed)]):
-        _say_once(each.log_level, str(each))
+    matrix = Description(packed.rows, packed.columns, packed.encoding, packed.pattern, kernel.kept)
+    for each in held([matrix]):
+        # Without the share that is pruned: a searched policy has as many as matrices.
+        _say_once(each.log_level, f"packed {each.values} weights: {each.how}")
 
     def product(x: Tensor) -> Tensor:
         return torch.from_numpy(kernel(x.detach().numpy(), threads=torch.get_num_threads()))

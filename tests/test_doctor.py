@@ -50,6 +50,7 @@ def test_a_missing_library_is_a_problem_with_its_remedy(monkeypatch: pytest.Monk
     ("lines", "features"),
     [
         ("model name\t: A CPU\nflags\t\t: fpu avx512_bf16 avx2 avx512f_like\n", ["avx2", "avx512_bf16"]),
+        ("flags : popcnt bmi2 avx512vbmi avx512_vbmi2 gfni\n", ["popcnt", "bmi2", "avx512vbmi", "avx512_vbmi2"]),
         ("processor\t: 0\nFeatures\t: fp asimd asimddp\nCPU implementer\t: 0x41\n", ["asimd", "asimddp"]),
         ("", []),
     ],

@@ -45,8 +45,9 @@ class OnnxGenerator:
         # One thread and not a lock, because malloc keeps for each thread what a large picture took there.
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._sessions = OnnxSessions(folder, threads or len(os.sched_getaffinity(0)), self._facts.context)
-        for each in [] if note else held(packed_matrices(artifact.manifest)):
-            log.log(each.log_level, "%s: %s", folder, each)
+        if not note:
+            for each in held(packed_matrices(artifact.manifest)):
+                log.log(each.log_level, "%s: %s", folder, each)
 
     def generate(self, request: GenerationRequest) -> Iterator[Chunk]:
         """One chunk per token, with no text while that is not certain; the last one has the finish reason.

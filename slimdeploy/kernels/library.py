@@ -23,6 +23,9 @@ Layout = Literal["auto", "sparse", "dense"]
 FORCED = "SLIMDEPLOY_KERNELS"
 """Environment variable that names the instruction set to use, for tests and for comparing them."""
 
+INTERFACE_VERSION = 1
+"""Of the C functions and structures below; slimdeploy_interface_version tells the library's."""
+
 WORTH_MEASURING = 2**20
 """Weights from which on layout "auto" is a choice; smaller matrices stay sparse. kWorthMeasuring in csrc/weight.cpp."""
 
@@ -84,6 +87,7 @@ class _Info(ctypes.Structure):
 
 # Without these ctypes would hand every number on as 32 bits. The last two arguments are the error and its size.
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "slimdeploy_interface_version": (ctypes.c_int32, ()),
     "slimdeploy_instruction_set": (ctypes.c_char_p, (ctypes.c_int32, ctypes.POINTER(ctypes.c_int32))),
     "slimdeploy_layout_choice": (
         ctypes.c_int,
@@ -145,7 +149,7 @@ def why_not_built() -> str:
 
 @cache
 def require_library() -> ctypes.CDLL:
-    """Raises ConfigError when the kernels were not built, or cannot be loaded on this machine."""
+    """Raises ConfigError when the kernels were not built, do not fit this module, or cannot be loaded here."""
     file = library_file()
     if file is None:
         raise ConfigError(
@@ -156,10 +160,23 @@ def require_library() -> ctypes.CDLL:
         library = ctypes.CDLL(str(file))
     except OSError as error:
         raise ConfigError(f"{file} cannot be loaded ({error}); install slimdeploy again on this machine") from None
-    for name, (result, arguments) in _FUNCTIONS.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
+    if not _declare_functions(library):
+        raise ConfigError(f"{file} was built from another version of slimdeploy; install slimdeploy again")
     return library
+
+
+def _declare_functions(library: ctypes.CDLL) -> bool:
+    """Tell ctypes of every function; False where the library is not of the interface that they are declared for."""
+    try:
+        # Asked before anything else is believed of the library. Undeclared, a function takes and returns C's int.
+        if library.slimdeploy_interface_version() != INTERFACE_VERSION:
+            return False
+        for name, (result, arguments) in _FUNCTIONS.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except AttributeError:
+        return False
+    return True
 
 
 def instruction_sets() -> list[InstructionSet]:
@@ -228,6 +245,7 @@ class Linear:
         self._library.slimdeploy_weight_describe(self._weight, ctypes.byref(info))
         self.rows: int = info.rows
         self.columns: int = info.columns
+        self.kept: int = info.kept
         self.bytes: int = info.bytes
         self.layout: Layout = _LAYOUTS[info.layout]
         self.instruction_set: str = info.instruction_set.decode()

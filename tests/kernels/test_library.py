@@ -16,6 +16,7 @@ from slimdeploy.kernels.library import LayoutChoice, Linear, layout_choice, libr
 from slimdeploy.kernels.reference import linear
 from slimdeploy.packed import Encoding, PackedTensor, pack
 from slimdeploy.packed_tensor import ALL_KEPT
+from slimdeploy.quantize import LARGEST_SCALE
 
 if library_file() is None:
     pytest.skip("the kernels are not built: apt-get install g++ cmake, make install", allow_module_level=True)
@@ -30,7 +31,7 @@ def test_every_function_of_the_header_is_declared_with_its_arguments() -> None:
     assert len(functions) == text.count("SLIMDEPLOY_API ") - 1, "its definition is one more"
     declared = {name: function.argtypes for name, function in vars(require_library()).items() if "slimdeploy" in name}
     assert {name: len(types) for name, types in declared.items()} == {
-        name: len(arguments.split(",")) for name, arguments in functions.items()
+        name: 0 if arguments == "void" else len(arguments.split(",")) for name, arguments in functions.items()
     }
 
 
@@ -76,7 +77,7 @@ def test_a_choice_says_the_speed_of_what_was_taken_first() -> None:
 
 
 @pytest.mark.parametrize("encoding", [INT8, Encoding("int8"), Encoding("int4", 128), Encoding("int4", 32)], ids=str)
-@pytest.mark.parametrize("bits", [0x0D80, 0x7180])
+@pytest.mark.parametrize("bits", [0x0D80, 0x6780])
 def test_the_smallest_and_the_largest_scales_are_multiplied_exactly(encoding: Encoding, bits: int) -> None:
     packed = eye(encoding)
     packed.scales[:] = bits
@@ -86,6 +87,22 @@ def test_the_smallest_and_the_largest_scales_are_multiplied_exactly(encoding: En
             y = Linear(packed, instruction_set=name)(x[:batch]).astype(np.float64)
             exact = linear(packed, x[:batch])
             assert np.linalg.norm(y - exact) < 1e-5 * np.linalg.norm(exact), f"{name}, batch {batch}"
+
+
+def test_the_sum_of_a_wide_row_of_the_largest_weights_is_a_number() -> None:
+    weight = np.full((3, 20_000), 127 * LARGEST_SCALE, np.float32)
+    packed = pack(weight, Encoding("int8"), ALL_KEPT)
+    assert (packed.values == 127).all()
+    x = np.ones((20, 20_000), np.float32)
+    for name in (each.name for each in library.instruction_sets() if each.supported):
+        for batch in (1, 8, 20):
+            np.testing.assert_allclose(
+                Linear(packed, instruction_set=name)(x[:batch]), linear(packed, x[:batch]), rtol=1e-5, err_msg=name
+            )
+
+
+def test_a_linear_knows_how_many_weights_it_keeps() -> None:
+    assert Linear(eye(INT8)).kept == 8
 
 
 def eye(encoding: Encoding) -> PackedTensor:
