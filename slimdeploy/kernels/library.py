@@ -27,7 +27,7 @@ INTERFACE_VERSION = 1
 """Of the C functions and structures below; slimdeploy_interface_version tells the library's."""
 
 WORTH_MEASURING = 2**20
-"""Weights from which on layout "auto" is a choice; smaller matrices stay sparse. kWorthMeasuring in csrc/weight.cpp."""
+"""Weights from which on layout "auto" is a choice; smaller matrices stay sparse. kWorthMeasuring in csrc/weight.h."""
 
 _VALUE_TYPES: dict[ValueType, int] = {"bf16": 0, "fp16": 1, "int8": 2, "int4": 3}
 _LAYOUTS: tuple[Layout, ...] = ("auto", "sparse", "dense")
