@@ -125,7 +125,9 @@ class SearchConfig(Table):
 class RestoreConfig(Table):
     """SparseLoRA: low-rank adapters under the mask, merged afterwards; the zeros stay zeros."""
 
-    method: Literal["sparse_lora", "none"] = Field("sparse_lora", description='"sparse_lora" or "none".')
+    method: Literal["sparse_lora", "lora", "none"] = Field(
+        "sparse_lora", description='"sparse_lora"; "lora", masked only in the end, to compare with; or "none".'
+    )
     steps: Positive = Field(200, description="Training steps.")
     batch_size: Positive = Field(32, description="Samples per step.")
     learning_rate: Rate = Field(8e-3, description="Peak of the cosine schedule (1e-4 suits billions of weights).")

@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +61,23 @@ class SparseLora(nn.Module):
         self.B = nn.Parameter(torch.zeros(rows, rank, device=mask.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.teaches:
-            return weight
-        return (weight + (self.scale * (self.B @ self.A)).to(weight.dtype)).masked_fill(~self.mask, 0)
+        return weight if self.teaches else self.adapted(weight)
+
+    def adapted(self, weight: Tensor) -> Tensor:
+        return (weight + self.update(weight)).masked_fill(~self.mask, 0)
+
+    def update(self, weight: Tensor) -> Tensor:
+        return (self.scale * (self.B @ self.A)).to(weight.dtype)
+
+
+class PlainLora(SparseLora):
+    """W ⊙ M + s·BA: the baseline, which learns weights that the mask then takes away when it is merged."""
+
+    def adapted(self, weight: Tensor) -> Tensor:
+        return weight.masked_fill(~self.mask, 0) + self.update(weight)
+
+
+ADAPTERS: Final[dict[str, type[SparseLora]]] = {"sparse_lora": SparseLora, "lora": PlainLora}
 
 
 def restore(
@@ -90,7 +105,7 @@ def restore(
 
 @contextmanager
 def _adapted(model: Model, masks: Mapping[str, Tensor], config: RestoreConfig) -> Iterator[list[SparseLora]]:
-    """Adapters on all masked layers while the body runs, and merged into the weights when it ends."""
+    """Adapters on all masked layers while the body runs; merged into the weights, beneath the masks, when it ends."""
     generator = torch.Generator().manual_seed(config.seed)
     towers = {layer.name: layer.tower for layer in model.layers()}
     trainable = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
@@ -99,13 +114,15 @@ def _adapted(model: Model, masks: Mapping[str, Tensor], config: RestoreConfig) -
     adapters = []
     for name, mask in masks.items():
         rank = config.vision_rank if towers[name] == "vision" else config.rank
-        adapters.append(SparseLora(mask.to(model.device), rank, config.alpha, generator))
+        adapters.append(ADAPTERS[config.method](mask.to(model.device), rank, config.alpha, generator))
         parametrize.register_parametrization(model.linear(name), "weight", adapters[-1])
     try:
         yield adapters
     finally:
-        for name in masks:
+        for name, adapter in zip(masks, adapters, strict=True):
             parametrize.remove_parametrizations(model.linear(name), "weight", leave_parametrized=True)
+            with torch.no_grad():
+                model.linear(name).weight.masked_fill_(~adapter.mask, 0)
         for parameter in trainable:
             parameter.requires_grad_(True)
 

@@ -15,7 +15,7 @@ from slimdeploy.model import Model
 from slimdeploy.policy import Level, Policy
 from slimdeploy.progress import Progress
 from slimdeploy.prune import Masks, Stats, make_masks, masked, set_weights
-from slimdeploy.restore import SparseLora, restore
+from slimdeploy.restore import ADAPTERS, PlainLora, SparseLora, restore
 
 CONFIG = RestoreConfig(steps=12, batch_size=4, learning_rate=1e-2)
 
@@ -42,6 +42,29 @@ def test_the_layer_computes_the_equation_and_starts_at_the_pruned_weight() -> No
     torch.testing.assert_close(adapter(weight), (weight + 1.5 * adapter.B @ adapter.A) * mask, rtol=0, atol=1e-6)
     adapter.teaches = True
     assert torch.equal(adapter(weight), weight)
+
+
+def test_plain_lora_masks_the_weight_alone() -> None:
+    mask, weight = torch.rand(6, 5) > 0.5, torch.randn(6, 5)
+    adapter = PlainLora(mask, rank=2, alpha=3.0, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(adapter(weight), weight * mask)
+    with torch.no_grad():
+        adapter.B.normal_()
+    torch.testing.assert_close(adapter(weight), weight * mask + 1.5 * adapter.B @ adapter.A, rtol=0, atol=1e-6)
+    adapter.teaches = True
+    assert torch.equal(adapter(weight), weight)
+
+
+def test_plain_lora_trains_otherwise_and_is_masked_in_the_end(tiny_model: Model, masks: Masks) -> None:
+    dense = {name: tiny_model.linear(name).weight.detach().clone() for name in masks}
+    losses = {}
+    for method in ("sparse_lora", "lora"):
+        set_weights(tiny_model, dense)
+        config = CONFIG.model_copy(update={"method": method})
+        losses[method] = restore(tiny_model, masks, make_samples(8), config, Progress.silent()).losses
+        assert all(not bool(tiny_model.linear(name).weight[~mask].any()) for name, mask in masks.items())
+    assert losses["lora"][0] == losses["sparse_lora"][0]
+    assert losses["lora"][-1] != losses["sparse_lora"][-1]
 
 
 def test_outside_the_masks_everything_is_zero_and_inside_nothing_is_lost(tiny_model: Model, masks: Masks) -> None:
@@ -92,7 +115,7 @@ def test_ranks_differ_by_tower(tiny_model: Model, masks: Masks, monkeypatch: pyt
             super().__init__(mask, rank, alpha, generator)
             ranks.append(rank)
 
-    monkeypatch.setattr("slimdeploy.restore.SparseLora", Watched)
+    monkeypatch.setitem(ADAPTERS, "sparse_lora", Watched)
     config = CONFIG.model_copy(update={"steps": 1, "rank": 3, "vision_rank": 2})
     restore(tiny_model, masks, make_samples(2), config, Progress.silent())
     assert ranks == [2] * 12 + [3] * 16
