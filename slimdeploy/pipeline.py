@@ -144,21 +144,6 @@ class Run:
         if not self.prunes:
             raise ConfigError("search.budget.sparsity = 0 leaves nothing to search, prune or restore; set it above 0")
         statistics = self.statistics()
-
-        def produce(folder: Path) -> None:
-            from .exporters import check
-            from .model import refuse_control_tokens
-            from .prune import Stats
-            from .search import search_policy
-
-            model = self._load(self.source)
-            # Before hours of search, not after.
-            check(model, self.config.export)
-            refuse_control_tokens(model, self.samples["train"])
-            result = search_policy(model, Stats.load(statistics.path), self.samples, self.config, self.progress)
-            result.save(folder)
-            (folder / _LAYERS).write_text(json.dumps(describe(model.layers(), result.policy), indent=1))
-
         inputs = {
             "statistics": statistics,
             "prune": self.config.prune.model_dump(),
@@ -166,6 +151,23 @@ class Run:
             "search": self.hashes["search"],
             "validation": self.hashes["validation"],
         }
+
+        def produce(folder: Path) -> None:
+            from .exporters import check
+            from .model import refuse_control_tokens
+            from .prune import Stats
+            from .search import Journal, search_policy
+
+            model = self._load(self.source)
+            # Before hours of search, not after.
+            check(model, self.config.export)
+            refuse_control_tokens(model, self.samples["train"])
+            journal = Journal(self.folder.journal("search", inputs))
+            stats = Stats.load(statistics.path)
+            result = search_policy(model, stats, self.samples, self.config, self.progress, journal)
+            result.save(folder)
+            (folder / _LAYERS).write_text(json.dumps(describe(model.layers(), result.policy), indent=1))
+
         return self.folder.step("search", inputs, produce)
 
     def pruned(self) -> Step:

@@ -9,6 +9,7 @@ unchanged does not run again. Knows nothing of what the steps do.
 import fcntl
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from .errors import ConfigError, SlimdeployError
 from .progress import Progress
 
 _INPUTS = "inputs"
+_JOURNALS = ".journals"
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,8 @@ class RunFolder:
         inputs: JSON values; a `Step` stands for its fingerprint. produce: fills the folder that it is given.
         check: raises SlimdeployError when a finished result is no longer what it was; it is then made again.
         """
-        values = {key: value.fingerprint if isinstance(value, Step) else value for key, value in inputs.items()}
-        text = json.dumps({"step": name, "slimdeploy": __version__, **values}, indent=1, sort_keys=True)
-        step = Step(self.path / name, hashlib.sha256(text.encode()).hexdigest())
+        text = _text_of(name, inputs)
+        step = Step(self.path / name, _fingerprint(text))
         record = self.path / _INPUTS / f"{name}.json"
         finished = step.path.is_dir() and record.is_file() and record.read_text() == text and self._holds(step, check)
         if not finished:
@@ -66,7 +67,19 @@ class RunFolder:
                 record.unlink(missing_ok=True)
             with new_file(record) as file:
                 file.write_text(text)
+            shutil.rmtree(self.path / _JOURNALS / name, ignore_errors=True)
         return step
+
+    def journal(self, name: str, inputs: Mapping[str, Any]) -> Path:
+        """A folder in which step `name` may note what it has done, for itself after a kill; gone once it is finished.
+
+        What was noted for other inputs is cleared away.
+        """
+        folder = self.path / _JOURNALS / name / _fingerprint(_text_of(name, inputs))
+        if not folder.is_dir():
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            folder.mkdir(parents=True)
+        return folder
 
     def _holds(self, step: Step, check: Callable[[Path], object]) -> bool:
         try:
@@ -92,6 +105,15 @@ class RunFolder:
             for folder in (self.path, self.path / _INPUTS):
                 sweep(folder)
             yield
+
+
+def _text_of(name: str, inputs: Mapping[str, Any]) -> str:
+    values = {key: value.fingerprint if isinstance(value, Step) else value for key, value in inputs.items()}
+    return json.dumps({"step": name, "slimdeploy": __version__, **values}, indent=1, sort_keys=True)
+
+
+def _fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def fingerprint_of_folder(folder: Path) -> str:

@@ -108,3 +108,21 @@ def test_a_fingerprint_tells_names_and_contents_apart(tmp_path: Path) -> None:
         (path / name).write_text(text)
         fingerprints.add(fingerprint_of_folder(path))
     assert len(fingerprints) == 3
+
+
+def test_a_journal_stays_for_the_same_inputs_until_its_step_is_finished(folder: RunFolder) -> None:
+    inputs = {"seed": 0}
+    (folder.journal("search", inputs) / "note").write_text("so far")
+    assert (folder.journal("search", inputs) / "note").read_text() == "so far"
+    with folder.locked():
+        pass  # what sweeps up after a kill leaves it
+    assert (folder.journal("search", inputs) / "note").is_file()
+    kept = folder.journal("search", inputs)
+    folder.step("search", inputs, writes("policy"))
+    assert not kept.exists()
+
+
+def test_a_journal_of_other_inputs_is_cleared_away(folder: RunFolder) -> None:
+    old = folder.journal("search", {"seed": 0})
+    assert not any(folder.journal("search", {"seed": 1}).iterdir())
+    assert not old.exists()

@@ -13,24 +13,31 @@ from ..samples import Sample, Split
 from .allocation import ecoflap, language_only, owl
 from .evolution import Generation, Outcome, Plan, evolve
 from .fitness import Judge, PrunedModel
+from .journal import Journal
 from .projector import ProjectorEvolution
 from .result import SearchResult
 from .sensitivity import outlier_shares, zeroth_order_scores
 from .space import Space, search_space
 
-__all__ = ["Generation", "Outcome", "SearchResult", "Space", "search_policy"]
+__all__ = ["Generation", "Journal", "Outcome", "SearchResult", "Space", "search_policy"]
 
 # Samples per forward pass; small enough that a gradient step sees a part of the samples only.
 _BATCH = 32
 
 
 def search_policy(
-    model: Model, stats: Stats, samples: Mapping[Split, Sequence[Sample]], config: Config, progress: Progress
+    model: Model,
+    stats: Stats,
+    samples: Mapping[Split, Sequence[Sample]],
+    config: Config,
+    progress: Progress,
+    journal: Journal,
 ) -> SearchResult:
     """The best policy within `search.budget`, and the uniform one where that is better on held-out samples.
 
     samples: `search` to search on, `validation` to judge on. The model comes dense and is left dense.
-    Other methods than "evolution" follow a formula and judge nothing.
+    Other methods than "evolution" follow a formula and judge nothing. With the journal of a search that was killed,
+    given the same arguments, this one goes on where that one was.
     Deterministic: equal inputs and seeds give equal results. Raises PruneError where the budget cannot be met.
     """
     space = search_space(model.layers(), config)
@@ -39,7 +46,7 @@ def search_policy(
         return SearchResult(space.uniform(), "uniform", 0.0, 0.0)
     match method:
         case "evolution":
-            return _search(model, stats, samples, config, progress, space)
+            return _search(model, stats, samples, config, progress, space, journal)
         case "uniform":
             policy = space.uniform()
         case "language":
@@ -61,20 +68,24 @@ def _search(
     config: Config,
     progress: Progress,
     space: Space,
+    journal: Journal,
 ) -> SearchResult:
     pruned = PrunedModel(model, config.prune.criterion, stats, group=space.levels[-1].group)
     # While the model is dense: a judge notes what the dense model says about its samples.
     eta = config.search.eta
     train, held_out, final = (Judge.on(pruned, part, eta, _BATCH) for part in _parts(samples))
-    projector = ProjectorEvolution(train, held_out, config.search)
+    projector = ProjectorEvolution(train, held_out, config.search, journal)
     checkpoint_projector = projector.parameters()
     bar = progress.bar("search", total=config.search.generations)
 
     def report(generation: Generation) -> None:
         bar.advance(f"best J {generation.best:.3f}, uniform {generation.uniform:.3f}")
 
+    def fitness(policy: Policy) -> float:
+        return journal.verdict(f"projector {projector.version}, {policy.key()}", lambda: train(policy))
+
     uniform = space.uniform()
-    outcome = evolve(space, train, _plan(config), projector.refine, report)
+    outcome = evolve(space, fitness, _plan(config), projector.refine, report)
     searched_validation = final(outcome.best)
     projector.install(checkpoint_projector)
     uniform_validation = final(uniform)

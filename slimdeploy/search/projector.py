@@ -15,6 +15,7 @@ from ..model import linears_in
 from ..policy import Policy
 from .evolution import Fitness
 from .fitness import Judge, proxy_loss
+from .journal import Journal
 
 
 @dataclass
@@ -22,27 +23,40 @@ class ProjectorEvolution:
     """train: where the steps are taken. held_out: what must fall for them to be kept, J on other samples.
 
     weights: the projector's parameters by name, as last accepted, unpruned; empty while they are the checkpoint's.
+    version: how often they were. tried: how often `refine` was asked.
     """
 
     train: Judge
     held_out: Fitness
     config: SearchConfig
+    journal: Journal
     weights: dict[str, Tensor] = field(default_factory=dict)
+    version: int = 0
+    tried: int = 0
 
     def refine(self, policy: Policy) -> bool:
         """Take the steps beneath `policy`; True when the projector changed."""
         if not self.config.projector_steps:
             return False
+        self.tried += 1
+        better = self.journal.tensors(f"projector-{self.tried}", lambda: self._better(policy))
+        if not better:
+            return False
+        self.install(better)
+        self.weights, self.version = better, self.version + 1
+        return True
+
+    def _better(self, policy: Policy) -> dict[str, Tensor]:
+        """The parameters after the steps; none, and the old ones installed again, where they do not generalise."""
         before = self.held_out(policy)
         old = self.parameters()
         self._descend(policy)
         new = self.parameters()
         self.install(new)
         if self.held_out(policy) < before:
-            self.weights = new
-            return True
+            return new
         self.install(old)
-        return False
+        return {}
 
     def install(self, parameters: Mapping[str, Tensor]) -> None:
         """Make these unpruned parameters the projector's, beneath whatever policy is applied."""

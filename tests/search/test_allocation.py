@@ -1,5 +1,7 @@
 """Allocation formulas equal their papers', and every policy made with them just meets the budget."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from slimdeploy.progress import Progress
 from slimdeploy.prune import Stats, collect_stats
 from slimdeploy.prune.criteria import layer_scores
 from slimdeploy.samples import Sample
-from slimdeploy.search import search_policy
+from slimdeploy.search import Journal, search_policy
 from slimdeploy.search.allocation import (
     blocks_of,
     ecoflap,
@@ -147,9 +149,11 @@ def test_ecoflap_without_an_answer_is_refused(tiny_model: Model) -> None:
 
 
 @pytest.mark.parametrize("method", ["language", "owl", "ecoflap"])
-def test_each_formula_gives_a_policy_within_budget(tiny_model: Model, stats: Stats, method: SearchMethod) -> None:
+def test_each_formula_gives_a_policy_within_budget(
+    tiny_model: Model, stats: Stats, method: SearchMethod, tmp_path: Path
+) -> None:
     config = Config(search=SearchConfig(method=method, budget=BudgetConfig(sparsity=0.4)))
-    result = search_policy(tiny_model, stats, {"search": make_samples(4)}, config, Progress.silent())
+    result = search_policy(tiny_model, stats, {"search": make_samples(4)}, config, Progress.silent(), Journal(tmp_path))
     assert result.chosen == method
     assert result.policy.sparsity(tiny_model.layers()) >= 0.4
     assert len(set(result.policy.levels.values())) > 1

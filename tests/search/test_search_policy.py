@@ -1,6 +1,7 @@
 """The whole search on a tiny model: J is its formula, the model comes out dense, uniform wins where it is better."""
 
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from slimdeploy.policy import DENSE, Level, Policy
 from slimdeploy.progress import Progress
 from slimdeploy.prune import Stats, collect_stats, make_masks, masked
 from slimdeploy.samples import Sample, Split
-from slimdeploy.search import SearchResult, search_policy
+from slimdeploy.search import Journal, SearchResult, search_policy
 from slimdeploy.search.fitness import Judge, PrunedModel
 from slimdeploy.search.projector import ProjectorEvolution
 
@@ -41,8 +42,15 @@ def _config(**settings: Any) -> Config:
     return Config(search=SearchConfig(**values))
 
 
-def _run(model: Model, stats: Stats, config: Config) -> SearchResult:
-    return search_policy(model, stats, SAMPLES, config, Progress.silent())
+def _run(
+    model: Model,
+    stats: Stats,
+    config: Config,
+    samples: dict[Split, Sequence[Sample]] = SAMPLES,
+    journal: Path | None = None,
+) -> SearchResult:
+    with tempfile.TemporaryDirectory() as folder:
+        return search_policy(model, stats, samples, config, Progress.silent(), Journal(journal or Path(folder)))
 
 
 def _uniform(model: Model, level: Level) -> Policy:
@@ -87,6 +95,37 @@ def test_the_result_is_within_budget_and_repeats_by_seed(tiny_model: Model, stat
     assert first.policy.sparsity(tiny_model.layers()) >= 0.5
 
 
+def test_a_search_that_was_killed_goes_on_where_it_was(
+    tiny_model: Model, stats: Stats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(generations=6, projector_learning_rate=1e-3)
+    before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
+    undisturbed = _run(tiny_model, stats, config)
+    judged: list[Policy] = []
+    judge, limit = Judge.__call__, 12
+
+    def counted(self: Judge, policy: Policy) -> float:
+        judged.append(policy)
+        if len(judged) == limit:
+            raise KeyboardInterrupt
+        return judge(self, policy)
+
+    monkeypatch.setattr(Judge, "__call__", counted)
+    kills, result = 0, None
+    while result is None:
+        judged.clear()
+        tiny_model.module.load_state_dict(before)  # as a new process loads it
+        try:
+            result = _run(tiny_model, stats, config, journal=tmp_path)
+        except KeyboardInterrupt:
+            kills += 1
+            assert kills < 20, "the search does not get any further"
+    assert kills >= 2, "the search was not killed often enough to tell"
+    assert (result.policy, result.history) == (undisturbed.policy, undisturbed.history)
+    assert result.projector.keys() == undisturbed.projector.keys()
+    assert all(torch.equal(result.projector[name], tensor) for name, tensor in undisturbed.projector.items())
+
+
 def test_the_model_comes_out_dense(tiny_model: Model, stats: Stats) -> None:
     before = {name: parameter.detach().clone() for name, parameter in tiny_model.module.named_parameters()}
     _run(tiny_model, stats, _config(projector_learning_rate=1e-2))
@@ -95,11 +134,14 @@ def test_the_model_comes_out_dense(tiny_model: Model, stats: Stats) -> None:
         assert parameter.grad is None
 
 
-def test_projector_steps_that_do_not_help_held_out_samples_are_dropped(tiny_model: Model, stats: Stats) -> None:
+def test_projector_steps_that_do_not_help_held_out_samples_are_dropped(
+    tiny_model: Model, stats: Stats, tmp_path: Path
+) -> None:
     before = {name: parameter.detach().clone() for name, parameter in tiny_model.module.named_parameters()}
     train = Judge.on(PrunedModel(tiny_model, "wanda", stats, group=0), make_samples(2), eta=0.0, batch_size=2)
     verdicts = iter([1.0, 1.0])
-    evolution = ProjectorEvolution(train, lambda _: next(verdicts), SearchConfig(projector_learning_rate=1.0))
+    config = SearchConfig(projector_learning_rate=1.0)
+    evolution = ProjectorEvolution(train, lambda _: next(verdicts), config, Journal(tmp_path))
     assert not evolution.refine(_uniform(tiny_model, DENSE))
     assert evolution.weights == {}
     assert all(torch.equal(parameter, before[name]) for name, parameter in tiny_model.module.named_parameters())
@@ -136,7 +178,7 @@ def test_uniform_is_returned_where_it_wins_held_out(
 
 @pytest.mark.parametrize("settings", [{"method": "uniform"}, {"budget": BudgetConfig(sparsity=0)}])
 def test_what_needs_no_search_is_not_searched(tiny_model: Model, settings: dict[str, Any]) -> None:
-    result = search_policy(tiny_model, Stats(), {}, _config(**settings), Progress.silent())
+    result = _run(tiny_model, Stats(), _config(**settings), {})
     assert result.chosen == "uniform"
     assert result.history == ()
 
@@ -151,14 +193,14 @@ def test_patterns_in_groups_are_searched(tiny_model: Model, stats: Stats, patter
 
 def test_without_samples_there_is_no_search(tiny_model: Model, stats: Stats) -> None:
     with pytest.raises(PruneError, match="needs at least 1 and 2"):
-        search_policy(tiny_model, stats, {"search": [], "validation": []}, _config(), Progress.silent())
+        _run(tiny_model, stats, _config(), {"search": [], "validation": []})
 
 
 def test_samples_without_answers_are_searched_on_by_divergence(tiny_model: Model, stats: Stats) -> None:
     unknown: dict[Split, Sequence[Sample]] = {
         split: [replace(sample, answers=()) for sample in samples] for split, samples in SAMPLES.items()
     }
-    result = search_policy(tiny_model, stats, unknown, _config(generations=1, eta=0.0), Progress.silent())
+    result = _run(tiny_model, stats, _config(generations=1, eta=0.0), unknown)
     assert 0 < result.searched_validation < 10
 
 
