@@ -234,8 +234,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     console = Console()
     with Progress(console) as progress:
-        accuracy = evaluate(options.path, _config_of(options.path, options.data), progress)
-    console.print(accuracy_table(accuracy))
+        accuracy, dense = evaluate(options.path, _config_of(options.path, options.data), progress)
+    console.print(accuracy_table(accuracy, dense))
     return 0
 
 

@@ -9,7 +9,7 @@ from .artifact import Artifact, is_artifact, open_artifact
 from .config import Config
 from .data import load_samples
 from .progress import Progress
-from .samples import Sample, require_answers
+from .samples import Sample, fingerprint_of_split, fingerprints, require_answers
 from .scoring import Accuracy, score
 
 
@@ -23,21 +23,37 @@ def engine_answers(artifact: Artifact, samples: Sequence[Sample], config: Config
     return [model.ask(sample.question, images=sample.images, max_tokens=limit) for sample in questions]
 
 
-def evaluate(path: str, config: Config, progress: Progress) -> Accuracy:
-    """Accuracy on the test split: of an ONNX artifact by its engine, of any other model by torch."""
+def evaluate(path: str, config: Config, progress: Progress) -> tuple[Accuracy, Accuracy | None]:
+    """Accuracy on the test split, of an ONNX artifact by its engine, of other models by torch; and the dense model's.
+
+    The latter is what an artifact's manifest says, and None where it says nothing or speaks of other samples.
+    """
     samples = load_samples(config.data, ["test"])["test"]
     require_answers(samples, "accuracy")
+    dense = None
     if is_artifact(Path(path)):
         artifact = open_artifact(Path(path))
+        dense = _dense_accuracy(artifact, samples)
         if artifact.manifest.format == "onnx":
-            return score(samples, engine_answers(artifact, samples, config, progress))
+            return score(samples, engine_answers(artifact, samples, config, progress)), dense
         path = str(artifact.path)
 
     from .evaluate import greedy_answers
     from .model import load_model
 
     model, limit = load_model(path, device=config.model.device), config.validate_.max_tokens
-    return score(samples, greedy_answers(model, samples, limit, config.data.batch_size, progress))
+    return score(samples, greedy_answers(model, samples, limit, config.data.batch_size, progress)), dense
+
+
+def _dense_accuracy(artifact: Artifact, samples: Sequence[Sample]) -> Accuracy | None:
+    quality = artifact.manifest.quality
+    asked_the_same = artifact.manifest.test_split == fingerprint_of_split(fingerprints(samples))
+    return _accuracy(quality["dense"]) if asked_the_same and "dense" in quality else None
+
+
+def _accuracy(values: dict[str, Any]) -> Accuracy:
+    by_kind = {kind: _accuracy(of_kind) for kind, of_kind in values["by_kind"].items()}
+    return Accuracy(values["value"], values["standard_error"], values["count"], by_kind)
 
 
 def inspect(path: str) -> list[dict[str, Any]]:

@@ -60,13 +60,19 @@ def _targets(report: Report) -> Table:
     return table
 
 
-def accuracy_table(accuracy: Accuracy) -> Table:
-    """Overall and by type of question."""
-    table = _table("accuracy on the test split", "questions", "accuracy", "count")
+def accuracy_table(accuracy: Accuracy, dense: Accuracy | None = None) -> Table:
+    """Overall and by type of question; and what share of the dense model's accuracy it is, where that is known."""
+    kept = ("kept of dense",) if dense else ()
+    table = _table("accuracy on the test split", "questions", "accuracy", *kept, "count")
+    dense_kinds = dense.by_kind if dense else {}
     for kind, share in accuracy.by_kind.items():
-        table.add_row(kind, _share(share), str(share.count))
-    table.add_row("all", _share(accuracy), str(accuracy.count), style="bold")
+        table.add_row(kind, _share(share), *(_kept(share, dense_kinds.get(kind)) for _ in kept), str(share.count))
+    table.add_row("all", _share(accuracy), *(_kept(accuracy, dense) for _ in kept), str(accuracy.count), style="bold")
     return table
+
+
+def _kept(accuracy: Accuracy, dense: Accuracy | None) -> str:
+    return f"{100 * accuracy.value / dense.value:.1f}%" if dense and dense.value else "-"
 
 
 def policy_table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -152,10 +152,15 @@ def test_a_finished_run_repeats_no_step(finished: Config) -> None:
 
 def test_evaluate_agrees_with_the_report(finished: Config) -> None:
     report = json.loads((Path(finished.out) / "report.json").read_text())
-    assert evaluate(finished.out, finished, Progress.silent()).value == report["accuracy"]["artifact"]
-    assert evaluate(finished.model.path, finished, Progress.silent()).value == report["accuracy"]["dense"] == 0.5
+    artifact, dense = evaluate(finished.out, finished, Progress.silent())
+    assert artifact.value == report["accuracy"]["artifact"]
+    assert dense is not None
+    assert dense.value == report["accuracy"]["dense"] == 0.5
+    assert (dense.standard_error, dense.count) == (report["accuracy_standard_error"]["dense"], COUNTS["test"])
+    found, none = evaluate(finished.model.path, finished, Progress.silent())
+    assert (found.value, none) == (0.5, None)
     restored = str(Path(finished.out) / "restored" / "checkpoint")
-    assert evaluate(restored, finished, Progress.silent()).value == report["accuracy"]["restored"]
+    assert evaluate(restored, finished, Progress.silent())[0].value == report["accuracy"]["restored"]
 
 
 def test_changed_answers_train_and_score_again(source: Path, finished: Config, tmp_path: Path) -> None:
@@ -257,7 +262,9 @@ def test_the_settings_of_a_run_count_for_its_artifact(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", finished.out]) == 0
-    assert f"{COUNTS['test']}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{COUNTS['test']}" in shown
+    assert "kept of dense" in shown
 
 
 def run_silently(config: Config) -> None:
