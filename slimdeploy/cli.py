@@ -23,7 +23,8 @@ from .progress import Progress
 DEFAULT_CONFIG = "deploy.toml"
 OF_THE_RUN = f"default: {DEFAULT_CONFIG} in the run's folder, else here"
 DEFAULT_HELP = "default: %(default)s"
-_INSPECT_COLUMNS = 130
+# As wide as the longest names of layers need; a table takes no more than that.
+_INSPECT_COLUMNS = 220
 PIPELINE_STEPS = {
     "run": "the whole path: search, prune, restore, export, serve, validate",
     "search": "search a pruning policy on the calibration samples, and show it",

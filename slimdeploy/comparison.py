@@ -73,7 +73,7 @@ def compare(
 
 
 def _speed(what: str, ours_ms: float, other_ms: float) -> tuple[str, str, str, str]:
-    return what, f"{ours_ms:.1f} ms", f"{other_ms:.1f} ms", f"{other_ms / ours_ms:.2f} times as fast"
+    return what, f"{ours_ms:.3g} ms", f"{other_ms:.3g} ms", f"{other_ms / ours_ms:.2f} times as fast"
 
 
 def _token_times(model: "LoadedModel", sample: Sample) -> list[float]:

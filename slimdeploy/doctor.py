@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import ConfigError
-from .kernels.library import FORCED, instruction_sets, layout_choice
+from .kernels.library import FORCED, instruction_set_in_use, instruction_sets, layout_choice
 from .kernels.operators import fallback_note
 from .packed_tensor import ENCODINGS
 from .policy import UNSTRUCTURED
@@ -62,14 +62,15 @@ def kernels() -> list[Finding]:
     """Which of our kernels this machine runs, and how it holds packed weights; measuring takes a tenth of a second."""
     if note := fallback_note():
         return [Finding("kernels", "missing", note)]
-    sets, forced = instruction_sets(), os.environ.get(FORCED)
+    try:
+        used = instruction_set_in_use()
+    except ConfigError as error:
+        return [Finding("kernels", "not usable", str(error))]
+    sets = instruction_sets()
     supported = [each.name for each in sets if each.supported]
     missing = [each.name for each in sets if not each.supported]
-    if forced and forced not in supported:
-        problem = f"{FORCED} = '{forced}' is no set of kernels for this CPU; set it to one of {', '.join(supported)}"
-        return [Finding("kernels", "not usable", f"{problem}, or to nothing for the fastest")]
-    used = f"{forced}, as {FORCED} says" if forced else f"{supported[0]}, the fastest"
-    found = [Finding("kernels", f"{used} of {', '.join(supported)}")]
+    why = f"as {FORCED} says" if os.environ.get(FORCED) else "the fastest"
+    found = [Finding("kernels", f"{used}, {why} of {', '.join(supported)}")]
     if missing:
         found.append(Finding("kernels not used", f"{', '.join(missing)}: not on this CPU"))
     for encoding in ENCODINGS.values():

@@ -40,7 +40,7 @@ def _figures(report: Report) -> Table:
         table.add_row("size of the artifact", f"{sizes.artifact / 1e6:.1f} MB{beside}")
     if comparison := report.comparison:
         for what, ours, other, gain in comparison.rows():
-            table.add_row(f"{what}, beside {comparison.other.weights}", f"{gain} ({ours}, not {other})")
+            table.add_row(f"{what}, beside {comparison.other.weights}", f"{gain} ({ours} against {other})")
     if run := report.run:
         table.add_row("throughput", f"{run.throughput:.0f} tokens/s, {run.requests_per_second:.0f} requests/s")
         for metric in LATENCY_METRICS:

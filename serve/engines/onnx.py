@@ -15,6 +15,7 @@ from PIL import Image
 from slimdeploy.artifact import Artifact
 from slimdeploy.config import ServeConfig
 from slimdeploy.errors import DataError, ServeError
+from slimdeploy.kernels.library import instruction_set_in_use
 from slimdeploy.kernels.operators import fallback_note
 from slimdeploy.layouts import held, packed_matrices
 
@@ -45,7 +46,8 @@ class OnnxGenerator:
         # One thread and not a lock, because malloc keeps for each thread what a large picture took there.
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._sessions = OnnxSessions(folder, threads or len(os.sched_getaffinity(0)), self._facts.context)
-        if not note:
+        if artifact.manifest.is_packed and not note:
+            log.info("%s: kernels %s", folder, instruction_set_in_use())
             for each in held(packed_matrices(artifact.manifest)):
                 log.log(each.log_level, "%s: %s", folder, each)
 

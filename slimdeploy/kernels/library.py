@@ -188,6 +188,18 @@ def instruction_sets() -> list[InstructionSet]:
     return found
 
 
+def instruction_set_in_use() -> str:
+    """The set that `FORCED` names, or the fastest one. Raises ConfigError where this CPU or build lacks that one."""
+    supported = [each.name for each in instruction_sets() if each.supported]
+    forced = os.environ.get(FORCED)
+    if forced and forced not in supported:
+        raise ConfigError(
+            f"{FORCED} = '{forced}' is no set of kernels for this CPU; set it to one of {', '.join(supported)}, or to "
+            "nothing for the fastest"
+        )
+    return forced or supported[0]
+
+
 def layout_choice(encoding: Encoding, pattern: str, kept: float, instruction_set: str | None = None) -> LayoutChoice:
     """What layout "auto" takes for matrices of at least `WORTH_MEASURING` weights; measured on first use.
 

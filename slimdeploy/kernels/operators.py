@@ -7,12 +7,16 @@ from functools import cache
 from typing import Any
 
 from ..errors import ConfigError
-from .library import library_file, require_library
+from .library import instruction_set_in_use, library_file, require_library
 
 
 def register_operators(options: Any) -> None:
-    """Register with an onnxruntime.SessionOptions, unless `missing_operators` says that they are not to be had."""
+    """Register with an onnxruntime.SessionOptions, unless `missing_operators` says that they are not to be had.
+
+    Raises ConfigError where the environment forces a set of kernels that this machine lacks.
+    """
     if missing_operators() is None:
+        instruction_set_in_use()  # onnxruntime would tell of it layer by layer, in words of its own
         options.register_custom_ops_library(str(library_file()))
 
 
@@ -29,4 +33,4 @@ def missing_operators() -> str | None:
 def fallback_note() -> str | None:
     """What it means for packed weights that there are no kernels, in a sentence; None when there are."""
     problem = missing_operators()
-    return problem and f"Packed weights are unpacked to float32 and save neither memory nor time here: {problem}."
+    return problem and f"Packed weights are unpacked to float32 and save neither memory nor time here: {problem}"

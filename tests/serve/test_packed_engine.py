@@ -12,8 +12,9 @@ import slimdeploy.serve.engines.onnx_sessions as onnx_sessions
 from slimdeploy import layouts
 from slimdeploy.artifact import Artifact, Manifest, open_artifact
 from slimdeploy.config import ExportConfig, OnnxConfig
+from slimdeploy.errors import ConfigError
 from slimdeploy.kernels import operators
-from slimdeploy.kernels.library import LayoutChoice, library_file
+from slimdeploy.kernels.library import FORCED, LayoutChoice, instruction_set_in_use, library_file
 from slimdeploy.progress import Progress
 from slimdeploy.serve.runtime import LoadedModel
 
@@ -47,7 +48,7 @@ def test_answers_are_the_same_with_and_without_the_kernels(
     packed_artifact: Artifact, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_kernels = answers(packed_artifact)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
     monkeypatch.setattr(onnx_sessions, "register_operators", lambda _: None)
     assert answers(packed_artifact) == with_kernels
 
@@ -63,6 +64,7 @@ def test_how_weights_are_held_in_memory_is_said_once_for_each_kind(
     with caplog.at_level(logging.INFO, "slimdeploy"):
         LoadedModel(replace(packed_artifact, manifest=manifest), threads=1)
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", f"{packed_artifact.path}: kernels {instruction_set_in_use()}"),
         (
             "WARNING",
             f"{packed_artifact.path}: packed int8 weights, 50% to 75% pruned: held dense in memory "
@@ -74,6 +76,15 @@ def test_how_weights_are_held_in_memory_is_said_once_for_each_kind(
             "(below 1,048,576 weights nothing is measured)",
         ),
     ]
+
+
+@pytest.mark.skipif(library_file() is None, reason="the kernels were not built")
+def test_a_set_of_kernels_that_is_not_there_is_named_with_those_that_are(
+    packed_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FORCED, "abacus")
+    with pytest.raises(ConfigError, match=r"SLIMDEPLOY_KERNELS = 'abacus' is no set of kernels.*portable"):
+        LoadedModel(packed_artifact, threads=1)
 
 
 @pytest.mark.usefixtures("without_kernels")
