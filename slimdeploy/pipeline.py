@@ -216,8 +216,19 @@ class Run:
 
         def produce(folder: Path) -> None:
             self._export(folder, self.config.export)
+            self._withdraw_report()
 
         return self.folder.step("artifact", self._export_inputs(self.config.export), produce, check=open_artifact)
+
+    def _withdraw_report(self) -> None:
+        """The report speaks of the artifact that is being replaced."""
+        from .report import REPORT_FILES
+
+        reports = [file for name in REPORT_FILES if (file := self.folder.path / name).is_file()]
+        if reports:
+            self.progress.say("the report was about the artifact before and is withdrawn; `slimdeploy run` writes one")
+        for file in reports:
+            file.unlink()
 
     def compared(self) -> Step | None:
         """The same model as another ONNX export, to measure the artifact against; None where nobody asks for it."""

@@ -26,6 +26,7 @@ from .scoring import Accuracy
 from .targets import TargetResult
 
 REPORT_VERSION = 1
+REPORT_FILES = ("report.json", "report.html")
 Stage = Literal["dense", "pruned", "restored", "artifact"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 _MISTAKES_SHOWN = 12

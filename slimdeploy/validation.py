@@ -22,6 +22,7 @@ from .measurements import Run as Load
 from .measurements import remarks
 from .progress import Progress
 from .report import (
+    REPORT_FILES,
     LayerSparsity,
     Loss,
     Report,
@@ -217,5 +218,6 @@ def _agreement(run: "Run", load: Load) -> dict[str, float]:
 
 
 def _write(report: Report, folder: Path) -> None:
-    write_json(report, folder / "report.json")
-    write_html(report, folder / "report.html")
+    as_json, as_html = (folder / name for name in REPORT_FILES)
+    write_json(report, as_json)
+    write_html(report, as_html)

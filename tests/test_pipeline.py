@@ -1,5 +1,6 @@
 """The whole path on a tiny random model: what a kill, a changed setting or an altered file leads to."""
 
+import io
 import itertools
 import json
 import multiprocessing
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tiny import make_samples, make_tiny_llava
 
 import slimdeploy
@@ -197,6 +199,18 @@ def test_another_format_leaves_the_run_as_it_was(finished: Config, tmp_path: Pat
     assert open_artifact(tmp_path / "other").manifest.format == "checkpoint"
     assert artifact_bytes(finished) == before
     assert load_config(Path(finished.out) / "deploy.toml") == finished
+
+
+def test_an_artifact_that_is_replaced_takes_its_report_with_it(finished: Config, tmp_path: Path) -> None:
+    shutil.copytree(finished.out, tmp_path / "run")
+    export = finished.export.model_copy(update={"format": "checkpoint"})
+    config = finished.model_copy(update={"out": str(tmp_path / "run"), "export": export})
+    said = io.StringIO()
+    with opened_run(config, Progress(Console(file=said, width=200))) as run:
+        run.artifact()
+    assert open_artifact(tmp_path / "run").manifest.format == "checkpoint"
+    assert not list((tmp_path / "run").glob("report.*"))
+    assert "the report was about the artifact before" in said.getvalue()
 
 
 def test_validating_again_keeps_the_report_of_the_run(finished: Config) -> None:

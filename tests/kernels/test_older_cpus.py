@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.cross
+from slimdeploy.kernels.library import library_file
+
+pytestmark = [pytest.mark.cross, pytest.mark.skipif(library_file() is None, reason="the kernels were not built")]
 
 PROGRAM = """
 import numpy as np
