@@ -32,5 +32,6 @@ def missing_operators() -> str | None:
 
 def fallback_note() -> str | None:
     """What it means for packed weights that there are no kernels, in a sentence; None when there are."""
-    problem = missing_operators()
-    return problem and f"Packed weights are unpacked to float32 and save neither memory nor time here: {problem}"
+    if (problem := missing_operators()) is None:
+        return None
+    return f"Packed weights are unpacked to float32 and save neither memory nor time here: {problem.rstrip('.')}."
