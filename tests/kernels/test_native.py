@@ -88,7 +88,9 @@ def test_hostile_weights_are_refused_with_a_sentence(sanitized: Path) -> None:
 def test_pages_of_a_file_are_given_back_unless_they_were_written_to(sanitized: Path, tmp_path: Path) -> None:
     file = tmp_path / "ones"
     file.write_bytes(b"\x01" * (64 * os.sysconf("SC_PAGESIZE")))
-    assert run(sanitized, "--given-back", file) == "pages given back: 0 failures\n"
+    if (output := run(sanitized, "--given-back", file)).startswith("the system does not tell"):
+        pytest.skip(output)
+    assert output == "pages given back: 0 failures\n"
 
 
 @pytest.mark.cross

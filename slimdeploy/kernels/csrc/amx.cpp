@@ -112,7 +112,7 @@ struct IntTiles : IntPanel<Amx, Stream> {
                                            __m512 (&sum)[kTile][2]) {
         constexpr int kCount = kBoth ? kTile : kTileRows;
         alignas(64) int32_t products[kCount][kRows];
-        for (auto &row : sum) row[0] = row[1] = Amx::zero();
+        set_to_zero<Amx>(sum);
         const uint32_t *units = panel.units;
         const float *scales = panel.scales;
         for (size_t g = 0; g < blocks * Base::kBlockGroups; g++, scales += kRows) {

@@ -35,6 +35,15 @@ struct Transpose {
     }
 };
 
+template <class Isa, int kTile>
+SLIMDEPLOY_INLINE void set_to_zero(typename Isa::Floats (&sum)[kTile][Isa::kPanelVectors]) {
+    SLIMDEPLOY_UNROLL
+    for (int m = 0; m < kTile; m++) {
+        SLIMDEPLOY_UNROLL
+        for (int v = 0; v < Isa::kPanelVectors; v++) sum[m][v] = Isa::zero();
+    }
+}
+
 // The kinds of panels: how a block is decoded into one, and how a tile is multiplied with it. `Setup` is held while
 // that goes on. A tile reads kTile rows of activations; `count` are left that count.
 
@@ -58,11 +67,7 @@ struct IntPanel {
     static SLIMDEPLOY_INLINE void tile(const Panel &panel, size_t blocks, const uint8_t *x, size_t stride,
                                        size_t /* count */, typename Isa::Floats (&sum)[kTile][Isa::kPanelVectors]) {
         constexpr int kVectors = Isa::kPanelVectors;
-        SLIMDEPLOY_UNROLL
-        for (int m = 0; m < kTile; m++) {
-            SLIMDEPLOY_UNROLL
-            for (int v = 0; v < kVectors; v++) sum[m][v] = Isa::zero();
-        }
+        set_to_zero<Isa>(sum);
         const uint32_t *units = panel.units;
         const float *scales = panel.scales;
         for (size_t g = 0; g < blocks * kBlockGroups; g++, scales += kRows, x += kGroup) {
@@ -112,11 +117,7 @@ struct WordPanel {
     static SLIMDEPLOY_INLINE void tile(const Panel &panel, size_t blocks, const uint8_t *x, size_t stride,
                                        size_t /* count */, typename Isa::Floats (&sum)[kTile][Isa::kPanelVectors]) {
         constexpr int kVectors = Isa::kPanelVectors;
-        SLIMDEPLOY_UNROLL
-        for (int m = 0; m < kTile; m++) {
-            SLIMDEPLOY_UNROLL
-            for (int v = 0; v < kVectors; v++) sum[m][v] = Isa::zero();
-        }
+        set_to_zero<Isa>(sum);
         const uint32_t *units = panel.units;
         for (size_t u = 0; u < blocks * kBlockUnits; u++, units += kRows, x += 4) {
             typename Isa::Units weights[kVectors];

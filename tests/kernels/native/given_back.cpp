@@ -32,6 +32,8 @@ int check_given_back_pages(const char *file) {
     const int pagemap = open("/proc/self/pagemap", O_RDONLY);
     if (pagemap < 0) {
         printf("the system does not tell of pages\n");
+        munmap(mapping, bytes);
+        close(opened);
         return 0;
     }
     size_t present = 0;
