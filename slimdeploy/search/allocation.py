@@ -7,9 +7,8 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ..errors import PruneError
 from ..policy import Layer, Policy, Tower
-from .space import GRAIN, Space
+from .space import Space
 
 OWL_OUTLIER = 5.0
 """M: a weight whose score is more than M times the mean of its block is an outlier."""
@@ -28,7 +27,7 @@ def blocks_of(layers: Iterable[Layer]) -> dict[str, list[Layer]]:
 
 def language_only(space: Space) -> Policy:
     """The language model alone is pruned, uniformly, and has to meet the whole budget."""
-    return _meet(space, {layer.name: 0.5 for layer in space.layers if layer.tower == "language"})
+    return space.meet({layer.name: 0.0 for layer in space.layers if layer.tower == "language"})
 
 
 def owl(space: Space, sparsity: float, outliers: Mapping[str, float]) -> Policy:
@@ -40,7 +39,7 @@ def owl(space: Space, sparsity: float, outliers: Mapping[str, float]) -> Policy:
     def of_tower(blocks: Sequence[str]) -> list[float]:
         return owl_sparsities([outliers[block] for block in blocks], sparsity)
 
-    return _meet(space, _by_tower(space, of_tower))
+    return space.meet(_by_tower(space, of_tower))
 
 
 def owl_sparsities(outliers: Sequence[float], sparsity: float) -> list[float]:
@@ -57,7 +56,7 @@ def ecoflap(space: Space, sparsity: float, scores: Mapping[str, float]) -> Polic
     weights = [sum(layer.weights for layer in layers) for layers in blocks.values()]
     found = ecoflap_sparsities([scores[block] for block in blocks], weights, sparsity)
     by_block = dict(zip(blocks, found, strict=True))
-    return _meet(space, {layer.name: by_block[block] for block, layers in blocks.items() for layer in layers})
+    return space.meet({layer.name: by_block[block] for block, layers in blocks.items() for layer in layers})
 
 
 def ecoflap_sparsities(scores: Sequence[float], weights: Sequence[int], sparsity: float) -> list[float]:
@@ -91,28 +90,3 @@ def _by_tower(space: Space, formula: Callable[[Sequence[str]], Sequence[float]])
         for block, sparsity in zip(names, formula(names), strict=True)
         for layer in blocks[block]
     }
-
-
-def _meet(space: Space, wanted: Mapping[str, float]) -> Policy:
-    """`wanted`, all of it moved by the same small amount so that it just meets the budget; other layers stay dense.
-
-    Raises PruneError where even the sparsest levels are too dense.
-    """
-
-    def moved(steps: int) -> Policy:
-        levels = {name: space.at_least(sparsity + steps * GRAIN) for name, sparsity in wanted.items()}
-        return Policy({**space.policy(space.levels[0]).levels, **levels})
-
-    too_dense, enough = -round(1 / GRAIN), round(1 / GRAIN)
-    if not space.fits(moved(enough)):
-        raise PruneError(
-            f"the budget cannot be met by the {len(wanted)} matrices that search.method prunes, even at their "
-            "sparsest; lower search.budget.sparsity or take another method"
-        )
-    while enough - too_dense > 1:
-        middle = (too_dense + enough) // 2
-        if space.fits(moved(middle)):
-            enough = middle
-        else:
-            too_dense = middle
-    return moved(enough)

@@ -4,7 +4,7 @@ Every policy made here keeps at most `budget` weights, so that a search never ha
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -12,8 +12,8 @@ from ..config import Config
 from ..errors import PruneError
 from ..policy import DENSE, UNSTRUCTURED, Layer, Level, Policy, available_levels, kept_weights, weight_budget
 
-GRAIN = 1e-4
-"""Distance between the sparsities that a formula may take where levels are not given by a pattern."""
+# Distance between the sparsities that a matrix may take where levels are not given by a pattern.
+_GRAIN = 1e-4
 _SPARSEST = 0.95
 
 
@@ -42,18 +42,31 @@ class Space:
 
         An unstructured level need not stand among `levels`: rows are whole weights, so 60% may have to be 60.13%.
         """
-        if self.pattern != UNSTRUCTURED:
-            return next(policy for level in self.levels if self.fits(policy := self.policy(level)))
-        too_dense, enough = 0, round(_SPARSEST / GRAIN)
-        if self.fits(self.policy(DENSE)):
-            return self.policy(DENSE)
+        return self.meet({layer.name: 0.0 for layer in self.layers})
+
+    def meet(self, wanted: Mapping[str, float]) -> Policy:
+        """These sparsities, all moved by the same amount so that they just meet the budget; other layers stay dense.
+
+        Raises PruneError where even the sparsest levels are too dense.
+        """
+
+        def moved(steps: int) -> Policy:
+            levels = {name: self.at_least(sparsity + steps * _GRAIN) for name, sparsity in wanted.items()}
+            return Policy({**self.policy(DENSE).levels, **levels})
+
+        too_dense, enough = -round(1 / _GRAIN), round(1 / _GRAIN)
+        if not self.fits(moved(enough)):
+            raise PruneError(
+                f"the budget cannot be met by the {len(wanted)} matrices that search.method prunes, even at their "
+                "sparsest; lower search.budget.sparsity or take another method"
+            )
         while enough - too_dense > 1:
             middle = (too_dense + enough) // 2
-            if self.fits(self.policy(Level(round(middle * GRAIN, 6)))):
+            if self.fits(moved(middle)):
                 enough = middle
             else:
                 too_dense = middle
-        return self.policy(Level(round(enough * GRAIN, 6)))
+        return moved(enough)
 
     def at_least(self, sparsity: float) -> Level:
         """The densest level that is as sparse; the sparsest where none is."""
