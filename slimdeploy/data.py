@@ -1,7 +1,7 @@
 """Samples from disk, in splits that never overlap. Knows file formats; keeps no picture.
 
-A source is "demo", one file, or a folder with one file per split. A file holds a JSON array, or one JSON object per
-line; every entry is recognised by its keys:
+A source is "demo", one file, a folder with one file per split, or a data set's folder as it is published
+(`published`). A file holds a JSON array, or one JSON object per line; every entry is recognised by its keys:
 
 - `question`, with `image` or `images`, `answer` or `answers`, `choices`, `kind` or `type`;
 - `conversations` (LLaVA) or `messages` (OpenAI): the first question and the answer to it are taken.
@@ -15,6 +15,7 @@ from pathlib import Path
 from .config import DataConfig
 from .errors import DataError
 from .images import check_image
+from .published import Published, read_published
 from .records import Located, read_records
 from .samples import SPLITS, Sample, Split
 
@@ -25,8 +26,8 @@ _ORDER: tuple[Split, ...] = ("test", "validation", "calibration", "search", "tra
 def load_samples(config: DataConfig, splits: Collection[Split]) -> dict[Split, list[Sample]]:
     """The samples of `splits`; which samples a split has does not depend on the other splits asked for.
 
-    From one file every split gets exactly the number that `config` says. A folder has the splits ready: each gets the
-    first samples of its file, at most that number.
+    From one file or a published data set every split gets exactly the number that `config` says. Other folders have the
+    splits ready: each gets the first samples of its file, at most that number.
     Raises DataError that names the file and line for whatever cannot be used.
     """
     if config.source == "demo":
@@ -34,33 +35,53 @@ def load_samples(config: DataConfig, splits: Collection[Split]) -> dict[Split, l
 
         return {split: samples(split, getattr(config, split)) for split in splits}
     source = Path(config.source)
+    images = Path(config.images) if config.images else None
+    counts: dict[Split, int] = {split: getattr(config, split) for split in SPLITS}
     if source.is_dir():
-        return _from_folder(source, config, splits)
-    if not source.is_file():
+        published = read_published(source, images)
+        if published is None:
+            return _from_folder(source, images or source, counts, splits)
+        drawn = draw_published(published, counts)
+    elif source.is_file():
+        drawn = draw_splits(read_records(source, images or source.parent), counts, str(source))
+    else:
         raise DataError(f"{source} does not exist; data.source is 'demo', a file or a folder with one file per split")
-    images = Path(config.images) if config.images else source.parent
-    drawn = draw_splits(read_records(source, images), {split: getattr(config, split) for split in SPLITS}, str(source))
     return {split: drawn[split] for split in splits}
 
 
-def draw_splits(located: Iterable[Located], counts: dict[Split, int], source: str) -> dict[Split, list[Sample]]:
+def draw_splits(
+    located: Iterable[Located], counts: dict[Split, int], source: str, home: dict[str, Split] | None = None
+) -> dict[Split, list[Sample]]:
     """Hand the samples out to the splits in the order of a hash; those with equal content go to the same split.
 
     The hash knows only the sample itself, so a few more samples move only those at the borders between splits.
     No more pictures are read than are needed.
+    home: the splits of contents that were handed out before, which no other split gets; filled up here.
     """
-    drawn: dict[Split, list[Sample]] = {split: [] for split in _ORDER}
-    home: dict[str, Split] = {}
+    drawn: dict[Split, list[Sample]] = {split: [] for split in _ORDER if split in counts}
+    home = {} if home is None else home
     for item in sorted(located, key=_order):
-        open_split = next((split for split in _ORDER if len(drawn[split]) < counts[split]), None)
+        open_split = next((split for split in drawn if len(drawn[split]) < counts[split]), None)
         if open_split is None:
             break
         split = home.setdefault(_checked_hash(item), open_split)
-        if len(drawn[split]) < counts[split]:  # a duplicate whose split is full is left out
+        if split in drawn and len(drawn[split]) < counts[split]:  # a duplicate whose split is full is left out
             drawn[split].append(item.sample)
-    if any(len(drawn[split]) < counts[split] for split in _ORDER):
-        raise DataError(_too_few(source, counts, different=len(home)))
+    if any(len(drawn[split]) < counts[split] for split in drawn):
+        raise DataError(_too_few(source, counts, different=sum(split in drawn for split in home.values())))
     return drawn
+
+
+def draw_published(published: Published, counts: dict[Split, int]) -> dict[Split, list[Sample]]:
+    """The test split out of what the data set is judged on, the others out of what it is learned from.
+
+    What both hold stays in the test split alone.
+    """
+    home: dict[str, Split] = {}
+    test: dict[Split, int] = {"test": counts["test"]}
+    others: dict[Split, int] = {split: count for split, count in counts.items() if split != "test"}
+    judged = draw_splits(published.test.samples, test, published.test.source, home)
+    return judged | draw_splits(published.train.samples, others, published.train.source, home)
 
 
 def _order(item: Located) -> str:
@@ -77,20 +98,18 @@ def _checked_hash(item: Located) -> str:
         for image in item.sample.images:
             check_image(image)
     except DataError as error:
-        raise DataError(f"{item.where}: sample '{item.sample.id}': {error}") from None
+        remedy = "put a sound picture there (data.images says where pictures are), or take the sample out"
+        raise DataError(f"{item.where}: sample '{item.sample.id}': {error}; {remedy}") from None
     return item.sample.content_hash()
 
 
 def _too_few(source: str, counts: dict[Split, int], different: int) -> str:
-    if different < len(SPLITS):
-        return f"{source} holds {different} different samples; the {len(SPLITS)} splits need at least one each"
-    asked = " + ".join(str(counts[split]) for split in SPLITS)
+    if different < len(counts):
+        return f"{source} holds {different} different samples; each of {', '.join(counts)} needs at least one"
+    asked = " + ".join(map(str, counts.values())) + (f" = {sum(counts.values())}" if len(counts) > 1 else "")
     fitting = fitting_counts(counts, different)
-    settings = ", ".join(f"{split} = {fitting[split]}" for split in SPLITS)
-    return (
-        f"{source} holds {different} different samples, but [data] asks for {asked} = {sum(counts.values())}; "
-        f"set for instance {settings}"
-    )
+    settings = ", ".join(f"{split} = {fitting[split]}" for split in counts)
+    return f"{source} holds {different} different samples, but [data] asks for {asked}; set for instance {settings}"
 
 
 def fitting_counts(counts: dict[Split, int], available: int) -> dict[Split, int]:
@@ -102,15 +121,19 @@ def fitting_counts(counts: dict[Split, int], available: int) -> dict[Split, int]
     return fitting
 
 
-def _from_folder(folder: Path, config: DataConfig, splits: Collection[Split]) -> dict[Split, list[Sample]]:
-    images = Path(config.images) if config.images else folder
+def _from_folder(
+    folder: Path, images: Path, counts: dict[Split, int], splits: Collection[Split]
+) -> dict[Split, list[Sample]]:
     files = {split: _split_file(folder, split) for split in SPLITS}
     for split in splits:
         if files[split] is None:
-            raise DataError(f"{folder} has no {split}.jsonl; a folder given as data.source holds one file per split")
+            raise DataError(
+                f"{folder} has no {split}.jsonl; a folder given as data.source holds one file per split, or ScienceQA "
+                "(problems.json, pid_splits.json) or VizWiz (train.json, val.json) as it is published"
+            )
     # Every file that is there is read, so that an overlap shows at the first step and not at the last.
     located = {
-        split: list(itertools.islice(read_records(file, images), getattr(config, split)))
+        split: list(itertools.islice(read_records(file, images), counts[split]))
         for split, file in files.items()
         if file is not None
     }

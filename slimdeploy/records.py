@@ -7,7 +7,7 @@ A format is recognised by what a file holds, never by its name: a JSON array or 
 import base64
 import binascii
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -32,8 +32,18 @@ def read_records(file: Path, images: Path) -> Iterator[Located]:
 
     Raises DataError that names the line for what is no JSON, no sample, or has the id of an earlier one.
     """
+    samples = located_samples(read_entries(file), images)
+    first = next(samples, None)
+    if first is None:
+        raise DataError(f"{file} holds no sample")
+    yield first
+    yield from samples
+
+
+def located_samples(entries: Iterable[tuple[str, Any]], images: Path) -> Iterator[Located]:
+    """Every entry as a sample. entries: where each stands, and what it holds."""
     places: dict[str, str] = {}
-    for where, entry in _entries(file):
+    for where, entry in entries:
         try:
             sample = _sample(entry, where, images)
         except DataError as error:
@@ -42,11 +52,10 @@ def read_records(file: Path, images: Path) -> Iterator[Located]:
             raise DataError(f"{where}: the id '{sample.id}' stands at {places[sample.id]} already; ids must differ")
         places[sample.id] = where
         yield Located(sample, where)
-    if not places:
-        raise DataError(f"{file} holds no sample")
 
 
-def _entries(file: Path) -> Iterator[tuple[str, Any]]:
+def read_entries(file: Path) -> Iterator[tuple[str, Any]]:
+    """Every JSON value of an array or of JSON lines, and where it stands; DataError for what is no JSON."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -252,7 +252,7 @@ class TestSplits:
 
     def test_fewer_than_five_samples_are_too_few(self, tmp_path: Path) -> None:
         file = lines(tmp_path / "x.jsonl", *(question(number) for number in range(4)))
-        with pytest.raises(DataError, match="holds 4 different samples; the 5 splits need at least one each"):
+        with pytest.raises(DataError, match=r"holds 4 different samples; each of calibration, .*, test needs"):
             load_samples(config(file), ["test"])
 
     def test_equal_pictures_under_two_names_share_a_split(self, tmp_path: Path) -> None:
