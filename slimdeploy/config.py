@@ -55,8 +55,9 @@ class DataConfig(Table):
     source: str = Field(
         "demo",
         min_length=1,
-        description='"demo", a file (JSONL, LLaVA conversations, OpenAI messages), or a folder with one file per\n'
-        "split: calibration.jsonl, search.jsonl, train.jsonl, validation.jsonl, test.jsonl.",
+        description='"demo", a file (JSONL, LLaVA conversations, OpenAI messages), a folder with one file per split\n'
+        "(calibration.jsonl, search.jsonl, train.jsonl, validation.jsonl, test.jsonl), or the unpacked folder of\n"
+        "ScienceQA or VizWiz.",
     )
     images: str = Field("", description="Folder that relative image paths start from; empty: the source's own folder.")
     calibration: Positive = Field(64, description="Samples that measure activations for the pruning criterion.")
