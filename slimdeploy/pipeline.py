@@ -175,11 +175,12 @@ class Run:
         search, statistics = self.search(), self.statistics()
 
         def produce(folder: Path) -> None:
-            from .prune import Stats, make_masks, masked, save_masks
+            from .prune import RankedWeights, Stats, make_masks, masked, save_masks
             from .search import SearchResult
 
             model, found = self._load(self.source), SearchResult.load(search.path)
-            masks = make_masks(model, found.policy, self.config.prune.criterion, Stats.load(statistics.path))
+            criterion, stats = self.config.prune.criterion, Stats.load(statistics.path)
+            masks = make_masks(RankedWeights(model, criterion, stats, found.policy.group), found.policy)
             save_masks(masks, folder)
             found.apply_projector(model)
             with masked(model, masks):

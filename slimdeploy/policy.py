@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Tower = Literal["vision", "projector", "language"]
+Values = Literal["", "int8", "int4"]
 UNSTRUCTURED = "unstructured"
 
 
@@ -29,13 +30,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Level:
-    """How far one matrix is pruned.
+    """How far one matrix is pruned, and what its survivors are stored as.
 
-    sparsity: share of weights removed, 0 to 1. group: M of an N:M pattern, 0 for unstructured.
+    sparsity: share of weights removed, 0 to 1. group: M of an N:M pattern, 0 for unstructured. values: "" is whatever
+    the export stores.
     """
 
     sparsity: float
     group: int = 0
+    values: Values = ""
 
     @property
     def pattern(self) -> str:
@@ -71,6 +74,11 @@ class Policy:
 
     levels: Mapping[str, Level]
 
+    @property
+    def group(self) -> int:
+        """M of the N:M patterns among the levels, 0 where there is none."""
+        return max((level.group for level in self.levels.values()), default=0)
+
     def with_level(self, name: str, level: Level) -> "Policy":
         return Policy({**self.levels, name: level})
 
@@ -89,7 +97,7 @@ class Policy:
         return tuple(sorted(self.levels.items(), key=lambda item: item[0]))
 
     def to_json(self) -> str:
-        levels = {name: {"sparsity": level.sparsity, "group": level.group} for name, level in self.levels.items()}
+        levels = {name: asdict(level) for name, level in self.levels.items()}
         return json.dumps({"levels": levels}, indent=1)
 
     @staticmethod

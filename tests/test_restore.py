@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from rich.console import Console
-from tiny import make_samples
+from tiny import make_samples, masks_of
 
 from slimdeploy.config import RestoreConfig
 from slimdeploy.errors import PruneError
@@ -14,7 +14,7 @@ from slimdeploy.losses import answer_loss, text_batch, text_logits
 from slimdeploy.model import Model
 from slimdeploy.policy import Level, Policy
 from slimdeploy.progress import Progress
-from slimdeploy.prune import Masks, Stats, make_masks, masked, set_weights
+from slimdeploy.prune import Masks, Stats, masked, set_weights
 from slimdeploy.restore import ADAPTERS, PlainLora, SparseLora, restore
 
 CONFIG = RestoreConfig(steps=12, batch_size=4, learning_rate=1e-2)
@@ -23,7 +23,7 @@ CONFIG = RestoreConfig(steps=12, batch_size=4, learning_rate=1e-2)
 @pytest.fixture
 def masks(tiny_model: Model) -> Masks:
     policy = Policy({layer.name: Level(0.6) for layer in tiny_model.layers()})
-    return make_masks(tiny_model, policy, "magnitude", Stats())
+    return masks_of(tiny_model, policy, "magnitude", Stats())
 
 
 def _answer_loss(model: Model) -> float:

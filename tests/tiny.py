@@ -22,6 +22,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from slimdeploy.config import Criterion
+from slimdeploy.model import Model
+from slimdeploy.policy import Policy
+from slimdeploy.prune import Masks, RankedWeights, Stats, make_masks
 from slimdeploy.samples import Sample
 
 IMAGE_SIZE = 24
@@ -170,6 +174,10 @@ def make_samples(count: int, seed: int = 0, answered: bool = True) -> list[Sampl
         )
         for index in range(count)
     ]
+
+
+def masks_of(model: Model, policy: Policy, criterion: Criterion, stats: Stats) -> Masks:
+    return make_masks(RankedWeights(model, criterion, stats, policy.group), policy)
 
 
 def _noise_png(rng: np.random.Generator) -> bytes:

@@ -8,12 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..config import Criterion
 from ..model import Model
-from ..policy import DENSE, Policy
-from .criteria import layer_scores
-from .patterns import mask_at, ranks
-from .stats import Stats
+from ..policy import Policy
+from .database import Database
 
 _FILE = "masks.safetensors"
 
@@ -21,13 +18,9 @@ Masks = dict[str, Tensor]
 """Boolean (out, in) per layer, True = kept. Layers that stay dense have none."""
 
 
-def make_masks(model: Model, policy: Policy, criterion: Criterion, stats: Stats) -> Masks:
-    """The masks of a policy on the model's weights as they are now."""
-    return {
-        layer.name: mask_at(ranks(layer_scores(model, layer.name, criterion, stats), level.group), level)
-        for layer in model.layers()
-        if (level := policy.levels[layer.name]) != DENSE
-    }
+def make_masks(database: Database, policy: Policy) -> Masks:
+    """The masks of a policy."""
+    return {name: database.mask(name, level) for name, level in policy.levels.items() if level.sparsity}
 
 
 def apply_masks(model: Model, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

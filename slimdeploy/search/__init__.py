@@ -8,7 +8,7 @@ from ..errors import PruneError
 from ..model import Model
 from ..policy import Policy
 from ..progress import Progress
-from ..prune import Stats
+from ..prune import RankedWeights, Stats
 from ..samples import Sample, Split
 from .allocation import ecoflap, language_only, owl
 from .evolution import Generation, Outcome, Plan, evolve
@@ -70,7 +70,7 @@ def _search(
     space: Space,
     journal: Journal,
 ) -> SearchResult:
-    pruned = PrunedModel(model, config.prune.criterion, stats, group=space.levels[-1].group)
+    pruned = PrunedModel(model, RankedWeights(model, config.prune.criterion, stats, space.levels[-1].group))
     # While the model is dense: a judge notes what the dense model says about its samples.
     eta = config.search.eta
     train, held_out, final = (Judge.on(pruned, part, eta, _BATCH) for part in _parts(samples))

@@ -14,13 +14,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..config import Criterion
 from ..losses import TextBatch, answer_loss, divergence, text_batch, text_logits
 from ..model import Model
 from ..policy import DENSE, Level, Policy
-from ..prune import Stats
-from ..prune.criteria import layer_scores
-from ..prune.patterns import mask_at, ranks
+from ..prune import Database
+from ..prune.database import as_stored
 from ..samples import Sample
 
 
@@ -37,16 +35,13 @@ def log_norm_ratio(weight: Tensor, mask: Tensor) -> float:
 
 
 class PrunedModel:
-    """The model at whatever policy was asked for last; only layers whose level changed are masked anew.
+    """The model at whatever policy was asked for last; only layers whose level changed are set anew."""
 
-    Masks are nested over levels, so one rank per weight is the database of all of them.
-    """
-
-    def __init__(self, model: Model, criterion: Criterion, stats: Stats, group: int) -> None:
+    def __init__(self, model: Model, database: Database) -> None:
         self.model = model
-        self._dense = {layer.name: model.linear(layer.name).weight.detach().clone() for layer in model.layers()}
-        self._ranks = {name: ranks(layer_scores(model, name, criterion, stats), group) for name in self._dense}
-        self._levels = dict.fromkeys(self._dense, DENSE)
+        self._database = database
+        self._levels = {layer.name: DENSE for layer in model.layers()}
+        self._replaced: dict[str, Tensor] = {}
         self.log_norm_ratio = cache(self._log_norm_ratio)
 
     def apply(self, policy: Policy) -> None:
@@ -56,29 +51,30 @@ class PrunedModel:
 
     def mask_now(self, name: str) -> Tensor:
         """The mask that a layer wears."""
-        return self._mask(name, self._levels[name])
+        return self._database.mask(name, self._levels[name])
 
     def dense(self, name: str) -> Tensor:
         """A layer's weights without a mask."""
-        return self._dense[name]
+        return self._replaced[name] if name in self._replaced else self._database.dense(name)
 
     def replace_dense(self, name: str, weight: Tensor) -> None:
         """Give a layer other dense weights; its masks stay those of the weights that it came with."""
-        self._dense[name] = weight.detach().clone()
+        self._replaced[name] = weight.detach().clone()
         self.log_norm_ratio.cache_clear()
         self._set(name, self._levels[name])
 
-    def _mask(self, name: str, level: Level) -> Tensor:
-        # A dense layer has no ranks to compare with where the pattern is in groups.
-        return mask_at(self._ranks[name], level) if level != DENSE else torch.ones_like(self._ranks[name]).bool()
-
     def _set(self, name: str, level: Level) -> None:
         with torch.no_grad():
-            self.model.linear(name).weight.copy_(self._dense[name] * self._mask(name, level))
+            self.model.linear(name).weight.copy_(self._pruned(name, level))
         self._levels[name] = level
 
+    def _pruned(self, name: str, level: Level) -> Tensor:
+        if name not in self._replaced:
+            return self._database.pruned(name, level)
+        return as_stored(self._replaced[name] * self._database.mask(name, level), level.values)
+
     def _log_norm_ratio(self, name: str, level: Level) -> float:
-        return log_norm_ratio(self._dense[name], self._mask(name, level))
+        return log_norm_ratio(self.dense(name), self._database.mask(name, level))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import make_samples
+from tiny import make_samples, masks_of
 from torch import Tensor
 
 from slimdeploy.config import Criterion
@@ -15,7 +15,7 @@ from slimdeploy.errors import PruneError
 from slimdeploy.model import Model
 from slimdeploy.policy import DENSE, Level, Policy, available_levels, kept_per_row
 from slimdeploy.progress import Progress
-from slimdeploy.prune import Stats, apply_masks, collect_stats, load_masks, make_masks, masked, save_masks
+from slimdeploy.prune import Stats, apply_masks, collect_stats, load_masks, masked, save_masks
 from slimdeploy.prune.criteria import magnitude_scores, wanda_scores
 from slimdeploy.prune.patterns import mask_at, ranks
 
@@ -93,18 +93,18 @@ def stats(tiny_model: Model) -> Stats:
 @pytest.mark.parametrize("level", [Level(0.6), Level(0.5, 4)])
 def test_a_policys_masks_keep_its_weights(tiny_model: Model, stats: Stats, criterion: Criterion, level: Level) -> None:
     policy = _policy(tiny_model, level)
-    masks = make_masks(tiny_model, policy, criterion, stats)
+    masks = masks_of(tiny_model, policy, criterion, stats)
     assert sum(int(mask.sum()) for mask in masks.values()) == policy.kept(tiny_model.layers())
 
 
 def test_dense_layers_get_no_mask(tiny_model: Model, stats: Stats) -> None:
     first, *_ = tiny_model.layers()
-    masks = make_masks(tiny_model, _policy(tiny_model, Level(0.5)).with_level(first.name, DENSE), "wanda", stats)
+    masks = masks_of(tiny_model, _policy(tiny_model, Level(0.5)).with_level(first.name, DENSE), "wanda", stats)
     assert set(masks) == {layer.name for layer in tiny_model.layers()} - {first.name}
 
 
 def test_the_dense_weights_come_back(tiny_model: Model, stats: Stats) -> None:
-    masks = make_masks(tiny_model, _policy(tiny_model, Level(0.7)), "wanda", stats)
+    masks = masks_of(tiny_model, _policy(tiny_model, Level(0.7)), "wanda", stats)
     before = {name: tiny_model.linear(name).weight.detach().clone() for name in masks}
     with masked(tiny_model, masks):
         for name, mask in masks.items():
@@ -115,20 +115,20 @@ def test_the_dense_weights_come_back(tiny_model: Model, stats: Stats) -> None:
 
 
 def test_masks_that_were_loaded_follow_the_model_to_its_device(tiny_model: Model, stats: Stats) -> None:
-    masks = make_masks(tiny_model, _policy(tiny_model, Level(0.5)), "magnitude", stats)
+    masks = masks_of(tiny_model, _policy(tiny_model, Level(0.5)), "magnitude", stats)
     tiny_model.module.to("meta")  # a device that every machine has
     assert all(weight.is_meta for weight in apply_masks(tiny_model, masks).values())
 
 
 def test_biases_are_kept(tiny_model: Model, stats: Stats) -> None:
     biases = {name: tensor.clone() for name, tensor in tiny_model.module.named_parameters() if name.endswith("bias")}
-    apply_masks(tiny_model, make_masks(tiny_model, _policy(tiny_model, Level(0.9)), "wanda", stats))
+    apply_masks(tiny_model, masks_of(tiny_model, _policy(tiny_model, Level(0.9)), "wanda", stats))
     now = dict(tiny_model.module.named_parameters())
     assert all(torch.equal(now[name], bias) for name, bias in biases.items())
 
 
 def test_saved_masks_load_equal(tiny_model: Model, stats: Stats, tmp_path: Path) -> None:
-    masks = make_masks(tiny_model, _policy(tiny_model, Level(0.5)), "wanda", stats)
+    masks = masks_of(tiny_model, _policy(tiny_model, Level(0.5)), "wanda", stats)
     save_masks(masks, tmp_path)
     again = load_masks(tmp_path)
     assert again.keys() == masks.keys()
@@ -140,9 +140,9 @@ def test_weights_that_are_not_finite_are_named_by_layer(tiny_model: Model, stats
     with torch.no_grad():
         tiny_model.linear(name).weight[0, 0] = float("inf")
     with pytest.raises(PruneError, match=f"weights of {name} hold NaN or infinity"):
-        make_masks(tiny_model, _policy(tiny_model, Level(0.5)), "wanda", stats)
+        masks_of(tiny_model, _policy(tiny_model, Level(0.5)), "wanda", stats)
 
 
 def test_statistics_of_another_model_are_refused(tiny_model: Model) -> None:
     with pytest.raises(PruneError, match="the statistics hold nothing on"):
-        make_masks(tiny_model, _policy(tiny_model, Level(0.5)), "wanda", Stats())
+        masks_of(tiny_model, _policy(tiny_model, Level(0.5)), "wanda", Stats())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_samples
+from tiny import make_samples, masks_of
 from torch.nn.functional import cross_entropy
 
 from slimdeploy import search
@@ -18,7 +18,7 @@ from slimdeploy.errors import PruneError
 from slimdeploy.model import IGNORED_LABEL, Model, encode
 from slimdeploy.policy import DENSE, Level, Policy
 from slimdeploy.progress import Progress
-from slimdeploy.prune import Stats, collect_stats, make_masks, masked
+from slimdeploy.prune import RankedWeights, Stats, collect_stats, masked
 from slimdeploy.samples import Sample, Split
 from slimdeploy.search import Journal, SearchResult, search_policy
 from slimdeploy.search.fitness import Judge, PrunedModel
@@ -61,7 +61,7 @@ def _uniform(model: Model, level: Level) -> Policy:
 def test_j_is_divergence_plus_cross_entropy_plus_the_norm_term(tiny_model: Model, stats: Stats, eta: float) -> None:
     samples = make_samples(3)
     policy = _uniform(tiny_model, Level(0.5))
-    masks = make_masks(tiny_model, policy, "wanda", stats)
+    masks = masks_of(tiny_model, policy, "wanda", stats)
     batch = dict(encode(tiny_model, samples, answers=True))
     labels = batch.pop("labels")
     with torch.inference_mode():
@@ -82,7 +82,9 @@ def test_j_is_divergence_plus_cross_entropy_plus_the_norm_term(tiny_model: Model
     answers = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED_LABEL)
     expected = float(torch.stack(divergence).mean() + answers) + eta * norms
 
-    judge = Judge.on(PrunedModel(tiny_model, "wanda", stats, group=0), samples, eta, batch_size=3)
+    judge = Judge.on(
+        PrunedModel(tiny_model, RankedWeights(tiny_model, "wanda", stats, group=0)), samples, eta, batch_size=3
+    )
     assert judge(policy) == pytest.approx(expected, rel=1e-4)
 
 
@@ -138,7 +140,12 @@ def test_projector_steps_that_do_not_help_held_out_samples_are_dropped(
     tiny_model: Model, stats: Stats, tmp_path: Path
 ) -> None:
     before = {name: parameter.detach().clone() for name, parameter in tiny_model.module.named_parameters()}
-    train = Judge.on(PrunedModel(tiny_model, "wanda", stats, group=0), make_samples(2), eta=0.0, batch_size=2)
+    train = Judge.on(
+        PrunedModel(tiny_model, RankedWeights(tiny_model, "wanda", stats, group=0)),
+        make_samples(2),
+        eta=0.0,
+        batch_size=2,
+    )
     verdicts = iter([1.0, 1.0])
     config = SearchConfig(projector_learning_rate=1.0)
     evolution = ProjectorEvolution(train, lambda _: next(verdicts), config, Journal(tmp_path))
@@ -147,12 +154,12 @@ def test_projector_steps_that_do_not_help_held_out_samples_are_dropped(
     assert all(torch.equal(parameter, before[name]) for name, parameter in tiny_model.module.named_parameters())
 
 
-def test_projector_steps_that_help_are_kept_beneath_the_masks(tiny_model: Model, stats: Stats) -> None:
+def test_projector_steps_that_help_are_kept_beneath_themasks_of(tiny_model: Model, stats: Stats) -> None:
     result = _run(tiny_model, stats, _config(projector_learning_rate=1e-3, projector_steps=8))
     assert result.chosen == "evolution"
     assert any(generation.refined for generation in result.history)
     before = {name: parameter.detach().clone() for name, parameter in tiny_model.module.named_parameters()}
-    masks = make_masks(tiny_model, result.policy, "wanda", stats)
+    masks = masks_of(tiny_model, result.policy, "wanda", stats)
     result.apply_projector(tiny_model)
     changed = {name for name, now in tiny_model.module.named_parameters() if not torch.equal(now, before[name])}
     assert changed == set(result.projector)

@@ -1,0 +1,62 @@
+"""What every prunable matrix becomes at every level: a search chooses from it, pruning puts it into the model."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import Criterion
+from ..model import Model
+from ..packed_tensor import ENCODINGS
+from ..policy import DENSE, Level, Values
+from ..quantize import LARGEST_CODE, from_bf16, quantize
+from .criteria import layer_scores
+from .patterns import mask_at, ranks
+from .stats import Stats
+
+
+class Database(Protocol):
+    """Weights (out, in) by the layer's name."""
+
+    def dense(self, name: str) -> Tensor:
+        """As the checkpoint has them."""
+
+    def mask(self, name: str, level: Level) -> Tensor:
+        """True where a weight is kept."""
+
+    def pruned(self, name: str, level: Level) -> Tensor:
+        """Zero outside the mask. Survivors may have moved to make up for the others, or to what is stored of them."""
+
+
+class RankedWeights:
+    """One rank per weight holds the masks of all levels, which are nested; survivors stay as they are."""
+
+    def __init__(self, model: Model, criterion: Criterion, stats: Stats, group: int) -> None:
+        self._dense = {layer.name: model.linear(layer.name).weight.detach().clone() for layer in model.layers()}
+        self._ranks: Mapping[str, Tensor] = {
+            name: ranks(layer_scores(model, name, criterion, stats), group) for name in self._dense
+        }
+
+    def dense(self, name: str) -> Tensor:
+        return self._dense[name]
+
+    def mask(self, name: str, level: Level) -> Tensor:
+        # A dense layer has no ranks to compare with where the pattern is in groups.
+        if level.sparsity == DENSE.sparsity:
+            return torch.ones_like(self._ranks[name]).bool()
+        return mask_at(self._ranks[name], level)
+
+    def pruned(self, name: str, level: Level) -> Tensor:
+        return as_stored(self._dense[name] * self.mask(name, level), level.values)
+
+
+def as_stored(weight: Tensor, values: Values) -> Tensor:
+    """To the integers and scales that an export stores, and back; "" leaves everything as it is. weight: (out, in)."""
+    if not values:
+        return weight
+    group = ENCODINGS[f"packed-{values}"].group
+    codes, scales = quantize(weight.float().cpu().numpy(), LARGEST_CODE[values], group)
+    by_column = np.repeat(from_bf16(scales), group, axis=1)[:, : weight.shape[1]]
+    return torch.from_numpy(codes * by_column).to(weight)

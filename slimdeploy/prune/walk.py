@@ -1,0 +1,272 @@
+"""The model block by block: vision tower, projector, language model, each fed with what the one before put out.
+
+Activations wait on the CPU, so that only the block at work has to be on the device. What is called, and how, is learnt
+from the model itself: recorders stand in for the blocks while it runs once. Knows no criterion, mask or policy.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import BatchFeature
+
+from ..errors import PruneError
+from ..model import Model, encode, linears_in
+from ..samples import Sample
+
+Observe = Callable[[str, Tensor], None]
+"""Told a layer's name and its inputs, (tokens, in), in the order of the calls."""
+
+Outputs = list[Any]
+"""What a block put out, by call, on the CPU."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a block is called with for one batch, on the CPU.
+
+    hidden: (..., tokens, width). valid: (..., tokens), True where it is no padding. is_text: the same shape, True where
+    a token is neither padding nor part of a picture; None in the vision tower.
+    """
+
+    hidden: Tensor
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    valid: Tensor
+    is_text: Tensor | None = None
+
+
+Choose = Callable[[Call, Tensor], Tensor]
+"""Which tokens of a call are observed, given the block's output; bool of `Call.valid`'s shape."""
+
+
+def valid_tokens(call: Call, _: Tensor) -> Tensor:
+    return call.valid
+
+
+class Block(Protocol):
+    """A part of the model with its inputs, whose weights may change between two runs."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The modules that hold its linear layers."""
+
+    def run(self, observe: Observe | None = None, choose: Choose = valid_tokens, /) -> Outputs:
+        """Outputs for all calls, with the weights that it has now."""
+
+    def hand_on(self, outputs: Outputs) -> None:
+        """Decide what the next block is given; has to be called before the walk goes on."""
+
+
+def encode_all(model: Model, samples: Sequence[Sample], batch_size: int) -> list[BatchFeature]:
+    """Batches of questions, pictures and, where known, answers.
+
+    Raises PruneError where there is no sample, or none has a picture.
+    """
+    if not samples:
+        raise PruneError("there are no calibration samples; pruning measures what the layers see, so give some")
+    if not any(sample.images for sample in samples):
+        raise PruneError(f"none of the {len(samples)} calibration samples has a picture; the vision tower needs some")
+    starts = range(0, len(samples), batch_size)
+    return [encode(model, samples[start : start + batch_size], answers=True) for start in starts]
+
+
+def count_blocks(model: Model) -> int:
+    """How many blocks `walk` yields."""
+    return len(model.vision_blocks()) + 1 + len(model.language_blocks())
+
+
+def walk(model: Model, batches: Sequence[BatchFeature]) -> Iterator[Block]:
+    """Every block in forward order, with inputs that the blocks before it have put out."""
+    yield from _tower(model, model.vision_blocks(), _recorded(model, model.arch.vision_blocks, batches))
+    front = _Front(model, batches)
+    yield front
+    yield from _tower(model, model.language_blocks(), front.calls())
+
+
+@dataclass
+class _TowerBlock:
+    """One module of a tower."""
+
+    model: Model
+    path: str
+    calls: list[Call]
+    outputs: list[Tensor] | None = None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    def run(self, observe: Observe | None = None, choose: Choose = valid_tokens, /) -> Outputs:
+        block = self.model.module.get_submodule(self.path)
+        outputs = []
+        for call in self.calls:
+            with _capturing(self.model, self.paths) as captured:
+                inputs = _to(self.model.device, (call.hidden, call.arguments, call.keywords), {})
+                with torch.no_grad():
+                    output = _hidden_of(block(inputs[0], *inputs[1], **inputs[2])).cpu()
+            if observe:
+                _tell(observe, captured, choose(call, output))
+            outputs.append(output)
+        return outputs
+
+    def hand_on(self, outputs: Outputs) -> None:
+        self.outputs = outputs
+
+
+@dataclass
+class _Front:
+    """Everything before the language model's blocks, run as the model runs it; the projector's layers are observed."""
+
+    model: Model
+    batches: Sequence[BatchFeature]
+    outputs: Outputs | None = None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.model.arch.projector,)
+
+    def run(self, observe: Observe | None = None, _: Choose = valid_tokens, /) -> Outputs:
+        with _capturing(self.model, self.paths) as captured:
+            calls = _recorded(self.model, self.model.arch.language_blocks, self.batches)
+        if observe:
+            _tell(observe, captured, None)
+        return calls
+
+    def hand_on(self, outputs: Outputs) -> None:
+        self.outputs = outputs
+
+    def calls(self) -> list[list[Call]]:
+        assert self.outputs is not None, "hand_on comes before the next block"
+        return self.outputs
+
+
+def _tower(model: Model, paths: Sequence[str], calls: list[list[Call]]) -> Iterator[_TowerBlock]:
+    """calls: by block, as recorded: what is added to the output of the block before."""
+    # Blocks behind the features that the projector reads are called and not walked.
+    outputs: Outputs = []
+    for path, own in zip(paths, calls, strict=False):
+        if outputs:
+            own = [replace(call, hidden=call.hidden + hidden) for call, hidden in zip(own, outputs, strict=True)]
+        block = _TowerBlock(model, path, own)
+        yield block
+        assert block.outputs is not None, "hand_on comes before the next block"
+        outputs = block.outputs
+
+
+def _tell(observe: Observe, captured: list[tuple[str, Tensor]], tokens: Tensor | None) -> None:
+    """Layers that were given one and the same tensor are told of one and the same."""
+    chosen: dict[int, Tensor] = {}
+    for name, seen in captured:
+        if id(seen) not in chosen:
+            chosen[id(seen)] = seen.flatten(0, -2) if tokens is None else seen[tokens.to(seen.device)]
+        observe(name, chosen[id(seen)])
+
+
+def _hidden_of(output: Any) -> Tensor:
+    hidden: Tensor = output if isinstance(output, Tensor) else output[0]
+    return hidden
+
+
+@contextmanager
+def _capturing(model: Model, paths: tuple[str, ...]) -> Iterator[list[tuple[str, Tensor]]]:
+    """The inputs of all linear layers under `paths`, as they come while the body runs."""
+    captured: list[tuple[str, Tensor]] = []
+
+    def hook(name: str) -> Any:
+        return lambda _, arguments: captured.append((name, arguments[0]))
+
+    with ExitStack() as stack:
+        for path in paths:
+            for name, linear in linears_in(model.module, path):
+                stack.callback(linear.register_forward_pre_hook(hook(name)).remove)
+        yield captured
+
+
+def _recorded(model: Model, path: str, batches: Sequence[BatchFeature]) -> list[list[Call]]:
+    """By block of the list at `path`, what the model calls it with, batch by batch.
+
+    Every block's stand-in puts out zeros. So what those after the first are given is what the model itself adds to
+    hidden states between its blocks: nothing, in most families.
+    """
+    language = path == model.arch.language_blocks
+    by_block: list[list[Call]] = []
+    for batch in batches:
+        with ExitStack() as stack:
+            recorders = stack.enter_context(_recording(model.module, path))
+            if not language:
+                stack.enter_context(_recording(model.module, model.arch.language_blocks))
+            inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+            with torch.no_grad():
+                model.module(**inputs, use_cache=False, logits_to_keep=1)
+        by_block = by_block or [[] for _ in recorders]
+        for i, (first, *_) in enumerate(recorders[0].calls):
+            valid = batch["attention_mask"].bool().cpu() if language else torch.ones(first.shape[:-1]).bool()
+            is_text = valid & (batch["input_ids"] != model.config.image_token_id).cpu() if language else None
+            for own, recorder in zip(by_block, recorders, strict=True):
+                own.append(Call(*recorder.calls[i], valid, is_text))
+    return by_block
+
+
+@dataclass(frozen=True)
+class _Recorder:
+    """The forward function of a block that remembers what it would have been called with, and puts out zeros."""
+
+    is_first: bool
+    in_tuple: bool
+    moved: "_Moved"
+    calls: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+
+    def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor | tuple[Tensor]:
+        added = hidden_states if self.is_first or bool(hidden_states.any()) else hidden_states.new_zeros(())
+        self.calls.append(_to(torch.device("cpu"), (added, arguments, keywords), self.moved))
+        zeros = torch.zeros_like(hidden_states)
+        return (zeros,) if self.in_tuple else zeros
+
+
+@contextmanager
+def _recording(module: nn.Module, path: str) -> Iterator[list[_Recorder]]:
+    """Let recorders stand in for the forward functions of a list of blocks, which keep their places and classes."""
+    blocks = module.get_submodule(path)
+    assert isinstance(blocks, nn.ModuleList)
+    moved: _Moved = {}
+    recorders = [_Recorder(i == 0, _returns_tuple(block), moved) for i, block in enumerate(blocks)]
+    with ExitStack() as stack:
+        for block, recorder in zip(blocks, recorders, strict=True):
+            stack.callback(_restore_forward, block, vars(block).get("forward"))
+            block.forward = recorder
+        yield recorders
+
+
+def _restore_forward(block: nn.Module, own: Any) -> None:
+    if own is None:
+        del block.forward
+    else:
+        block.forward = own
+
+
+def _returns_tuple(block: nn.Module) -> bool:
+    """Before transformers 5.23 blocks gave a tuple that starts with the hidden states; their annotations tell."""
+    returned = inspect.signature(type(block).forward).return_annotation
+    return "tuple" in str(returned).lower()
+
+
+_Moved = dict[int, tuple[Tensor, Tensor]]
+"""Tensors with their copies, by identity: blocks share masks and rotary tables, which are copied once."""
+
+
+def _to(device: torch.device, value: Any, moved: _Moved) -> Any:
+    """`value` with all tensors in it, however deep, on `device`."""
+    if isinstance(value, Tensor):
+        if device == value.device:
+            return value
+        return moved.setdefault(id(value), (value, value.to(device)))[1]
+    if isinstance(value, dict):
+        return {key: _to(device, part, moved) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_to(device, part, moved) for part in value)
+    return value
