@@ -75,7 +75,7 @@ def draw_splits(
 def draw_published(published: Published, counts: dict[Split, int]) -> dict[Split, list[Sample]]:
     """The test split out of what the data set is judged on, the others out of what it is learned from.
 
-    What both hold stays in the test split alone.
+    What the test split holds is left out of the others.
     """
     home: dict[str, Split] = {}
     test: dict[Split, int] = {"test": counts["test"]}
