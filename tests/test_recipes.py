@@ -33,7 +33,9 @@ def scaled_down(config: Config, model: Path, source: Path, out: Path) -> Config:
     tables = config.model_dump(by_alias=True)
     tables["out"] = str(out)
     tables["model"] |= {"path": str(model), "device": "cpu"}
-    tables["data"] |= {"source": str(source)} | {split: min(FEW[split], tables["data"][split]) for split in SPLITS}
+    tables["data"] |= {"source": str(source), "batch_size": 2} | {
+        split: min(FEW[split], tables["data"][split]) for split in SPLITS
+    }
     tables["search"] |= {"generations": 2, "offspring": 3, "survivors": 2, "projector_steps": 1}
     tables["restore"] |= {"steps": TRAINING_STEPS, "batch_size": 2}
     tables["export"] |= {"verify_prompts": 2}
