@@ -16,7 +16,7 @@ OnnxWeights = Literal[
 ]
 OtherForm = Literal["none", "dense-fp32", "dense-fp16", "dense-int8", "dense-int4"]
 CheckpointWeights = Literal["dense", "packed-int4", "packed-int8", "packed-bf16"]
-Criterion = Literal["wanda", "magnitude"]
+Criterion = Literal["wanda", "magnitude", "atv", "sparsegpt"]
 SearchMethod = Literal["evolution", "uniform", "language", "owl", "ecoflap"]
 Metric = Literal["ttft", "tpot", "e2e", "throughput", "accuracy", "accuracy_retention", "artifact_mb"]
 
@@ -71,11 +71,23 @@ class DataConfig(Table):
 class PruneConfig(Table):
     """Which weights are removed."""
 
-    criterion: Criterion = Field("wanda", description='"wanda" (weight times input norm) or "magnitude".')
+    criterion: Criterion = Field(
+        "wanda",
+        description='"wanda" (weight times input norm), "atv" (the same over text and the visual tokens that change\n'
+        'most), "sparsegpt" (the weights that stay make up for those that go), or "magnitude".',
+    )
     pattern: str = Field(
         "unstructured",
         pattern=r"^(unstructured|([1-9]\d*|\*):[1-9]\d*)$",
         description='"unstructured", "N:M" (N of every M weights kept, as "2:4"), or "*:M" (N chosen per matrix).',
+    )
+    compete: Literal["row", "matrix"] = Field(
+        "row",
+        description='Among which weights an unstructured pattern chooses: those of a "row", or the whole "matrix".',
+    )
+    propagate: Literal["dense", "pruned"] = Field(
+        "dense",
+        description="What a block is pruned for: the inputs that the dense blocks before it give, or the pruned ones.",
     )
     skip: tuple[str, ...] = Field((), description='Layers left dense, as globs on their names: ["*.layers.0.*"].')
 
@@ -86,6 +98,11 @@ class PruneConfig(Table):
                 f"prune.pattern = '{self.pattern}' keeps more weights than a group has; write N:M with N <= M"
             )
         return self
+
+    @property
+    def is_blockwise(self) -> bool:
+        """Masks cannot be told from the dense model's statistics alone."""
+        return self.criterion == "sparsegpt" or (self.propagate == "pruned" and self.criterion != "magnitude")
 
     @property
     def highest_sparsity(self) -> float:

@@ -133,10 +133,15 @@ class Run:
         def produce(folder: Path) -> None:
             from .prune import collect_stats
 
-            model = self._load(self.source)
-            collect_stats(model, self.samples["calibration"], self.config.data.batch_size, self.progress).save(folder)
+            model, samples = self._load(self.source), self.samples["calibration"]
+            collect_stats(model, samples, criterion, self.config.data.batch_size, self.progress).save(folder)
 
-        inputs = {"model": self.source_fingerprint, "calibration": self.hashes["calibration"]}
+        criterion = self.config.prune.criterion
+        inputs = {
+            "model": self.source_fingerprint,
+            "calibration": self.hashes["calibration"],
+            "criterion": criterion,
+        }
         return self.folder.step("statistics", inputs, produce)
 
     def search(self) -> Step:
@@ -171,16 +176,24 @@ class Run:
         return self.folder.step("search", inputs, produce)
 
     def pruned(self) -> Step:
-        """The masks of the policy, and the pruned model's answers."""
+        """The masks of the policy, weights where pruning changed those that stay, and the pruned model's answers."""
         search, statistics = self.search(), self.statistics()
 
         def produce(folder: Path) -> None:
-            from .prune import RankedWeights, Stats, make_masks, masked, save_masks
+            from .prune import RankedWeights, Stats, make_masks, masked, prune_blockwise, save_masks, save_weights
             from .search import SearchResult
 
-            model, found = self._load(self.source), SearchResult.load(search.path)
-            criterion, stats = self.config.prune.criterion, Stats.load(statistics.path)
-            masks = make_masks(RankedWeights(model, criterion, stats, found.policy.group), found.policy)
+            model, found, settings = self._load(self.source), SearchResult.load(search.path), self.config.prune
+            if settings.is_blockwise:
+                found.apply_projector(model)
+                calibration, size = self.samples["calibration"], self.config.data.batch_size
+                masks = prune_blockwise(model, found.policy, settings, calibration, size, self.progress)
+                save_masks(masks, folder)
+                save_weights(model, masks, folder)
+                self._save_answers(model, folder)
+                return
+            database = RankedWeights(model, settings, Stats.load(statistics.path), found.policy.group)
+            masks = make_masks(database, found.policy)
             save_masks(masks, folder)
             found.apply_projector(model)
             with masked(model, masks):

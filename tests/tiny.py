@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from slimdeploy.config import Criterion
+from slimdeploy.config import Criterion, PruneConfig
 from slimdeploy.model import Model
 from slimdeploy.policy import Policy
 from slimdeploy.prune import Masks, RankedWeights, Stats, make_masks
@@ -177,7 +177,7 @@ def make_samples(count: int, seed: int = 0, answered: bool = True) -> list[Sampl
 
 
 def masks_of(model: Model, policy: Policy, criterion: Criterion, stats: Stats) -> Masks:
-    return make_masks(RankedWeights(model, criterion, stats, policy.group), policy)
+    return make_masks(RankedWeights(model, PruneConfig(criterion=criterion), stats, policy.group), policy)
 
 
 def _noise_png(rng: np.random.Generator) -> bytes:

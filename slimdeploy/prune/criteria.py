@@ -1,5 +1,6 @@
 """How important each weight is. One line of mathematics per criterion; walks over no model."""
 
+from collections.abc import Mapping
 from typing import assert_never
 
 from torch import Tensor
@@ -7,6 +8,7 @@ from torch import Tensor
 from ..config import Criterion
 from ..errors import PruneError
 from ..model import Model
+from .sparsegpt import saliency
 from .stats import Stats
 
 
@@ -26,15 +28,27 @@ def magnitude_scores(weight: Tensor) -> Tensor:
 
 def layer_scores(model: Model, name: str, criterion: Criterion, stats: Stats) -> Tensor:
     """Scores of one layer's weights, (out, in). Raises PruneError where a weight is NaN or statistics are missing."""
-    weight = model.linear(name).weight.detach()
-    if not bool(weight.isfinite().all()):
-        raise PruneError(f"the weights of {name} hold NaN or infinity; the checkpoint is damaged")
+    weight = finite_weight(model, name)
     match criterion:
         case "magnitude":
             return magnitude_scores(weight)
-        case "wanda":
-            if name not in stats.input_sq_sum:
-                raise PruneError(f"the statistics hold nothing on {name}; collect them on this model again")
-            return wanda_scores(weight, stats.input_sq_sum[name])
+        case "wanda" | "atv":
+            return wanda_scores(weight, _of(stats.input_sq_sum, name))
+        case "sparsegpt":
+            return saliency(weight, _of(stats.factor_diagonal, name).to(weight))
         case _:
             assert_never(criterion)
+
+
+def finite_weight(model: Model, name: str) -> Tensor:
+    """The weights of a layer, (out, in). Raises PruneError where one is NaN or infinite."""
+    weight = model.linear(name).weight.detach()
+    if not bool(weight.isfinite().all()):
+        raise PruneError(f"the weights of {name} hold NaN or infinity; the checkpoint is damaged")
+    return weight
+
+
+def _of(statistics: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in statistics:
+        raise PruneError(f"the statistics hold nothing on {name}; collect them on this model again")
+    return statistics[name]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Criterion
+from ..config import PruneConfig
 from ..model import Model
 from ..packed_tensor import ENCODINGS
 from ..policy import DENSE, Level, Values
@@ -33,10 +33,12 @@ class Database(Protocol):
 class RankedWeights:
     """One rank per weight holds the masks of all levels, which are nested; survivors stay as they are."""
 
-    def __init__(self, model: Model, criterion: Criterion, stats: Stats, group: int) -> None:
+    def __init__(self, model: Model, config: PruneConfig, stats: Stats, group: int) -> None:
+        self._per_row = config.compete == "row"
         self._dense = {layer.name: model.linear(layer.name).weight.detach().clone() for layer in model.layers()}
         self._ranks: Mapping[str, Tensor] = {
-            name: ranks(layer_scores(model, name, criterion, stats), group) for name in self._dense
+            name: ranks(layer_scores(model, name, config.criterion, stats), group, self._per_row)
+            for name in self._dense
         }
 
     def dense(self, name: str) -> Tensor:
@@ -46,7 +48,7 @@ class RankedWeights:
         # A dense layer has no ranks to compare with where the pattern is in groups.
         if level.sparsity == DENSE.sparsity:
             return torch.ones_like(self._ranks[name]).bool()
-        return mask_at(self._ranks[name], level)
+        return mask_at(self._ranks[name], level, self._per_row)
 
     def pruned(self, name: str, level: Level) -> Tensor:
         return as_stored(self._dense[name] * self.mask(name, level), level.values)

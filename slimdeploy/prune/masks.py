@@ -1,6 +1,6 @@
 """Masks over a model's weight matrices: made from a policy, put on, taken off."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from ..model import Model
 from ..policy import Policy
 from .database import Database
 
-_FILE = "masks.safetensors"
+_MASKS = "masks.safetensors"
+_WEIGHTS = "weights.safetensors"
 
 Masks = dict[str, Tensor]
 """Boolean (out, in) per layer, True = kept. Layers that stay dense have none."""
@@ -48,8 +49,19 @@ def masked(model: Model, masks: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def save_masks(masks: Mapping[str, Tensor], folder: Path) -> None:
-    save_file({name: mask.contiguous() for name, mask in masks.items()}, folder / _FILE)
+    save_file({name: mask.contiguous() for name, mask in masks.items()}, folder / _MASKS)
 
 
 def load_masks(folder: Path) -> Masks:
-    return dict(load_file(folder / _FILE))
+    return dict(load_file(folder / _MASKS))
+
+
+def save_weights(model: Model, names: Iterable[str], folder: Path) -> None:
+    """The weight matrices of a model that pruning has changed, beyond what masks tell."""
+    save_file({name: model.linear(name).weight.detach().contiguous() for name in names}, folder / _WEIGHTS)
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """By name; none where masks tell all."""
+    file = folder / _WEIGHTS
+    return dict(load_file(file)) if file.is_file() else {}

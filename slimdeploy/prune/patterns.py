@@ -1,8 +1,8 @@
 """From scores to masks: which weights of a row, or of a group of M, are kept at a level.
 
-Weights compete within their row (within their group for N:M), for every criterion: Wanda found rows to work best, and
-rows of equal counts are what a packed format and its kernels like. So masks are nested over levels: one rank per weight
-holds all of them, and a mask is a comparison.
+Weights compete within their row (within their group for N:M) unless the whole matrix is asked for: Wanda found rows to
+work best, and rows of equal counts are what a packed format and its kernels like. Masks are nested over levels: one
+rank per weight holds all of them, and a mask is a comparison.
 """
 
 import torch
@@ -11,12 +11,15 @@ from torch import Tensor
 from ..policy import Level, kept_per_row
 
 
-def ranks(scores: Tensor, group: int) -> Tensor:
+def ranks(scores: Tensor, group: int, per_row: bool = True) -> Tensor:
     """Place of every weight in its row (group 0) or in its group of `group` columns; 0 is the most important.
 
-    scores: (out, in). Equal scores: the earlier column wins. Returns whole numbers (out, in).
+    per_row: otherwise weights without a group compete over the whole matrix. scores: (out, in). Equal scores: the
+    earlier weight wins. Returns whole numbers (out, in).
     """
     rows, columns = scores.shape
+    if not (group or per_row):
+        return _places(scores.reshape(1, -1)).view(rows, columns)
     size = group or columns
     whole = columns // size * size
     parts = [_places(scores[:, :whole].reshape(-1, size)).view(rows, whole)]
@@ -34,14 +37,14 @@ def _places(scores: Tensor) -> Tensor:
     return torch.empty_like(order, dtype=dtype).scatter_(1, order, places.contiguous())
 
 
-def mask_at(rank: Tensor, level: Level) -> Tensor:
-    """The mask of a level: True where a weight is kept, exactly `kept_per_row` in every row.
+def mask_at(rank: Tensor, level: Level, per_row: bool = True) -> Tensor:
+    """The mask of a level: True where a weight is kept, exactly `kept_per_row` in every row, or in the mean of them.
 
-    rank: what `ranks` gave for this level's group, (out, in).
+    rank: what `ranks` gave for this level's group and the same `per_row`, (out, in).
     """
-    columns = rank.shape[1]
+    rows, columns = rank.shape
     if not level.group:
-        return rank < kept_per_row(columns, level)
+        return rank < kept_per_row(columns, level) * (1 if per_row else rows)
     whole = columns // level.group * level.group
     rest = kept_per_row(columns - whole, level)
     return torch.cat([rank[:, :whole] < level.kept_per_group, rank[:, whole:] < rest], dim=1)

@@ -1,4 +1,4 @@
-"""What the linear layers see: the squared norm of every input feature over the calibration tokens.
+"""What the linear layers see over the calibration tokens, summed up as the criteria want it.
 
 Inputs come from the dense model. Knows no criterion and no policy.
 """
@@ -11,34 +11,43 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..config import Criterion
 from ..errors import PruneError
 from ..model import Model
 from ..progress import Progress
 from ..samples import Sample
-from .walk import Choose, count_blocks, encode_all, valid_tokens, walk
+from .moments import Moments, diagonal
+from .tokens import text_and_drifting
+from .walk import count_blocks, encode_all, walk
 
 _FILE = "statistics.safetensors"
 
 
 @dataclass
 class Stats:
-    """input_sq_sum: (in,) per layer, sum of squared inputs over tokens. tokens: how many there were, per layer."""
+    """By layer. input_sq_sum: (in,), sum of squared inputs over tokens. tokens: how many there were.
+
+    factor_diagonal: (in,), diagonal of the factor of the inputs' inverse second moments; for SparseGPT alone.
+    """
 
     input_sq_sum: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+    factor_diagonal: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         tensors = {f"input_sq_sum/{name}": tensor.contiguous() for name, tensor in self.input_sq_sum.items()}
         tensors |= {f"tokens/{name}": torch.tensor(count) for name, count in self.tokens.items()}
+        tensors |= {f"factor_diagonal/{name}": tensor for name, tensor in self.factor_diagonal.items()}
         save_file(tensors, folder / _FILE)
 
     @staticmethod
     def load(folder: Path) -> "Stats":
-        tensors = load_file(folder / _FILE)
-        return Stats(
-            {name.partition("/")[2]: tensor for name, tensor in tensors.items() if name.startswith("input_sq_sum/")},
-            {name.partition("/")[2]: int(count) for name, count in tensors.items() if name.startswith("tokens/")},
-        )
+        by_kind: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in load_file(folder / _FILE).items():
+            kind, _, name = key.partition("/")
+            by_kind.setdefault(kind, {})[name] = tensor
+        tokens = {name: int(count) for name, count in by_kind["tokens"].items()}
+        return Stats(by_kind["input_sq_sum"], tokens, by_kind.get("factor_diagonal", {}))
 
     def add(self, name: str, inputs: Tensor) -> None:
         """Count `inputs` (tokens, in) of a layer."""
@@ -53,17 +62,25 @@ class Stats:
 
 
 def collect_stats(
-    model: Model, samples: Sequence[Sample], batch_size: int, progress: Progress, choose: Choose = valid_tokens
+    model: Model, samples: Sequence[Sample], criterion: Criterion, batch_size: int, progress: Progress
 ) -> Stats:
-    """Statistics of every prunable layer over questions, pictures and, where known, answers, in the dense model.
+    """What a criterion wants to know of every prunable layer over questions, pictures and, where known, answers.
 
-    choose: which tokens of the towers count. Raises PruneError where a layer's inputs are not finite, or where no
-    sample shows a picture.
+    The model is dense. Raises PruneError where a layer's inputs are not finite, or where no sample shows a picture.
     """
-    batches = encode_all(model, samples, batch_size)
     stats = Stats()
     bar = progress.bar("statistics", total=count_blocks(model))
-    for block in walk(model, batches):
-        block.hand_on(block.run(stats.add, choose))
+    for block in walk(model, encode_all(model, samples, batch_size)):
+        tokens = text_and_drifting(block.calls, block.run()) if criterion == "atv" else None
+        moments = Moments()
+
+        def observe(name: str, inputs: Tensor, moments: Moments = moments) -> None:
+            stats.add(name, inputs)
+            if criterion == "sparsegpt":
+                moments.add(name, inputs)
+
+        block.hand_on(block.run(observe, tokens))
+        for names, known in moments.curvatures(progress):
+            stats.factor_diagonal |= dict.fromkeys(names, diagonal(known))
         bar.advance()
     return stats

@@ -40,23 +40,21 @@ class Call:
     is_text: Tensor | None = None
 
 
-Choose = Callable[[Call, Tensor], Tensor]
-"""Which tokens of a call are observed, given the block's output; bool of `Call.valid`'s shape."""
-
-
-def valid_tokens(call: Call, _: Tensor) -> Tensor:
-    return call.valid
-
-
 class Block(Protocol):
     """A part of the model with its inputs, whose weights may change between two runs."""
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The modules that hold its linear layers."""
+    def layers(self) -> list[str]:
+        """Names of its linear layers."""
 
-    def run(self, observe: Observe | None = None, choose: Choose = valid_tokens, /) -> Outputs:
-        """Outputs for all calls, with the weights that it has now."""
+    @property
+    def calls(self) -> Sequence[Call]:
+        """What it is called with; none where it is a part of the model that is run as a whole."""
+
+    def run(self, observe: Observe | None = None, tokens: Sequence[Tensor] | None = None) -> Outputs:
+        """Outputs for all calls, with the weights that it has now.
+
+        tokens: by call, which ones are observed, of `Call.valid`'s shape; all that are valid by default.
+        """
 
     def hand_on(self, outputs: Outputs) -> None:
         """Decide what the next block is given; has to be called before the walk goes on."""
@@ -85,7 +83,7 @@ def walk(model: Model, batches: Sequence[BatchFeature]) -> Iterator[Block]:
     yield from _tower(model, model.vision_blocks(), _recorded(model, model.arch.vision_blocks, batches))
     front = _Front(model, batches)
     yield front
-    yield from _tower(model, model.language_blocks(), front.calls())
+    yield from _tower(model, model.language_blocks(), front.language_calls())
 
 
 @dataclass
@@ -97,20 +95,19 @@ class _TowerBlock:
     calls: list[Call]
     outputs: list[Tensor] | None = None
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        return (self.path,)
+    def layers(self) -> list[str]:
+        return _layers(self.model, [self.path])
 
-    def run(self, observe: Observe | None = None, choose: Choose = valid_tokens, /) -> Outputs:
+    def run(self, observe: Observe | None = None, tokens: Sequence[Tensor] | None = None) -> Outputs:
         block = self.model.module.get_submodule(self.path)
         outputs = []
-        for call in self.calls:
-            with _capturing(self.model, self.paths) as captured:
+        for i, call in enumerate(self.calls):
+            with _capturing(self.model, self.layers()) as captured:
                 inputs = _to(self.model.device, (call.hidden, call.arguments, call.keywords), {})
                 with torch.no_grad():
                     output = _hidden_of(block(inputs[0], *inputs[1], **inputs[2])).cpu()
             if observe:
-                _tell(observe, captured, choose(call, output))
+                _tell(observe, captured, tokens[i] if tokens else call.valid)
             outputs.append(output)
         return outputs
 
@@ -125,13 +122,13 @@ class _Front:
     model: Model
     batches: Sequence[BatchFeature]
     outputs: Outputs | None = None
+    calls: Sequence[Call] = ()
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        return (self.model.arch.projector,)
+    def layers(self) -> list[str]:
+        return _layers(self.model, [self.model.arch.projector])
 
-    def run(self, observe: Observe | None = None, _: Choose = valid_tokens, /) -> Outputs:
-        with _capturing(self.model, self.paths) as captured:
+    def run(self, observe: Observe | None = None, _: Sequence[Tensor] | None = None) -> Outputs:
+        with _capturing(self.model, self.layers()) as captured:
             calls = _recorded(self.model, self.model.arch.language_blocks, self.batches)
         if observe:
             _tell(observe, captured, None)
@@ -140,7 +137,7 @@ class _Front:
     def hand_on(self, outputs: Outputs) -> None:
         self.outputs = outputs
 
-    def calls(self) -> list[list[Call]]:
+    def language_calls(self) -> list[list[Call]]:
         assert self.outputs is not None, "hand_on comes before the next block"
         return self.outputs
 
@@ -173,18 +170,21 @@ def _hidden_of(output: Any) -> Tensor:
 
 
 @contextmanager
-def _capturing(model: Model, paths: tuple[str, ...]) -> Iterator[list[tuple[str, Tensor]]]:
-    """The inputs of all linear layers under `paths`, as they come while the body runs."""
+def _capturing(model: Model, names: Sequence[str]) -> Iterator[list[tuple[str, Tensor]]]:
+    """The inputs of linear layers, as they come while the body runs."""
     captured: list[tuple[str, Tensor]] = []
 
     def hook(name: str) -> Any:
         return lambda _, arguments: captured.append((name, arguments[0]))
 
     with ExitStack() as stack:
-        for path in paths:
-            for name, linear in linears_in(model.module, path):
-                stack.callback(linear.register_forward_pre_hook(hook(name)).remove)
+        for name in names:
+            stack.callback(model.linear(name).register_forward_pre_hook(hook(name)).remove)
         yield captured
+
+
+def _layers(model: Model, paths: Sequence[str]) -> list[str]:
+    return [name for path in paths for name, _ in linears_in(model.module, path)]
 
 
 def _recorded(model: Model, path: str, batches: Sequence[BatchFeature]) -> list[list[Call]]:

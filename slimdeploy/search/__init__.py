@@ -70,7 +70,7 @@ def _search(
     space: Space,
     journal: Journal,
 ) -> SearchResult:
-    pruned = PrunedModel(model, RankedWeights(model, config.prune.criterion, stats, space.levels[-1].group))
+    pruned = PrunedModel(model, RankedWeights(model, config.prune, stats, space.levels[-1].group))
     # While the model is dense: a judge notes what the dense model says about its samples.
     eta = config.search.eta
     train, held_out, final = (Judge.on(pruned, part, eta, _BATCH) for part in _parts(samples))

@@ -86,7 +86,7 @@ def _policy(model: Model, level: Level) -> Policy:
 
 @pytest.fixture
 def stats(tiny_model: Model) -> Stats:
-    return collect_stats(tiny_model, make_samples(3), 3, Progress.silent())
+    return collect_stats(tiny_model, make_samples(3), "wanda", 3, Progress.silent())
 
 
 @pytest.mark.parametrize("criterion", ["wanda", "magnitude"])

@@ -37,7 +37,7 @@ def _with_plain_hooks(model: Model, samples: list[Any]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_block_by_block_equals_a_plain_forward_pass(tiny_model: Model, batch_size: int) -> None:
     samples = make_samples(5)
-    stats = collect_stats(tiny_model, samples, batch_size, Progress.silent())
+    stats = collect_stats(tiny_model, samples, "wanda", batch_size, Progress.silent())
     expected = _with_plain_hooks(tiny_model, samples)
     assert set(stats.input_sq_sum) == {layer.name for layer in tiny_model.layers()}
     for name, squares in expected.items():
@@ -46,15 +46,15 @@ def test_block_by_block_equals_a_plain_forward_pass(tiny_model: Model, batch_siz
 
 def test_padding_is_not_counted(tiny_model: Model) -> None:
     samples = make_samples(4)
-    stats = collect_stats(tiny_model, samples, 4, Progress.silent())
+    stats = collect_stats(tiny_model, samples, "wanda", 4, Progress.silent())
     tokens = int(encode(tiny_model, samples, answers=True)["attention_mask"].sum())
     assert {stats.tokens[layer.name] for layer in tiny_model.layers() if layer.tower == "language"} == {tokens}
 
 
 def test_samples_without_a_picture_count_in_the_language_model_only(tiny_model: Model) -> None:
     seeing, blind = make_samples(2)
-    both = collect_stats(tiny_model, [seeing, replace(blind, images=())], 1, Progress.silent())
-    alone = collect_stats(tiny_model, [seeing], 1, Progress.silent())
+    both = collect_stats(tiny_model, [seeing, replace(blind, images=())], "wanda", 1, Progress.silent())
+    alone = collect_stats(tiny_model, [seeing], "wanda", 1, Progress.silent())
     towers = {layer.name: layer.tower for layer in tiny_model.layers()}
     assert all((both.tokens[name] == alone.tokens[name]) == (tower != "language") for name, tower in towers.items())
 
@@ -63,13 +63,13 @@ def test_the_model_is_left_as_it_was(tiny_model: Model) -> None:
     batch = encode(tiny_model, make_samples(2))
     with torch.inference_mode():
         before = tiny_model.module(**batch).logits
-        collect_stats(tiny_model, make_samples(2), 2, Progress.silent())
+        collect_stats(tiny_model, make_samples(2), "wanda", 2, Progress.silent())
         assert torch.equal(tiny_model.module(**batch).logits, before)
 
 
 def test_without_a_picture_there_are_no_statistics(tiny_model: Model) -> None:
     with pytest.raises(PruneError, match="has a picture"):
-        collect_stats(tiny_model, [replace(make_samples(1)[0], images=())], 1, Progress.silent())
+        collect_stats(tiny_model, [replace(make_samples(1)[0], images=())], "wanda", 1, Progress.silent())
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,11 @@ def test_activations_that_are_not_finite_are_named_by_layer(tiny_model: Model, n
         tiny_model.linear(name).weight[0, 0] = float("nan")
     following = name.replace("fc1", "fc2").replace("up_proj", "down_proj")
     with pytest.raises(PruneError, match=f"inputs of {following} hold NaN"):
-        collect_stats(tiny_model, make_samples(1), 1, Progress.silent())
+        collect_stats(tiny_model, make_samples(1), "wanda", 1, Progress.silent())
 
 
 def test_saved_statistics_load_equal(tiny_model: Model, tmp_path: Path) -> None:
-    stats = collect_stats(tiny_model, make_samples(2), 2, Progress.silent())
+    stats = collect_stats(tiny_model, make_samples(2), "wanda", 2, Progress.silent())
     stats.save(tmp_path)
     again = Stats.load(tmp_path)
     assert again.tokens == stats.tokens

@@ -115,7 +115,7 @@ def test_language_alone_takes_the_whole_budget_and_is_refused_where_it_cannot() 
 
 @pytest.fixture
 def stats(tiny_model: Model) -> Stats:
-    return collect_stats(tiny_model, make_samples(3), 3, Progress.silent())
+    return collect_stats(tiny_model, make_samples(3), "wanda", 3, Progress.silent())
 
 
 def test_outliers_are_scores_above_five_times_the_blocks_mean(tiny_model: Model, stats: Stats) -> None:

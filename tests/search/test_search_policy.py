@@ -29,7 +29,7 @@ SAMPLES: dict[Split, Sequence[Sample]] = {"search": make_samples(4, seed=1), "va
 
 @pytest.fixture
 def stats(tiny_model: Model) -> Stats:
-    return collect_stats(tiny_model, make_samples(3), 3, Progress.silent())
+    return collect_stats(tiny_model, make_samples(3), "wanda", 3, Progress.silent())
 
 
 def _config(**settings: Any) -> Config:
@@ -83,7 +83,7 @@ def test_j_is_divergence_plus_cross_entropy_plus_the_norm_term(tiny_model: Model
     expected = float(torch.stack(divergence).mean() + answers) + eta * norms
 
     judge = Judge.on(
-        PrunedModel(tiny_model, RankedWeights(tiny_model, "wanda", stats, group=0)), samples, eta, batch_size=3
+        PrunedModel(tiny_model, RankedWeights(tiny_model, PruneConfig(), stats, group=0)), samples, eta, batch_size=3
     )
     assert judge(policy) == pytest.approx(expected, rel=1e-4)
 
@@ -141,7 +141,7 @@ def test_projector_steps_that_do_not_help_held_out_samples_are_dropped(
 ) -> None:
     before = {name: parameter.detach().clone() for name, parameter in tiny_model.module.named_parameters()}
     train = Judge.on(
-        PrunedModel(tiny_model, RankedWeights(tiny_model, "wanda", stats, group=0)),
+        PrunedModel(tiny_model, RankedWeights(tiny_model, PruneConfig(), stats, group=0)),
         make_samples(2),
         eta=0.0,
         batch_size=2,

@@ -1,0 +1,83 @@
+"""Pruning block by block, where a block's masks and weights depend on what the pruned blocks before it put out, or on
+more than can be kept of all layers at once. Knows no file.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..config import PruneConfig
+from ..model import Model
+from ..policy import DENSE, Level, Policy
+from ..progress import Progress
+from ..samples import Sample
+from .criteria import finite_weight, layer_scores
+from .database import as_stored
+from .masks import Masks
+from .moments import Moments
+from .patterns import mask_at, ranks
+from .sparsegpt import sparsegpt
+from .stats import Stats
+from .tokens import text_and_drifting
+from .walk import Block, Outputs, count_blocks, encode_all, walk
+
+Solved = Iterator[tuple[str, Tensor, Tensor]]
+"""Names of layers with their pruned weights and their masks, (out, in)."""
+
+
+def prune_blockwise(
+    model: Model, policy: Policy, config: PruneConfig, samples: Sequence[Sample], batch_size: int, progress: Progress
+) -> Masks:
+    """Bring the model to a policy, in place. Returns the masks.
+
+    With `propagate = "pruned"` a block is pruned for the inputs that the pruned blocks before it give, with "dense" for
+    those of the dense model. Raises PruneError that names the layer where weights or inputs are not finite.
+    """
+    bar = progress.bar("prune", total=count_blocks(model))
+    masks: Masks = {}
+    for block in walk(model, encode_all(model, samples, batch_size)):
+        levels = {name: level for name in block.layers() if (level := policy.levels.get(name, DENSE)) != DENSE}
+        if config.criterion == "sparsegpt":
+            outputs, solved = _solve(model, block, levels, config, progress)
+        else:
+            outputs, solved = _select(model, block, levels, config)
+        for name, weight, mask in solved:
+            with torch.no_grad():
+                model.linear(name).weight.copy_(weight)
+            if levels[name].sparsity:
+                masks[name] = mask
+        block.hand_on(outputs if config.propagate == "dense" else block.run())
+        bar.advance()
+    return masks
+
+
+def _solve(
+    model: Model, block: Block, levels: Mapping[str, Level], config: PruneConfig, progress: Progress
+) -> tuple[Outputs, Solved]:
+    """By SparseGPT: other weights make up for those that go."""
+    moments = Moments()
+    outputs = block.run(lambda name, inputs: moments.add(name, inputs) if name in levels else None)
+
+    def solved() -> Solved:
+        for names, known in moments.curvatures(progress):
+            for name in names:
+                weight = finite_weight(model, name)
+                yield name, *sparsegpt(weight, known, levels[name], config.compete == "row")
+
+    return outputs, solved()
+
+
+def _select(model: Model, block: Block, levels: Mapping[str, Level], config: PruneConfig) -> tuple[Outputs, Solved]:
+    """By scores: those that stay are not changed."""
+    stats = Stats()
+    tokens = text_and_drifting(block.calls, block.run()) if config.criterion == "atv" else None
+    outputs = block.run(stats.add, tokens)
+
+    def solved() -> Solved:
+        for name, level in levels.items():
+            scores = layer_scores(model, name, config.criterion, stats)
+            mask = mask_at(ranks(scores, level.group, config.compete == "row"), level, config.compete == "row")
+            yield name, as_stored(finite_weight(model, name) * mask, level.values), mask.cpu()
+
+    return outputs, solved()
