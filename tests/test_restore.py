@@ -7,6 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 from tiny import make_samples, masks_of
+from torch import Tensor
 
 from slimdeploy.config import RestoreConfig
 from slimdeploy.errors import PruneError
@@ -15,8 +16,10 @@ from slimdeploy.model import Model
 from slimdeploy.policy import Level, Policy
 from slimdeploy.progress import Progress
 from slimdeploy.prune import Masks, Stats, masked, set_weights
-from slimdeploy.restore import ADAPTERS, PlainLora, SparseLora, restore
+from slimdeploy.restore import PlainLora, SparseLora, restore
+from slimdeploy.restore.adapters import adapted, teaching
 
+WEIGHT, MASK = torch.randn(6, 5), torch.rand(6, 5) > 0.5
 CONFIG = RestoreConfig(steps=12, batch_size=4, learning_rate=1e-2)
 
 
@@ -32,27 +35,79 @@ def _answer_loss(model: Model) -> float:
         return float(answer_loss(text_logits(model, batch), batch))
 
 
-def test_the_layer_computes_the_equation_and_starts_at_the_pruned_weight() -> None:
-    mask = torch.rand(6, 5) > 0.5
-    weight = torch.randn(6, 5)
-    adapter = SparseLora(mask, rank=2, alpha=3.0, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(adapter(weight), weight * mask)
+def _adapter(kind: type[SparseLora], start: Tensor | None = None) -> SparseLora:
+    """A trained one: its B is not zero."""
+    adapter = kind(MASK, start, rank=2, alpha=3.0, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(adapter(WEIGHT), (WEIGHT if start is None else start) * MASK)
     with torch.no_grad():
         adapter.B.normal_()
-    torch.testing.assert_close(adapter(weight), (weight + 1.5 * adapter.B @ adapter.A) * mask, rtol=0, atol=1e-6)
+    return adapter
+
+
+@pytest.mark.parametrize("start", [None, torch.randn(6, 5)])
+def test_the_layer_computes_the_equation_and_starts_at_the_pruned_weight(start: Tensor | None) -> None:
+    adapter = _adapter(SparseLora, start)
+    before = WEIGHT if start is None else start
+    torch.testing.assert_close(adapter(WEIGHT), (before + 1.5 * adapter.B @ adapter.A) * MASK, rtol=0, atol=1e-6)
     adapter.teaches = True
-    assert torch.equal(adapter(weight), weight)
+    assert torch.equal(adapter(WEIGHT), WEIGHT)
 
 
-def test_plain_lora_masks_the_weight_alone() -> None:
-    mask, weight = torch.rand(6, 5) > 0.5, torch.randn(6, 5)
-    adapter = PlainLora(mask, rank=2, alpha=3.0, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(adapter(weight), weight * mask)
+@pytest.mark.parametrize("start", [None, torch.randn(6, 5)])
+def test_plain_lora_masks_the_weight_alone(start: Tensor | None) -> None:
+    adapter = _adapter(PlainLora, start)
+    before = WEIGHT if start is None else start
+    torch.testing.assert_close(adapter(WEIGHT), before * MASK + 1.5 * adapter.B @ adapter.A, rtol=0, atol=1e-6)
+    adapter.teaches = True
+    assert torch.equal(adapter(WEIGHT), WEIGHT)
+
+
+@pytest.mark.parametrize("method", ["sparse_lora", "lora"])
+def test_merging_is_the_equation_and_leaves_the_bias(tiny_model: Model, masks: Masks, method: str) -> None:
+    moved = list(masks)[::2]
+    dense = {name: tiny_model.linear(name).weight.detach().clone() for name in masks}
+    start = {name: dense[name] + torch.randn_like(dense[name]) for name in moved}
+    biases = {name: tiny_model.linear(name).bias for name in masks}
+    config = CONFIG.model_copy(update={"method": method})
+    with adapted(tiny_model, masks, start, config) as adapters, torch.no_grad():
+        for adapter in adapters.values():
+            adapter.B.normal_(std=0.1)
+    for name, adapter in adapters.items():
+        update = config.alpha / adapter.A.shape[0] * adapter.B.double() @ adapter.A.double()
+        expected = (start.get(name, dense[name]).double() + update) * masks[name]
+        linear = tiny_model.linear(name)
+        torch.testing.assert_close(linear.weight.double(), expected, rtol=0, atol=1e-6)
+        assert not bool(linear.weight[~masks[name]].any())
+        assert linear.bias is biases[name]
+
+
+def test_training_starts_from_what_pruning_made_and_the_dense_weights_teach(tiny_model: Model, masks: Masks) -> None:
+    start = {name: 1.3 * tiny_model.linear(name).weight.detach() for name in list(masks)[1:]}
+    batch = text_batch(tiny_model, make_samples(4))
     with torch.no_grad():
-        adapter.B.normal_()
-    torch.testing.assert_close(adapter(weight), weight * mask + 1.5 * adapter.B @ adapter.A, rtol=0, atol=1e-6)
-    adapter.teaches = True
-    assert torch.equal(adapter(weight), weight)
+        dense = text_logits(tiny_model, batch)
+    with adapted(tiny_model, masks, start, CONFIG) as adapters, torch.no_grad():
+        with teaching(adapters):
+            assert torch.equal(text_logits(tiny_model, batch), dense)
+        pruned = text_logits(tiny_model, batch)
+    set_weights(tiny_model, start)
+    with masked(tiny_model, masks), torch.no_grad():
+        torch.testing.assert_close(text_logits(tiny_model, batch), pruned)
+
+
+def test_a_layer_that_pruning_changed_without_zeros_learns_too(tiny_model: Model, masks: Masks) -> None:
+    name = list(masks)[-1]
+    del masks[name]
+    start = {name: 1.1 * tiny_model.linear(name).weight.detach()}
+    restore(tiny_model, masks, make_samples(4), CONFIG, Progress.silent(), start)
+    learnt = (tiny_model.linear(name).weight.detach() - start[name]).abs().mean()
+    assert 0 < float(learnt) < 0.1
+
+
+def test_method_none_leaves_what_pruning_made(tiny_model: Model, masks: Masks) -> None:
+    start = {name: 1.3 * tiny_model.linear(name).weight.detach() for name in masks}
+    restore(tiny_model, masks, [], RestoreConfig(method="none"), Progress.silent(), start)
+    assert all(torch.equal(tiny_model.linear(name).weight, start[name] * mask) for name, mask in masks.items())
 
 
 def test_plain_lora_trains_otherwise_and_is_masked_in_the_end(tiny_model: Model, masks: Masks) -> None:
@@ -107,18 +162,9 @@ def test_equal_seeds_give_equal_weights(tiny_model: Model, masks: Masks) -> None
     assert not all(torch.equal(results[0][name], results[2][name]) for name in masks)
 
 
-def test_ranks_differ_by_tower(tiny_model: Model, masks: Masks, monkeypatch: pytest.MonkeyPatch) -> None:
-    ranks: list[int] = []
-
-    class Watched(SparseLora):
-        def __init__(self, mask: torch.Tensor, rank: int, alpha: float, generator: torch.Generator) -> None:
-            super().__init__(mask, rank, alpha, generator)
-            ranks.append(rank)
-
-    monkeypatch.setitem(ADAPTERS, "sparse_lora", Watched)
-    config = CONFIG.model_copy(update={"steps": 1, "rank": 3, "vision_rank": 2})
-    restore(tiny_model, masks, make_samples(2), config, Progress.silent())
-    assert ranks == [2] * 12 + [3] * 16
+def test_ranks_differ_by_tower(tiny_model: Model, masks: Masks) -> None:
+    with adapted(tiny_model, masks, {}, CONFIG.model_copy(update={"rank": 3, "vision_rank": 2})) as adapters:
+        assert [adapter.A.shape[0] for adapter in adapters.values()] == [2] * 12 + [3] * 16
 
 
 def test_without_answers_the_dense_model_teaches_and_the_user_is_told(tiny_model: Model, masks: Masks) -> None:

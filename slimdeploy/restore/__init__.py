@@ -1,0 +1,70 @@
+"""Restoration: low-rank adapters beneath the masks win back what pruning lost; merging them keeps every zero.
+
+The model comes dense and teaches: it is the same module with masks and adapters left out, with the evolved projector
+where the search brought one. Knows nothing of policies: the masks say it all.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ..config import RestoreConfig
+from ..errors import PruneError
+from ..model import Model
+from ..progress import Progress
+from ..prune import Masks, apply_masks, set_weights
+from ..samples import Sample
+from .adapters import PlainLora, SparseLora, adapted
+from .training import train
+
+__all__ = ["PlainLora", "RestoreReport", "SparseLora", "restore"]
+
+_AS_THEY_ARE: Final[Mapping[str, Tensor]] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class RestoreReport:
+    """What restoration did.
+
+    losses: of every step. answered: share of the samples that have an answer; the others teach by the dense model's
+    predictions alone. kept: weights inside the masks.
+    """
+
+    losses: tuple[float, ...]
+    answered: float
+    kept: int
+
+
+def restore(
+    model: Model,
+    masks: Masks,
+    samples: Sequence[Sample],
+    config: RestoreConfig,
+    progress: Progress,
+    start: Mapping[str, Tensor] = _AS_THEY_ARE,
+) -> RestoreReport:
+    """Train adapters under the masks and merge them, in place; afterwards every weight outside the masks is zero.
+
+    The model comes dense. start: (out, in) by name, weights that pruning changed beyond zeros: training starts from
+    them while the dense ones teach. Layers with neither mask nor start stay as they are, and so does everything that is
+    no weight matrix. Raises PruneError where there is nothing to learn from.
+    """
+    masks = masks | {name: torch.ones_like(weight).bool() for name, weight in start.items() if name not in masks}
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    if config.method == "none":
+        set_weights(model, start)
+        apply_masks(model, masks)
+        return RestoreReport((), 0.0, kept)
+    if not samples:
+        raise PruneError("restoration has no samples; give a train split, or set restore.method = 'none'")
+    answered = sum(bool(sample.answers) for sample in samples) / len(samples)
+    if answered < 1:
+        progress.say(f"{1 - answered:.0%} of the training samples have no answer: the dense model's predictions teach")
+    with adapted(model, masks, start, config) as adapters:
+        losses = train(model, adapters, samples, config, progress)
+    assert all(not bool(model.linear(name).weight[~mask.to(model.device)].any()) for name, mask in masks.items())
+    return RestoreReport(tuple(losses), answered, kept)

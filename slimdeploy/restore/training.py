@@ -1,0 +1,77 @@
+"""Training of the adapters on questions and answers, with the dense model as a teacher."""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from ..config import RestoreConfig
+from ..errors import PruneError
+from ..losses import answer_loss, divergence, text_batch, text_logits
+from ..model import Model
+from ..progress import Progress
+from ..samples import Sample
+from .adapters import Adapters, teaching
+
+_WARM_UP = 0.1
+_FINAL_RATE = 0.1
+_LARGEST_GRADIENT_NORM = 1.0
+
+
+def train(
+    model: Model, adapters: Adapters, samples: Sequence[Sample], config: RestoreConfig, progress: Progress
+) -> list[float]:
+    """Loss per step: (1 - λ) · cross-entropy of the answers + λ · divergence from the dense model."""
+    parameters = [parameter for adapter in adapters.values() for parameter in adapter.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.steps))
+    batches = _shuffled_batches(samples, config.batch_size, random.Random(config.seed))
+    bar = progress.bar("restore", total=config.steps)
+    losses = []
+    for _ in range(config.steps):
+        loss = _loss(model, adapters, next(batches), config.distillation)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        clip_grad_norm_(parameters, _LARGEST_GRADIENT_NORM)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise PruneError(f"the loss of restoration is {losses[-1]}; lower restore.learning_rate")
+        bar.advance(f"loss {losses[-1]:.3f}")
+    return losses
+
+
+def _loss(model: Model, adapters: Adapters, samples: Sequence[Sample], distillation: float) -> Tensor:
+    batch = text_batch(model, samples)
+    # A batch without a single answer has only the dense model to learn from.
+    share = distillation if bool(batch.is_answer.any()) else 1.0
+    logits = text_logits(model, batch)
+    loss = (1 - share) * answer_loss(logits, batch)
+    if share == 0:
+        return loss
+    with torch.no_grad(), teaching(adapters):
+        dense = text_logits(model, batch).log_softmax(-1)
+    return loss + share * divergence(logits, dense, batch.weight)
+
+
+def _rate(step: int, steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up, then half a cosine down to a tenth."""
+    warm_up = max(1, round(_WARM_UP * steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    done = (step - warm_up) / max(1, steps - warm_up)
+    return _FINAL_RATE + (1 - _FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _shuffled_batches(samples: Sequence[Sample], size: int, rng: random.Random) -> Iterator[list[Sample]]:
+    """Batches without end: every sample once before any comes again."""
+    waiting: list[Sample] = []
+    while True:
+        while len(waiting) < size:
+            waiting += rng.sample(samples, len(samples))
+        yield waiting[:size]
+        waiting = waiting[size:]
