@@ -50,9 +50,11 @@ class VisionEncoder(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         config = model.config
+        assert model.arch.feature_layer is not None, "the checks let families through that have one"
+        (projector,) = model.arch.projector
         chosen = getattr(config, model.arch.feature_layer)
         self.tower = model.module.get_submodule(model.arch.vision_tower)
-        self.projector = model.module.get_submodule(model.arch.projector)
+        self.projector = model.module.get_submodule(projector)
         self.chosen = [chosen] if isinstance(chosen, int) else list(chosen)
         self.first_token = 1 if config.vision_feature_select_strategy == "default" else 0
 

@@ -14,7 +14,7 @@ def stored_bytes(model: Model, folder: Path) -> dict[str, int]:
     sizes = dict(_tensors(folder))
     found = {}
     for layer in model.layers():
-        names = {layer.name, model.arch.hub_name(layer.name)}
+        names = model.arch.checkpoint_names(layer.name)
         found[layer.name] = sum(
             size
             for name, size in sizes.items()

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForMultimodalLM
 
 from ..errors import ExportError
 from ..kernels.library import library_file
@@ -65,7 +65,7 @@ def load_again(model: Model, folder: Path) -> Model:
     """The checkpoint in `folder` as transformers loads it."""
     try:
         with quiet_transformers():
-            module = AutoModelForImageTextToText.from_pretrained(
+            module = AutoModelForMultimodalLM.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # whatever it is, the export is of no use

@@ -1,9 +1,9 @@
-"""Samples from disk, in splits that never overlap. Knows file formats; keeps no picture.
+"""Samples from disk, in splits that never overlap. Knows file formats; keeps no picture and no sound.
 
 A source is "demo", one file, a folder with one file per split, or a data set's folder as it is published
 (`published`). A file holds a JSON array, or one JSON object per line; every entry is recognised by its keys:
 
-- `question`, with `image` or `images`, `answer` or `answers`, `choices`, `kind` or `type`;
+- `question`, with `image` or `images`, or `audio`, `answer` or `answers`, `choices`, `kind` or `type`;
 - `conversations` (LLaVA) or `messages` (OpenAI): the first question and the answer to it are taken.
 """
 
@@ -18,6 +18,7 @@ from .images import check_image
 from .published import Published, read_published
 from .records import Located, read_records
 from .samples import SPLITS, Sample, Split
+from .sounds import check_sound
 
 # The test split is handed out first, so that its samples stay what they are when other counts change.
 _ORDER: tuple[Split, ...] = ("test", "validation", "calibration", "search", "train")
@@ -87,18 +88,20 @@ def draw_published(published: Published, counts: dict[Split, int]) -> dict[Split
 def _order(item: Located) -> str:
     sample = item.sample
     digest = hashlib.sha256(sample.question.encode())
-    for image in sample.images:
-        digest.update(hashlib.sha256(image if isinstance(image, bytes) else image.name.encode()).digest())
+    for source in (*sample.images, *sample.sounds):
+        digest.update(hashlib.sha256(source if isinstance(source, bytes) else source.name.encode()).digest())
     return digest.hexdigest() + sample.id
 
 
 def _checked_hash(item: Located) -> str:
-    """The sample's content hash, after a check of its pictures, whole: training would meet them after hours."""
+    """The sample's content hash, after a check of its media, whole: training would meet them after hours."""
     try:
         for image in item.sample.images:
             check_image(image)
+        for sound in item.sample.sounds:
+            check_sound(sound)
     except DataError as error:
-        remedy = "put a sound picture there (data.images says where pictures are), or take the sample out"
+        remedy = "put an intact file there (data.images says where pictures and sounds are), or take the sample out"
         raise DataError(f"{item.where}: sample '{item.sample.id}': {error}; {remedy}") from None
     return item.sample.content_hash()
 

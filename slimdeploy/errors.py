@@ -49,3 +49,8 @@ class ServeError(SlimdeployError):
 
 class ValidateError(SlimdeployError):
     """The endpoint cannot be measured: it is down, or answers with something else than a chat completion."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library says, short enough for a sentence of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

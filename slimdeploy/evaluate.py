@@ -41,17 +41,21 @@ def greedy_answers(
 def _plain_generation(model: Model) -> Iterator[None]:
     """Nothing of the checkpoint's generation config but the tokens that it ends with.
 
-    A config given to `generate` is filled up from the model's own, which is why that one has to go for a while.
+    A config given to `generate` is filled up from the model's own, which is why that one has to go for a while. Where
+    the language model generates on its own, it has one of its own.
     """
-    own = model.pretrained.generation_config
-    model.pretrained.generation_config = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        bos_token_id=own.bos_token_id,
-        eos_token_id=own.eos_token_id,
-        pad_token_id=model.processor.tokenizer.pad_token_id,
-    )
+    generating = [module for module in model.module.modules() if getattr(module, "generation_config", None)]
+    before = [(module, module.generation_config) for module in generating]
+    for module, own in before:
+        module.generation_config = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            bos_token_id=own.bos_token_id,
+            eos_token_id=own.eos_token_id,
+            pad_token_id=model.processor.tokenizer.pad_token_id,
+        )
     try:
         yield
     finally:
-        model.pretrained.generation_config = own
+        for module, own in before:
+            module.generation_config = own

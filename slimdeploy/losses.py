@@ -43,20 +43,25 @@ def text_batch(model: Model, samples: Sequence[Sample]) -> TextBatch:
     following[:, :-1] = labels[:, 1:]
     # What comes behind an answer's end is never asked for.
     is_end = (labels != IGNORED_LABEL) & (following == IGNORED_LABEL)
-    return TextBatch(inputs, tail, (text & ~is_end)[:, -tail:].float(), following[:, -tail:])
+    counts = text & ~is_end
+    if not model.arch.causal_prompt:
+        answered = (labels != IGNORED_LABEL).any(1, keepdim=True)
+        is_last = torch.arange(labels.shape[1], device=labels.device) == labels.shape[1] - 1
+        counts &= (following != IGNORED_LABEL) | (is_last & ~answered)
+    return TextBatch(inputs, tail, counts[:, -tail:].float(), following[:, -tail:])
 
 
 def _is_text(model: Model, inputs: Mapping[str, Tensor]) -> Tensor:
-    """(samples, tokens) bool: True behind the last image token, where question and answer stand."""
-    is_image: Tensor = inputs["input_ids"] == model.config.image_token_id
-    images_from_here_on = is_image.flip(1).cumsum(1).flip(1)
-    return (images_from_here_on == 0) & inputs["attention_mask"].bool()
+    """(samples, tokens) bool: True behind the last token of a picture or sound, where question and answer stand."""
+    is_media: Tensor = inputs["input_ids"] == model.media_token_id
+    media_from_here_on = is_media.flip(1).cumsum(1).flip(1)
+    return (media_from_here_on == 0) & inputs["attention_mask"].bool()
 
 
 def text_logits(model: Model, batch: TextBatch) -> Tensor:
     """(samples, tail, vocabulary), float32."""
     logits: Tensor = model.module(**batch.inputs, use_cache=False, logits_to_keep=batch.tail).logits
-    return logits.float()
+    return logits[:, -batch.tail :].float()  # some families ignore logits_to_keep
 
 
 def divergence(logits: Tensor, dense: Tensor, weight: Tensor) -> Tensor:

@@ -1,33 +1,38 @@
-"""A vision-language model in memory: its module, its processor, its family; and samples turned into its inputs.
+"""A vision-language model in memory: its module, its processor, its family.
 
-Where a checkpoint comes from and whether it may be loaded stands in `slimdeploy.checkpoint`. Knows nothing of pruning.
+Where a checkpoint comes from and whether it may be loaded stands in `slimdeploy.checkpoint`, how samples become inputs
+in `slimdeploy.encoding`. Knows nothing of pruning.
 """
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
+from transformers import AutoModelForMultimodalLM
 from transformers.utils import logging as transformers_logging
 
 from .archs import Arch
 from .checkpoint import check_checkpoint, locate_model, model_name
-from .errors import DataError, ModelError
-from .images import load_image
+from .encoding import IGNORED_LABEL, encode, refuse_control_tokens
+from .errors import ModelError, first_line
 from .policy import Layer, Tower
-from .samples import Sample
+from .processor import load_processor, save_processor
 
 DType = Literal["float32", "bfloat16", "float16"]
-IGNORED_LABEL = -100
-"""Marks the tokens that no loss is taken on, as in transformers."""
 
-__all__ = ["Model", "encode", "load_model", "locate_model", "quiet_transformers", "refuse_control_tokens"]
+__all__ = [
+    "IGNORED_LABEL",
+    "Model",
+    "encode",
+    "load_model",
+    "locate_model",
+    "quiet_transformers",
+    "refuse_control_tokens",
+]
 
 
 @dataclass
@@ -43,13 +48,24 @@ class Model:
     def layers(self) -> list[Layer]:
         """The weight matrices that may be pruned, block by block in forward order.
 
-        Left out: embeddings, the head, and vision blocks behind the features that the projector reads.
+        Left out: embeddings, the head, and what runs although nothing reads it, such as vision blocks behind the
+        features that the projector reads. The tower "vision" is the encoder of sounds in a family that hears.
         """
         return [
             Layer(name, tower, linear.out_features, linear.in_features)
             for tower, path in self._prunable_parts()
-            for name, linear in linears_in(self.module, path)
+            for name, linear in self.linears(path)
         ]
+
+    def linears(self, path: str) -> list[tuple[str, nn.Linear]]:
+        """Full names of the linear layers under `path` that something reads, in the order of their definition."""
+        dead = self.arch.dead(self.config)
+        found = self.module.get_submodule(path).named_modules(prefix=path)
+        return [(name, part) for name, part in found if isinstance(part, nn.Linear) and not name.startswith(dead)]
+
+    def projector_linears(self) -> list[tuple[str, nn.Linear]]:
+        """Those of the projector; none where it is no linear layer."""
+        return [found for path in self.arch.projector for found in self.linears(path)]
 
     @property
     def pretrained(self) -> Any:
@@ -64,6 +80,8 @@ class Model:
     def vision_blocks(self) -> list[str]:
         """Paths of the vision tower's blocks that the projector's features depend on."""
         count = self._count_blocks(self.arch.vision_blocks)
+        if self.arch.feature_layer is None:
+            return [f"{self.arch.vision_blocks}.{i}" for i in range(count)]
         chosen: int | list[int] = getattr(self.config, self.arch.feature_layer)
         indices = [chosen] if isinstance(chosen, int) else chosen
         if not indices or not all(-count - 1 <= index <= count for index in indices):
@@ -97,18 +115,25 @@ class Model:
 
     def save_processor(self, folder: Path) -> None:
         """Write tokenizer, image processor and chat template: equal files, whatever was encoded before."""
-        tokenizer = getattr(self.processor.tokenizer, "backend_tokenizer", None)
-        if tokenizer is not None:
-            # Padding a batch leaves its length in the tokenizer, and from there it would get into tokenizer.json.
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
         with quiet_transformers():
-            self.processor.save_pretrained(folder)
+            save_processor(self.processor, self.arch, self.source, folder)
 
     @property
     def config(self) -> Any:
         """The module's configuration, a transformers type."""
         return self.pretrained.config
+
+    @property
+    def media_token_id(self) -> int:
+        """The token whose places the features of pictures, or of sounds, take."""
+        token: int = getattr(self.config, self.arch.media_token)
+        return token
+
+    def end_tokens(self) -> tuple[str, ...]:
+        """The texts of the tokens that end an answer, the tokenizer's own first."""
+        ends = getattr(self.pretrained.generation_config, "eos_token_id", None) or []
+        ids = [ends] if isinstance(ends, int) else ends
+        return (self.processor.tokenizer.eos_token, *self.processor.tokenizer.convert_ids_to_tokens(ids))
 
     @property
     def device(self) -> torch.device:
@@ -117,16 +142,9 @@ class Model:
     def _prunable_parts(self) -> list[tuple[Tower, str]]:
         return [
             *(("vision", path) for path in self.vision_blocks()),
-            ("projector", self.arch.projector),
+            *(("projector", path) for path in self.arch.projector),
             *(("language", path) for path in self.language_blocks()),
         ]
-
-
-def linears_in(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Linear]]:
-    """Full names of the linear layers under `path`, in the order of their definition."""
-    for name, part in module.get_submodule(path).named_modules(prefix=path):
-        if isinstance(part, nn.Linear):
-            yield name, part
 
 
 def load_model(path: str, dtype: DType = "float32", device: str = "cpu", name: str | None = None) -> Model:
@@ -141,7 +159,7 @@ def load_model(path: str, dtype: DType = "float32", device: str = "cpu", name: s
     arch = check_checkpoint(folder)
     with quiet_transformers():
         module = _load_module(folder, getattr(torch, dtype))
-        processor = _load_processor(folder)
+        processor = load_processor(folder, arch)
     model = Model(module.to(device).eval(), processor, arch, model_name(name or path), folder)
     model.layers()  # raises for a configuration that does not fit the module, before hours are spent on it
     return model
@@ -159,7 +177,7 @@ def _require_device(device: str) -> None:
 
 def _load_module(folder: Path, dtype: torch.dtype) -> nn.Module:
     try:
-        module, loading = AutoModelForImageTextToText.from_pretrained(
+        module, loading = AutoModelForMultimodalLM.from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
@@ -170,9 +188,7 @@ def _load_module(folder: Path, dtype: torch.dtype) -> nn.Module:
         )
     except Exception as error:
         # The configuration comes from anywhere, and no list of what its values make transformers raise is complete.
-        raise ModelError(
-            f"{folder} cannot be loaded: {_first_line(error)}; download or save the model again"
-        ) from error
+        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}; download or save the model again") from error
     # transformers fills what a checkpoint lacks with random numbers.
     absent = sorted(loading["missing_keys"]) + sorted(name for name, *_ in loading["mismatched_keys"])
     if absent:
@@ -182,31 +198,6 @@ def _load_module(folder: Path, dtype: torch.dtype) -> nn.Module:
         )
     assert isinstance(module, nn.Module)
     return module
-
-
-def _load_processor(folder: Path) -> Any:
-    try:
-        # torchvision is no dependency of ours; without this transformers asks for it and warns.
-        processor = AutoProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # as above
-        raise ModelError(f"{folder} has no usable tokenizer or image processor: {_first_line(error)}") from error
-    for part in ("tokenizer", "image_processor"):
-        if getattr(processor, part, None) is None:
-            raise ModelError(f"{folder} has no usable {part.replace('_', ' ')}; download or save the model again")
-    if processor.tokenizer.eos_token is None:
-        raise ModelError(f"{folder} has a tokenizer without an eos_token, which ends answers; name it there")
-    if processor.tokenizer.pad_token is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token  # any will do: padding is masked
-    if not getattr(processor, "chat_template", None):
-        raise ModelError(f"{folder} has no chat template; add a chat_template.jinja beside config.json")
-    for argument in ("backend", "is_local", "local_files_only"):
-        # What loading was told would be saved with the tokenizer.
-        processor.tokenizer.init_kwargs.pop(argument, None)
-    return processor
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
@@ -221,92 +212,3 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if had_bars:
             transformers_logging.enable_progress_bar()
-
-
-def encode(model: Model, samples: Sequence[Sample], answers: bool = False) -> BatchFeature:
-    """Inputs for a batch of samples, on the model's device: pictures first, then the question, padded on the left.
-
-    input_ids, attention_mask, position_ids: (samples, tokens). pixel_values: (pictures, 3, height, width), if any.
-    answers: appends each sample's first answer and adds `labels`, -100 everywhere but on the answer's tokens.
-    Raises DataError that names the sample for a picture that cannot be decoded and for control tokens in its texts.
-    """
-    tokenizer = model.processor.tokenizer
-    refuse_control_tokens(model, samples)
-    prompts = [_render(model, sample) for sample in samples]
-    texts = (
-        [_render_answered(model, sample, prompt) for sample, prompt in zip(samples, prompts, strict=True)]
-        if answers
-        else prompts
-    )
-    images = [image for sample in samples for image in _pictures(sample)]
-    # A chat template that writes the begin-of-sequence token must not get a second one from the tokenizer.
-    special = {"add_special_tokens": not (tokenizer.bos_token and prompts[0].startswith(tokenizer.bos_token))}
-    batch = model.processor(
-        text=texts, images=images or None, padding=True, padding_side="left", return_tensors="pt", **special
-    )
-    mask = batch["attention_mask"]
-    batch["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    if answers:
-        lengths = _answer_lengths(tokenizer(prompts, **special)["input_ids"], tokenizer(texts, **special)["input_ids"])
-        from_end = mask.shape[1] - torch.arange(mask.shape[1])
-        batch["labels"] = torch.where(from_end <= torch.tensor(lengths)[:, None], batch["input_ids"], IGNORED_LABEL)
-    if "pixel_values" in batch:
-        batch["pixel_values"] = batch["pixel_values"].to(next(model.module.parameters()).dtype)
-    return batch.to(model.device)
-
-
-def refuse_control_tokens(model: Model, samples: Sequence[Sample]) -> None:
-    """Raises DataError that names the first sample whose question or first answer spells a control token.
-
-    The server takes such a text for plain characters and the tokenizer here does not: answers would differ.
-    """
-    tokenizer = model.processor.tokenizer
-    controls = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    controls |= {*tokenizer.all_special_tokens, getattr(model.processor, "image_token", None)} - {None, ""}
-    longest_first = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))))
-    for sample in samples:
-        if found := longest_first.search("\0".join((sample.question, *sample.answers[:1]))):
-            raise DataError(
-                f"sample '{sample.id}' holds '{found.group()}' in its question or answer, which is a control token of "
-                f"{model.name}; take it out of the text"
-            )
-
-
-def _pictures(sample: Sample) -> list[Image.Image]:
-    try:
-        return [load_image(image) for image in sample.images]
-    except DataError as error:
-        raise DataError(f"sample '{sample.id}': {error}") from None
-
-
-def _render(model: Model, sample: Sample) -> str:
-    return str(model.processor.apply_chat_template([_user_turn(sample)], add_generation_prompt=True, tokenize=False))
-
-
-def _render_answered(model: Model, sample: Sample, prompt: str) -> str:
-    """The prompt with the answer, ended as the model ends one; the prompt alone where no answer is known."""
-    if not sample.answers:
-        return prompt
-    turn = {"role": "assistant", "content": [{"type": "text", "text": sample.answers[0]}]}
-    text = str(model.processor.apply_chat_template([_user_turn(sample), turn], tokenize=False))
-    if not text.startswith(prompt):
-        raise ModelError(
-            f"{model.source}: its chat template renders an answered question otherwise than the question alone, "
-            "so the model cannot be trained on answers; make the one start with the other"
-        )
-    end = model.processor.tokenizer.eos_token
-    return text if text.endswith(end) else text.rstrip() + end
-
-
-def _user_turn(sample: Sample) -> dict[str, Any]:
-    content = [{"type": "image"} for _ in sample.images]
-    return {"role": "user", "content": [*content, {"type": "text", "text": sample.question}]}
-
-
-def _answer_lengths(prompts: list[list[int]], texts: list[list[int]]) -> list[int]:
-    """Tokens of each text behind what it shares with its prompt."""
-    lengths = []
-    for prompt, text in zip(prompts, texts, strict=True):
-        shared = next((i for i, pair in enumerate(zip(prompt, text, strict=False)) if pair[0] != pair[1]), len(prompt))
-        lengths.append(len(text) - shared)
-    return lengths

@@ -113,6 +113,7 @@ def _plain(entry: dict[str, Any], question: str, where: str, images: Path) -> Sa
         choices=_texts(entry, "choices"),
         kind=_kind(entry),
         metric=_metric(entry),
+        sounds=tuple(_media(name, images, "sound", "audio") for name in _texts(entry, "audio")),
     )
 
 
@@ -218,7 +219,11 @@ def _image_paths(entry: dict[str, Any], images: Path) -> tuple[ImageSource, ...]
 
 
 def _image(name: str, images: Path) -> ImageSource:
-    """A data: URL's bytes, or a path that starts from the folder `images`."""
+    return _media(name, images, "picture", "image")
+
+
+def _media(name: str, images: Path, what: str, key: str) -> Path | bytes:
+    """A data: URL's bytes, or a path that starts from the folder `images`. what, key: how errors call it."""
     if name.startswith("data:"):
         header, _, encoded = name.partition(",")
         try:
@@ -226,10 +231,10 @@ def _image(name: str, images: Path) -> ImageSource:
                 raise ValueError
             return base64.b64decode(encoded, validate=True)
         except (ValueError, binascii.Error):
-            raise DataError("a data: URL is not of the form data:image/...;base64,...") from None
+            raise DataError(f"a data: URL is not of the form data:{key}/...;base64,...") from None
     if "://" in name:
-        raise DataError(f"the picture '{name}' is a web address; nothing is downloaded: save it beside the file")
+        raise DataError(f"the {what} '{name}' is a web address; nothing is downloaded: save it beside the file")
     if not name.strip():
-        raise DataError("a picture's path is empty; leave 'image' out where there is no picture")
+        raise DataError(f"a {what}'s path is empty; leave '{key}' out where there is no {what}")
     _require_characters(name)
     return images / name

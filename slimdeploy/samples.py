@@ -1,4 +1,4 @@
-"""What a sample is: pictures, a question and the answers that count as right.
+"""What a sample is: pictures or sounds, a question and the answers that count as right.
 
 Knows nothing of files or models; `slimdeploy.data` reads samples from disk, `slimdeploy.images` decodes pictures.
 """
@@ -22,9 +22,13 @@ ImageSource = Path | bytes
 """An encoded picture (PNG, JPEG, WebP, GIF): where it lies, or its bytes."""
 
 
+SoundSource = Path | bytes
+"""An encoded sound (WAV of PCM samples): where it lies, or its bytes."""
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One question about zero or more pictures.
+    """One question about zero or more pictures, or sounds for a model that hears.
 
     answers: every text that counts as right, or what every human said (vqa); the first is the one to train on; empty
     where none is known.
@@ -39,15 +43,16 @@ class Sample:
     choices: tuple[str, ...] = ()
     kind: str = ""
     metric: AnswerMetric = "exact_match"
+    sounds: tuple[SoundSource, ...] = ()
 
     def content_hash(self) -> str:
-        """sha256 of the pictures' bytes and the question: equal for equal content, whatever the id.
+        """sha256 of the pictures' and sounds' bytes and the question: equal for equal content, whatever the id.
 
         Splits are disjoint by this hash.
         """
         digest = hashlib.sha256()
-        for image in self.images:
-            encoded = image if isinstance(image, bytes) else image.read_bytes()
+        for source in (*self.images, *self.sounds):
+            encoded = source if isinstance(source, bytes) else source.read_bytes()
             digest.update(hashlib.sha256(encoded).digest())
         digest.update(self.question.encode())
         return digest.hexdigest()

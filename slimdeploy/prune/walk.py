@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import BatchFeature
 
 from ..errors import PruneError
-from ..model import Model, encode, linears_in
+from ..model import Model, encode
 from ..samples import Sample
 
 Observe = Callable[[str, Tensor], None]
@@ -125,7 +125,7 @@ class _Front:
     calls: Sequence[Call] = ()
 
     def layers(self) -> list[str]:
-        return _layers(self.model, [self.model.arch.projector])
+        return _layers(self.model, self.model.arch.projector)
 
     def run(self, observe: Observe | None = None, _: Sequence[Tensor] | None = None) -> Outputs:
         with _capturing(self.model, self.layers()) as captured:
@@ -184,7 +184,7 @@ def _capturing(model: Model, names: Sequence[str]) -> Iterator[list[tuple[str, T
 
 
 def _layers(model: Model, paths: Sequence[str]) -> list[str]:
-    return [name for path in paths for name, _ in linears_in(model.module, path)]
+    return [name for path in paths for name, _ in model.linears(path)]
 
 
 def _recorded(model: Model, path: str, batches: Sequence[BatchFeature]) -> list[list[Call]]:
@@ -206,7 +206,7 @@ def _recorded(model: Model, path: str, batches: Sequence[BatchFeature]) -> list[
         by_block = by_block or [[] for _ in recorders]
         for i, (first, *_) in enumerate(recorders[0].calls):
             valid = batch["attention_mask"].bool().cpu() if language else torch.ones(first.shape[:-1]).bool()
-            is_text = valid & (batch["input_ids"] != model.config.image_token_id).cpu() if language else None
+            is_text = valid & (batch["input_ids"] != model.media_token_id).cpu() if language else None
             for own, recorder in zip(by_block, recorders, strict=True):
                 own.append(Call(*recorder.calls[i], valid, is_text))
     return by_block

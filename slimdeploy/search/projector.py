@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..config import SearchConfig
-from ..model import linears_in
 from ..policy import Policy
 from .evolution import Fitness
 from .fitness import Judge, proxy_loss
@@ -36,7 +35,7 @@ class ProjectorEvolution:
 
     def refine(self, policy: Policy) -> bool:
         """Take the steps beneath `policy`; True when the projector changed."""
-        if not self.config.projector_steps:
+        if not self.config.projector_steps or not self._linears():
             return False
         self.tried += 1
         better = self.journal.tensors(f"projector-{self.tried}", lambda: self._better(policy))
@@ -94,5 +93,4 @@ class ProjectorEvolution:
         return parameters
 
     def _linears(self) -> list[tuple[str, torch.nn.Linear]]:
-        model = self.train.pruned.model
-        return list(linears_in(model.module, model.arch.projector))
+        return self.train.pruned.model.projector_linears()
