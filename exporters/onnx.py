@@ -57,14 +57,14 @@ def check(model: Model) -> None:
             f"{model.name} has {', '.join(sorted(kinds)) or 'sliding-window attention'}, but the ONNX export holds "
             "full attention only; set export.format = 'checkpoint'"
         )
-    dtype = model.module.dtype
-    if dtype != torch.float32:
-        raise ExportError(f"{model.name} is loaded as {dtype}, but the ONNX export holds float32; load it as float32")
 
 
 def export(model: Model, folder: Path, job: ExportJob, progress: Progress) -> dict[str, Any]:
     """Write graphs, configuration, tokenizer, processor and chat template; compare the graphs with torch."""
     check(model)
+    dtype = model.module.dtype
+    if dtype != torch.float32:
+        raise ExportError(f"{model.name} is loaded as {dtype}, but the ONNX export holds float32; load it as float32")
     save_settings(model, folder)
     storage, graphs = storage_of(model, job, progress), graphs_of(model)
     bar = progress.bar("writing ONNX graphs", total=len(graphs))

@@ -42,6 +42,10 @@ class ModelConfig(Table):
         description='"demo" (ships with slimdeploy), a folder in Hugging Face layout, or a hub name such as\n'
         '"llava-hf/llava-1.5-7b-hf". Only safetensors weights are read.',
     )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description='What torch holds weights in: "float32", or with half the memory "bfloat16" or "float16".',
+    )
     device: str = Field(
         "cpu",
         pattern=r"^(cpu|cuda(:\d{1,2})?)$",
@@ -153,6 +157,14 @@ class RestoreConfig(Table):
     vision_rank: Positive = Field(4, description="Rank of the adapters of the vision tower.")
     alpha: float = Field(16.0, gt=0, description="Adapters are scaled by alpha / rank.")
     distillation: float = Field(0.5, ge=0, le=1, description="Share of the loss that is KL to the dense logits.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description='Of the products in forward passes, where the model is float32: "float32", or "bfloat16", which\n'
+        "halves the memory of activations. Adapters and their merge are float32 always.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Keep only the blocks' inputs for the backward pass, and run the blocks again in it."
+    )
     seed: Seed = Field(0, description="Order of the samples and start of the adapters.")
 
 
@@ -183,6 +195,11 @@ class ExportConfig(Table):
     verify_prompts: Positive = Field(32, description="Prompts whose greedy tokens must equal torch's.")
     onnx: OnnxConfig = OnnxConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def keeps_dtype(self) -> bool:
+        """Whether weights are stored in the type that they are loaded in; other exports are made from float32."""
+        return self.format == "vllm" or (self.format == "checkpoint" and self.checkpoint.weights == "dense")
 
 
 class ServeConfig(Table):
@@ -276,6 +293,16 @@ class Config(Table):
             raise ValueError(
                 f"search.budget.sparsity = {sparsity} is more than prune.pattern = '{self.prune.pattern}' can remove, "
                 f"which is {most:g}; lower the one or change the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gradients_survive(self) -> Self:
+        trains = self.search.budget.sparsity > 0 and self.restore.method != "none"
+        if self.model.dtype == "float16" and trains:
+            raise ValueError(
+                "model.dtype = 'float16' rounds small gradients to zero, so restoration cannot train; "
+                "set 'bfloat16', or restore.method = 'none'"
             )
         return self
 

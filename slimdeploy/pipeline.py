@@ -33,7 +33,7 @@ from .samples import SPLITS, Sample, Split, fingerprint_of_split, fingerprints, 
 from .scoring import Accuracy, score
 
 if TYPE_CHECKING:
-    from .model import Model
+    from .model import DType, Model
     from .report import Report, Stage
 
 _ANSWERS = "answers.json"
@@ -125,7 +125,7 @@ class Run:
         def produce(folder: Path) -> None:
             self._save_answers(self._load(self.source), folder)
 
-        return self.folder.step("dense", {"model": self.source_fingerprint, **self._test_inputs()}, produce)
+        return self.folder.step("dense", {**self._model_inputs(), **self._test_inputs()}, produce)
 
     def statistics(self) -> Step:
         """What every layer's inputs look like over the calibration samples."""
@@ -138,7 +138,7 @@ class Run:
 
         criterion = self.config.prune.criterion
         inputs = {
-            "model": self.source_fingerprint,
+            **self._model_inputs(),
             "calibration": self.hashes["calibration"],
             "criterion": criterion,
         }
@@ -312,7 +312,8 @@ class Run:
         from .exporters import ExportJob, export, stored_bytes, write_card
 
         # Exports are traced and compared on the CPU, where they will run.
-        model = self._load(self.restored().path / "checkpoint" if self.prunes else self.source, device="cpu")
+        source = self.restored().path / "checkpoint" if self.prunes else self.source
+        model = self._load(source, "cpu", self.config.model.dtype if settings.keeps_dtype else "float32")
         layers = model.layers()
         rows = self.layer_rows() if self.prunes else describe(layers, Policy({x.name: DENSE for x in layers}))
         prompts = self.samples["calibration"][: settings.verify_prompts]
@@ -333,10 +334,14 @@ class Run:
         write_card(folder, manifest)
         write_manifest(folder, manifest)
 
-    def _load(self, folder: Path, device: str | None = None) -> "Model":
+    def _load(self, folder: Path, device: str | None = None, dtype: "DType | None" = None) -> "Model":
         from .model import load_model
 
-        return load_model(str(folder), device=device or self.config.model.device, name=self.config.model.path)
+        settings = self.config.model
+        return load_model(str(folder), dtype or settings.dtype, device or settings.device, name=settings.path)
+
+    def _model_inputs(self) -> dict[str, Any]:
+        return {"model": self.source_fingerprint, "dtype": self.config.model.dtype}
 
     def _test_inputs(self) -> dict[str, Any]:
         return {"test": self.hashes["test"], "max_tokens": self.config.validate_.max_tokens}

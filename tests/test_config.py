@@ -86,6 +86,7 @@ def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
         ({"prune": {"pattern": "2;4"}}, 'prune.pattern = "2;4"'),
         ({"prune": {"pattern": "5:4"}}, "keeps more weights than a group has"),
         ({"prune": {"pattern": "2:4"}}, "search.budget.sparsity = 0.6 is more than prune.pattern = '2:4' can remove"),
+        ({"model": {"dtype": "float16"}}, "model.dtype = 'float16' rounds small gradients to zero"),
         ({"serve": 3}, "serve = 3"),
         ({"out": date(2024, 1, 1)}, "deploy.toml: out = 2024-01-01 is a date or time; write it in quotes"),
         ({"prune": {"skip": ["a", time(1, 2)]}}, "prune.skip.1 = 01:02:00 is a date or time"),

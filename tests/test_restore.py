@@ -1,23 +1,29 @@
 """Restoration is SparseLoRA's equation, lowers the loss, and leaves exactly the mask's zeros."""
 
 import io
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from rich.console import Console
 from tiny import make_samples, masks_of
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from slimdeploy.config import RestoreConfig
 from slimdeploy.errors import PruneError
 from slimdeploy.losses import answer_loss, text_batch, text_logits
-from slimdeploy.model import Model
+from slimdeploy.model import DType, Model, load_model
 from slimdeploy.policy import Level, Policy
 from slimdeploy.progress import Progress
 from slimdeploy.prune import Masks, Stats, masked, set_weights
 from slimdeploy.restore import PlainLora, SparseLora, restore
 from slimdeploy.restore.adapters import adapted, teaching
+from slimdeploy.restore.recompute import recomputed
 
 WEIGHT, MASK = torch.randn(6, 5), torch.rand(6, 5) > 0.5
 CONFIG = RestoreConfig(steps=12, batch_size=4, learning_rate=1e-2)
@@ -165,6 +171,68 @@ def test_equal_seeds_give_equal_weights(tiny_model: Model, masks: Masks) -> None
 def test_ranks_differ_by_tower(tiny_model: Model, masks: Masks) -> None:
     with adapted(tiny_model, masks, {}, CONFIG.model_copy(update={"rank": 3, "vision_rank": 2})) as adapters:
         assert [adapter.A.shape[0] for adapter in adapters.values()] == [2] * 12 + [3] * 16
+
+
+def test_recomputing_blocks_changes_no_loss_and_no_weight(tiny_model: Model, masks: Masks) -> None:
+    dense = {name: tiny_model.linear(name).weight.detach().clone() for name in masks}
+    blocks = [tiny_model.module.get_submodule(path) for path in tiny_model.language_blocks()]
+    blocks[0].forward = partial(blocks[0].forward)
+    forwards = [vars(block).get("forward") for block in blocks]
+    results = []
+    for recompute in (False, True):
+        set_weights(tiny_model, dense)
+        config = CONFIG.model_copy(update={"gradient_checkpointing": recompute})
+        losses = restore(tiny_model, masks, make_samples(6), config, Progress.silent()).losses
+        results.append((losses, {name: tiny_model.linear(name).weight.detach().clone() for name in masks}))
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(results[0][1][name], results[1][1][name]) for name in masks)
+    assert [vars(block).get("forward") for block in blocks] == forwards
+
+
+def test_recomputed_blocks_keep_no_adapted_weights_for_the_backward_pass(tiny_model: Model, masks: Masks) -> None:
+    kept: list[int] = []
+
+    def count(tensor: Tensor) -> Tensor:
+        kept[-1] += tensor.nbytes
+        return tensor
+
+    batch = text_batch(tiny_model, make_samples(6))
+    with adapted(tiny_model, masks, {}, CONFIG):
+        for recompute in (nullcontext(), recomputed(tiny_model)):
+            kept.append(0)
+            with recompute, saved_tensors_hooks(count, lambda tensor: tensor):
+                text_logits(tiny_model, batch).sum().backward()
+    assert kept[1] < kept[0] / 2
+
+
+@pytest.mark.parametrize(("held", "computed"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_it_restores_in_bfloat16(
+    tiny_checkpoint: Path, masks: Masks, held: DType, computed: Literal["float32", "bfloat16"]
+) -> None:
+    model = load_model(str(tiny_checkpoint), dtype=held)
+    config = CONFIG.model_copy(update={"dtype": computed})
+    losses = restore(model, masks, make_samples(8), config, Progress.silent()).losses
+    assert losses[-1] < 0.7 * losses[0]
+    for name, mask in masks.items():
+        weight = model.linear(name).weight
+        assert str(weight.dtype) == f"torch.{held}"
+        assert not bool(weight[~mask].any())
+        # What is pruned of a bfloat16 model may round to zero as well, but hardly anything does.
+        assert float(weight[mask].bool().float().mean()) > 0.999
+
+
+def test_adapters_of_a_bfloat16_model_are_float32_and_merged_with_one_rounding(
+    tiny_checkpoint: Path, masks: Masks
+) -> None:
+    model = load_model(str(tiny_checkpoint), dtype="bfloat16")
+    dense = {name: model.linear(name).weight.detach().clone() for name in masks}
+    with adapted(model, masks, {}, CONFIG) as adapters, torch.no_grad():
+        for adapter in adapters.values():
+            adapter.B.normal_(std=0.01)
+    for name, adapter in adapters.items():
+        assert adapter.A.dtype == adapter.B.dtype == torch.float32
+        exact = dense[name].float() + CONFIG.alpha / adapter.A.shape[0] * adapter.B @ adapter.A
+        assert torch.equal(model.linear(name).weight, (exact * masks[name]).bfloat16())
 
 
 def test_without_answers_the_dense_model_teaches_and_the_user_is_told(tiny_model: Model, masks: Masks) -> None:

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -10,11 +11,12 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..config import RestoreConfig
 from ..errors import PruneError
-from ..losses import answer_loss, divergence, text_batch, text_logits
+from ..losses import TextBatch, answer_loss, divergence, text_batch, text_logits
 from ..model import Model
 from ..progress import Progress
 from ..samples import Sample
 from .adapters import Adapters, teaching
+from .recompute import recomputed
 
 _WARM_UP = 0.1
 _FINAL_RATE = 0.1
@@ -31,31 +33,39 @@ def train(
     batches = _shuffled_batches(samples, config.batch_size, random.Random(config.seed))
     bar = progress.bar("restore", total=config.steps)
     losses = []
-    for _ in range(config.steps):
-        loss = _loss(model, adapters, next(batches), config.distillation)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        clip_grad_norm_(parameters, _LARGEST_GRADIENT_NORM)
-        optimizer.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-        if not math.isfinite(losses[-1]):
-            raise PruneError(f"the loss of restoration is {losses[-1]}; lower restore.learning_rate")
-        bar.advance(f"loss {losses[-1]:.3f}")
+    with ExitStack() as stack:
+        if config.gradient_checkpointing:
+            stack.enter_context(recomputed(model))
+        for _ in range(config.steps):
+            loss = _loss(model, adapters, next(batches), config)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            clip_grad_norm_(parameters, _LARGEST_GRADIENT_NORM)
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+            if not math.isfinite(losses[-1]):
+                raise PruneError(f"the loss of restoration is {losses[-1]}; lower restore.learning_rate")
+            bar.advance(f"loss {losses[-1]:.3f}")
     return losses
 
 
-def _loss(model: Model, adapters: Adapters, samples: Sequence[Sample], distillation: float) -> Tensor:
+def _loss(model: Model, adapters: Adapters, samples: Sequence[Sample], config: RestoreConfig) -> Tensor:
     batch = text_batch(model, samples)
     # A batch without a single answer has only the dense model to learn from.
-    share = distillation if bool(batch.is_answer.any()) else 1.0
-    logits = text_logits(model, batch)
+    share = config.distillation if bool(batch.is_answer.any()) else 1.0
+    logits = _logits(model, batch, config)
     loss = (1 - share) * answer_loss(logits, batch)
     if share == 0:
         return loss
     with torch.no_grad(), teaching(adapters):
-        dense = text_logits(model, batch).log_softmax(-1)
+        dense = _logits(model, batch, config).log_softmax(-1)
     return loss + share * divergence(logits, dense, batch.weight)
+
+
+def _logits(model: Model, batch: TextBatch, config: RestoreConfig) -> Tensor:
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+        return text_logits(model, batch)
 
 
 def _rate(step: int, steps: int) -> float:

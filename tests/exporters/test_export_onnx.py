@@ -269,9 +269,11 @@ def test_onnxruntime_is_asked_for_before_the_search(model: Model, monkeypatch: p
         check(model, ExportConfig(format="onnx"))
 
 
-def test_half_precision_is_refused(model: Model, checkpoint: Path) -> None:
+def test_half_precision_is_refused(checkpoint: Path, prompts: list[Sample], tmp_path: Path) -> None:
+    model = load_model(str(checkpoint), dtype="bfloat16")
     with pytest.raises(ExportError, match="bfloat16"):
-        check(load_model(str(checkpoint), dtype="bfloat16"), ExportConfig(format="onnx"))
+        export(model, tmp_path, ExportJob(ExportConfig(format="onnx"), prompts, {}), Progress.silent())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_not_swallowed(
