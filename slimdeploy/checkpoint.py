@@ -79,7 +79,7 @@ def check_checkpoint(folder: Path) -> Arch:
     config = _read_json(folder / "config.json")
     arch = arch_for(config, str(folder))
     _refuse_packed(config.get("quantization_config"), folder)
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         _check_weights(file)
     for kind, names in (("tokenizer", _TOKENIZERS), ("processor", _PROCESSORS)):
         if not any((folder / name).is_file() for name in names):
@@ -97,7 +97,8 @@ def _refuse_packed(quantization: object, folder: Path) -> None:
         )
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint. Raises ModelError where there are none, or an index names others."""
     if (folder / WEIGHTS_INDEX).is_file():
         places = _read_json(folder / WEIGHTS_INDEX).get("weight_map")
         if not isinstance(places, dict) or not places:

@@ -5,10 +5,10 @@ in `slimdeploy.encoding`. Knows nothing of pruning.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -21,6 +21,9 @@ from .encoding import IGNORED_LABEL, encode, refuse_control_tokens
 from .errors import ModelError, first_line
 from .policy import Layer, Tower
 from .processor import load_processor, save_processor
+
+if TYPE_CHECKING:
+    from .streaming import Streamed
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -37,13 +40,14 @@ __all__ = [
 
 @dataclass
 class Model:
-    """A loaded model. name: what users call it. source: the folder it came from."""
+    """A loaded model. name: what users call it. source: its folder. streamed: set where blocks stay in that folder."""
 
     module: nn.Module
     processor: Any
     arch: Arch
     name: str
     source: Path
+    streamed: "Streamed | None" = None
 
     def layers(self) -> list[Layer]:
         """The weight matrices that may be pruned, block by block in forward order.
@@ -66,6 +70,10 @@ class Model:
     def projector_linears(self) -> list[tuple[str, nn.Linear]]:
         """Those of the projector; none where it is no linear layer."""
         return [found for path in self.arch.projector for found in self.linears(path)]
+
+    def resident(self, path: str) -> AbstractContextManager[None]:
+        """The weights of the block at `path` are in memory while the body runs; unless streamed, they always are."""
+        return self.streamed.resident(path) if self.streamed else nullcontext()
 
     @property
     def pretrained(self) -> Any:
@@ -137,7 +145,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.parameters()).device
+        return next(parameter.device for parameter in self.module.parameters() if not parameter.is_meta)
 
     def _prunable_parts(self) -> list[tuple[Tower, str]]:
         return [

@@ -187,7 +187,8 @@ class Run:
             if settings.is_blockwise:
                 found.apply_projector(model)
                 calibration, size = self.samples["calibration"], self.config.data.batch_size
-                masks = prune_blockwise(model, found.policy, settings, calibration, size, self.progress)
+                blocks = prune_blockwise(model, found.policy, settings, calibration, size, self.progress)
+                masks = {name: mask for block in blocks for name, mask in block.items()}
                 save_masks(masks, folder)
                 save_weights(model, masks, folder)
                 self._save_answers(model, folder)

@@ -20,7 +20,7 @@ from .patterns import mask_at, ranks
 from .sparsegpt import sparsegpt
 from .stats import Stats
 from .tokens import text_and_drifting
-from .walk import Block, Outputs, count_blocks, encode_all, walk
+from .walk import Block, Outputs, Walk, encode_all
 
 Solved = Iterator[tuple[str, Tensor, Tensor]]
 """Names of layers with their pruned weights and their masks, (out, in)."""
@@ -28,27 +28,31 @@ Solved = Iterator[tuple[str, Tensor, Tensor]]
 
 def prune_blockwise(
     model: Model, policy: Policy, config: PruneConfig, samples: Sequence[Sample], batch_size: int, progress: Progress
-) -> Masks:
-    """Bring the model to a policy, in place. Returns the masks.
+) -> Iterator[Masks]:
+    """Bring the model to a policy, block by block and in place. Yields the masks of each block that is done.
 
     With `propagate = "pruned"` a block is pruned for the inputs that the pruned blocks before it give, with "dense" for
     those of the dense model. Raises PruneError that names the layer where weights or inputs are not finite.
     """
-    bar = progress.bar("prune", total=count_blocks(model))
+    walk = Walk(model, encode_all(model, samples, batch_size))
+    for block in progress.track(walk, "prune", total=len(walk)):
+        with block.resident():
+            yield _prune_block(model, block, policy, config, progress)
+
+
+def _prune_block(model: Model, block: Block, policy: Policy, config: PruneConfig, progress: Progress) -> Masks:
+    levels = {name: level for name in block.layers() if (level := policy.levels.get(name, DENSE)) != DENSE}
+    if config.criterion == "sparsegpt":
+        outputs, solved = _solve(model, block, levels, config, progress)
+    else:
+        outputs, solved = _select(model, block, levels, config)
     masks: Masks = {}
-    for block in walk(model, encode_all(model, samples, batch_size)):
-        levels = {name: level for name in block.layers() if (level := policy.levels.get(name, DENSE)) != DENSE}
-        if config.criterion == "sparsegpt":
-            outputs, solved = _solve(model, block, levels, config, progress)
-        else:
-            outputs, solved = _select(model, block, levels, config)
-        for name, weight, mask in solved:
-            with torch.no_grad():
-                model.linear(name).weight.copy_(weight)
-            if levels[name].sparsity:
-                masks[name] = mask
-        block.hand_on(outputs if config.propagate == "dense" else block.run())
-        bar.advance()
+    for name, weight, mask in solved:
+        with torch.no_grad():
+            model.linear(name).weight.copy_(weight)
+        if levels[name].sparsity:
+            masks[name] = mask
+    block.hand_on(outputs if config.propagate == "dense" else block.run())
     return masks
 
 

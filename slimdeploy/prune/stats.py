@@ -18,7 +18,7 @@ from ..progress import Progress
 from ..samples import Sample
 from .moments import Moments, diagonal
 from .tokens import text_and_drifting
-from .walk import count_blocks, encode_all, walk
+from .walk import Walk, encode_all
 
 _FILE = "statistics.safetensors"
 
@@ -69,9 +69,8 @@ def collect_stats(
     The model is dense. Raises PruneError where a layer's inputs are not finite, or where no sample shows a picture.
     """
     stats = Stats()
-    bar = progress.bar("statistics", total=count_blocks(model))
-    for block in walk(model, encode_all(model, samples, batch_size)):
-        tokens = text_and_drifting(block.calls, block.run()) if criterion == "atv" else None
+    walk = Walk(model, encode_all(model, samples, batch_size))
+    for block in progress.track(walk, "statistics", total=len(walk)):
         moments = Moments()
 
         def observe(name: str, inputs: Tensor, moments: Moments = moments) -> None:
@@ -79,8 +78,9 @@ def collect_stats(
             if criterion == "sparsegpt":
                 moments.add(name, inputs)
 
-        block.hand_on(block.run(observe, tokens))
+        with block.resident():
+            tokens = text_and_drifting(block.calls, block.run()) if criterion == "atv" else None
+            block.hand_on(block.run(observe, tokens))
         for names, known in moments.curvatures(progress):
             stats.factor_diagonal |= dict.fromkeys(names, diagonal(known))
-        bar.advance()
     return stats

@@ -6,7 +6,7 @@ from the model itself: recorders stand in for the blocks while it runs once. Kno
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -43,12 +43,15 @@ class Call:
 class Block(Protocol):
     """A part of the model with its inputs, whose weights may change between two runs."""
 
-    def layers(self) -> list[str]:
-        """Names of its linear layers."""
-
     @property
     def calls(self) -> Sequence[Call]:
         """What it is called with; none where it is a part of the model that is run as a whole."""
+
+    def layers(self) -> list[str]:
+        """Names of its linear layers."""
+
+    def resident(self) -> AbstractContextManager[None]:
+        """Its weights are in memory while the body runs; a model that was loaded whole has them there anyway."""
 
     def run(self, observe: Observe | None = None, tokens: Sequence[Tensor] | None = None) -> Outputs:
         """Outputs for all calls, with the weights that it has now.
@@ -73,17 +76,48 @@ def encode_all(model: Model, samples: Sequence[Sample], batch_size: int) -> list
     return [encode(model, samples[start : start + batch_size], answers=True) for start in starts]
 
 
-def count_blocks(model: Model) -> int:
-    """How many blocks `walk` yields."""
-    return len(model.vision_blocks()) + 1 + len(model.language_blocks())
-
-
-def walk(model: Model, batches: Sequence[BatchFeature]) -> Iterator[Block]:
+class Walk:
     """Every block in forward order, with inputs that the blocks before it have put out."""
-    yield from _tower(model, model.vision_blocks(), _recorded(model, model.arch.vision_blocks, batches))
-    front = _Front(model, batches)
-    yield front
-    yield from _tower(model, model.language_blocks(), front.language_calls())
+
+    def __init__(self, model: Model, batches: Sequence[BatchFeature]) -> None:
+        self.model = model
+        self._batches = batches
+        self._outputs: dict[str, Outputs | None] = {}
+
+    def __len__(self) -> int:
+        return len(self.model.vision_blocks()) + 1 + len(self.model.language_blocks())
+
+    def __iter__(self) -> Iterator[Block]:
+        model = self.model
+        # Families differ in which outputs of the vision tower they read; of the language model they read the last.
+        yield from self._tower(model.vision_blocks(), _recorded(model, model.arch.vision_blocks, self._batches), True)
+        front = _Front(self, self._batches)
+        yield front
+        yield from self._tower(model.language_blocks(), front.handed_on, False)
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Blocks that were walked put out again what they did then, call by call, while the body runs the model."""
+        with ExitStack() as stack:
+            for path, outputs in self._outputs.items():
+                block = self.model.module.get_submodule(path)
+                stack.enter_context(_standing_in(block, _Player(outputs and iter(outputs), _returns_tuple(block))))
+            yield
+
+    def _tower(self, paths: Sequence[str], calls: list[list[Call]], keep_all: bool) -> Iterator["_TowerBlock"]:
+        """calls: by block, as recorded: what is added to the output of the block before."""
+        outputs: Outputs = []
+        before = ""
+        # Blocks behind the features that the projector reads are called and not walked.
+        for path, own in zip(paths, calls, strict=False):
+            if outputs:
+                own = [replace(call, hidden=call.hidden + hidden) for call, hidden in zip(own, outputs, strict=True)]
+            block = _TowerBlock(self.model, path, own)
+            yield block
+            if before and not keep_all:
+                self._outputs[before] = None
+            outputs = self._outputs[path] = block.handed_on
+            before = path
 
 
 @dataclass
@@ -93,66 +127,58 @@ class _TowerBlock:
     model: Model
     path: str
     calls: list[Call]
-    outputs: list[Tensor] | None = None
+    handed_on: Outputs = field(default_factory=list)
 
     def layers(self) -> list[str]:
-        return _layers(self.model, [self.path])
+        return [name for name, _ in self.model.linears(self.path)]
+
+    def resident(self) -> AbstractContextManager[None]:
+        return self.model.resident(self.path)
 
     def run(self, observe: Observe | None = None, tokens: Sequence[Tensor] | None = None) -> Outputs:
         block = self.model.module.get_submodule(self.path)
         outputs = []
         for i, call in enumerate(self.calls):
-            with _capturing(self.model, self.layers()) as captured:
-                inputs = _to(self.model.device, (call.hidden, call.arguments, call.keywords), {})
-                with torch.no_grad():
-                    output = _hidden_of(block(inputs[0], *inputs[1], **inputs[2])).cpu()
+            with _capturing(self.model, self.layers()) as captured, torch.no_grad():
+                inputs, arguments, keywords = _to(self.model.device, (call.hidden, call.arguments, call.keywords), {})
+                output = _hidden_of(block(inputs, *arguments, **keywords)).cpu()
             if observe:
                 _tell(observe, captured, tokens[i] if tokens else call.valid)
             outputs.append(output)
         return outputs
 
     def hand_on(self, outputs: Outputs) -> None:
-        self.outputs = outputs
+        self.handed_on = outputs
 
 
 @dataclass
 class _Front:
-    """Everything before the language model's blocks, run as the model runs it; the projector's layers are observed."""
+    """Everything before the language model's blocks, run as the model runs it; the projector's layers are observed.
 
-    model: Model
+    What it puts out are the calls of the language model's blocks.
+    """
+
+    walk: Walk
     batches: Sequence[BatchFeature]
-    outputs: Outputs | None = None
+    handed_on: Outputs = field(default_factory=list)
     calls: Sequence[Call] = ()
 
     def layers(self) -> list[str]:
-        return _layers(self.model, self.model.arch.projector)
+        return [name for name, _ in self.walk.model.projector_linears()]
+
+    def resident(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def run(self, observe: Observe | None = None, _: Sequence[Tensor] | None = None) -> Outputs:
-        with _capturing(self.model, self.layers()) as captured:
-            calls = _recorded(self.model, self.model.arch.language_blocks, self.batches)
+        model = self.walk.model
+        with self.walk.replayed(), _capturing(model, self.layers()) as captured:
+            calls = _recorded(model, model.arch.language_blocks, self.batches)
         if observe:
             _tell(observe, captured, None)
         return calls
 
     def hand_on(self, outputs: Outputs) -> None:
-        self.outputs = outputs
-
-    def language_calls(self) -> list[list[Call]]:
-        assert self.outputs is not None, "hand_on comes before the next block"
-        return self.outputs
-
-
-def _tower(model: Model, paths: Sequence[str], calls: list[list[Call]]) -> Iterator[_TowerBlock]:
-    """calls: by block, as recorded: what is added to the output of the block before."""
-    # Blocks behind the features that the projector reads are called and not walked.
-    outputs: Outputs = []
-    for path, own in zip(paths, calls, strict=False):
-        if outputs:
-            own = [replace(call, hidden=call.hidden + hidden) for call, hidden in zip(own, outputs, strict=True)]
-        block = _TowerBlock(model, path, own)
-        yield block
-        assert block.outputs is not None, "hand_on comes before the next block"
-        outputs = block.outputs
+        self.handed_on = outputs
 
 
 def _tell(observe: Observe, captured: list[tuple[str, Tensor]], tokens: Tensor | None) -> None:
@@ -181,10 +207,6 @@ def _capturing(model: Model, names: Sequence[str]) -> Iterator[list[tuple[str, T
         for name in names:
             stack.callback(model.linear(name).register_forward_pre_hook(hook(name)).remove)
         yield captured
-
-
-def _layers(model: Model, paths: Sequence[str]) -> list[str]:
-    return [name for path in paths for name, _ in model.linears(path)]
 
 
 def _recorded(model: Model, path: str, batches: Sequence[BatchFeature]) -> list[list[Call]]:
@@ -228,25 +250,42 @@ class _Recorder:
         return (zeros,) if self.in_tuple else zeros
 
 
+@dataclass(frozen=True)
+class _Player:
+    """The forward function of a block that was run before: what it put out then, or its input if that was dropped."""
+
+    outputs: Iterator[Tensor] | None
+    in_tuple: bool
+
+    def __call__(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor]:
+        output = next(self.outputs).to(hidden_states.device) if self.outputs else hidden_states
+        return (output,) if self.in_tuple else output
+
+
 @contextmanager
 def _recording(module: nn.Module, path: str) -> Iterator[list[_Recorder]]:
-    """Let recorders stand in for the forward functions of a list of blocks, which keep their places and classes."""
+    """Let recorders stand in for a list of blocks, which keep their places and classes."""
     blocks = module.get_submodule(path)
     assert isinstance(blocks, nn.ModuleList)
     moved: _Moved = {}
     recorders = [_Recorder(i == 0, _returns_tuple(block), moved) for i, block in enumerate(blocks)]
     with ExitStack() as stack:
         for block, recorder in zip(blocks, recorders, strict=True):
-            stack.callback(_restore_forward, block, vars(block).get("forward"))
-            block.forward = recorder
+            stack.enter_context(_standing_in(block, recorder))
         yield recorders
 
 
-def _restore_forward(block: nn.Module, own: Any) -> None:
-    if own is None:
+@contextmanager
+def _standing_in(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another forward function, so that hooks on the block, its class and its properties stay what they are."""
+    own = vars(block).get("forward")
+    block.forward = forward
+    try:
+        yield
+    finally:
         del block.forward
-    else:
-        block.forward = own
+        if own is not None:
+            block.forward = own
 
 
 def _returns_tuple(block: nn.Module) -> bool:

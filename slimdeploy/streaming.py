@@ -1,0 +1,197 @@
+"""A model whose blocks stay in the checkpoint's files: each is read when it runs, and given up afterwards.
+
+What is no block (embeddings, head, norms, projector) is in memory. So a model is pruned on a machine that could not
+hold it. Knows nothing of pruning.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForMultimodalLM
+
+from .archs import Arch
+from .checkpoint import WEIGHTS_INDEX, check_checkpoint, locate_model, model_name, weight_files
+from .errors import ModelError, first_line
+from .model import DType, Model, quiet_transformers
+from .processor import load_processor
+
+
+def load_streamed(path: str, dtype: DType = "bfloat16", name: str | None = None) -> Model:
+    """As `load_model`, with the blocks left on disk. On the CPU, for reading and pruning: its blocks cannot be trained.
+
+    Raises ModelError as `load_model` does.
+    """
+    folder = locate_model(path)
+    arch = check_checkpoint(folder)
+    stored = StoredWeights.of(folder, arch, getattr(torch, dtype))
+    with quiet_transformers():
+        module = _empty_module(folder, getattr(torch, dtype))
+        processor = load_processor(folder, arch)
+    model = Model(module.eval(), processor, arch, model_name(name or path), folder)
+    blocks = [f"{part}.{i}" for part in (arch.vision_blocks, arch.language_blocks) for i in range(_count(module, part))]
+    model.streamed = Streamed(module, stored, blocks)
+    model.layers()
+    return model
+
+
+def _empty_module(folder: Path, dtype: torch.dtype) -> nn.Module:
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with init_empty_weights(include_buffers=False):
+            module = AutoModelForMultimodalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except Exception as error:  # as in `model`: no list of what a configuration can raise is complete
+        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}; download or save the model again") from error
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def _count(module: nn.Module, path: str) -> int:
+    blocks = module.get_submodule(path)
+    assert isinstance(blocks, nn.ModuleList)
+    return len(blocks)
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """The tensors of a checkpoint by the names that they have in its files. files: where each lies."""
+
+    arch: Arch
+    dtype: torch.dtype
+    files: dict[str, Path]
+
+    @staticmethod
+    def of(folder: Path, arch: Arch, dtype: torch.dtype) -> "StoredWeights":
+        files = {}
+        for file in weight_files(folder):
+            with safe_open(file, framework="pt") as opened:
+                files |= dict.fromkeys(opened.keys(), file)
+        return StoredWeights(arch, dtype, files)
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Parameters of the module by their names there. Raises ModelError for one that the checkpoint lacks."""
+        by_file: dict[Path, list[tuple[str, str]]] = {}
+        for name in names:
+            key = self.name_of(name)
+            by_file.setdefault(self.files[key], []).append((name, key))
+        for file, wanted in by_file.items():
+            with safe_open(file, framework="pt") as opened:
+                for name, key in wanted:
+                    # A copy, so that no page of the file stays mapped.
+                    yield name, opened.get_tensor(key).to(self.dtype, copy=True)
+
+    def name_of(self, name: str) -> str:
+        """What a parameter of the module is called in the files."""
+        return self.arch.stored_name(name, self.files)
+
+
+class Streamed:
+    """The residence of a module's blocks. blocks: paths."""
+
+    def __init__(self, module: nn.Module, stored: StoredWeights, blocks: list[str]) -> None:
+        self.stored = stored
+        self.blocks = blocks
+        self._module = module
+        self._resident: set[str] = set()
+        module.tie_weights()  # type: ignore[operator]
+        names = [name for name, _ in module.named_parameters()]
+        for name in names:
+            stored.name_of(name)  # raises for one that is missing, before hours are spent on the others
+        self._load(name for name in names if not name.startswith(tuple(f"{block}." for block in blocks)))
+        module.tie_weights()  # type: ignore[operator]
+        for path in blocks:
+            block = module.get_submodule(path)
+            block.forward = _ResidentForward(self, path, block.forward)
+
+    @contextmanager
+    def resident(self, path: str) -> Iterator[None]:
+        """A block's weights are in memory while the body runs; what it does to them is lost unless it is written."""
+        if path in self._resident:
+            yield
+            return
+        names = self.parameters_of(path)
+        self._load(names)
+        self._resident.add(path)
+        try:
+            yield
+        finally:
+            self._resident.discard(path)
+            for name in names:
+                self._set(name, torch.empty_like(self._module.get_parameter(name), device="meta"))
+
+    def parameters_of(self, path: str) -> list[str]:
+        """Names of the parameters under a path."""
+        return [name for name, _ in self._module.get_submodule(path).named_parameters(prefix=path)]
+
+    def _load(self, names: Iterable[str]) -> None:
+        for name, tensor in self.stored.read(names):
+            self._set(name, tensor)
+
+    def _set(self, name: str, tensor: Tensor) -> None:
+        path, _, leaf = name.rpartition(".")
+        owner = self._module.get_submodule(path)
+        setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
+
+
+@dataclass(frozen=True)
+class _ResidentForward:
+    """A block's forward function, with its weights in memory while it runs."""
+
+    streamed: Streamed
+    path: str
+    forward: Any
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        with self.streamed.resident(self.path):
+            return self.forward(*arguments, **keywords)
+
+
+@dataclass
+class ShardWriter:
+    """Writes a streamed model into an empty folder, block by block, under the names that its weights came by."""
+
+    model: Model
+    folder: Path
+    _places: dict[str, str] = field(default_factory=dict)
+    _bytes: int = 0
+
+    def write_block(self, path: str) -> None:
+        """Write a block as it is now; it is resident."""
+        streamed = self._streamed()
+        self._write(streamed.parameters_of(path), streamed.blocks.index(path) + 1)
+
+    def finish(self) -> None:
+        """Write everything that was not written, the index, and what else the checkpoint has beside its weights."""
+        streamed = self._streamed()
+        prefixes = tuple(f"{block}." for block in streamed.blocks)
+        self._write([name for name, _ in self.model.module.named_parameters() if not name.startswith(prefixes)], 0)
+        for path in streamed.blocks:
+            if streamed.stored.name_of(streamed.parameters_of(path)[0]) not in self._places:
+                with streamed.resident(path):
+                    self.write_block(path)
+        index = {"metadata": {"total_size": self._bytes}, "weight_map": dict(sorted(self._places.items()))}
+        (self.folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+        for file in self.model.source.iterdir():
+            if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json")):
+                shutil.copyfile(file, self.folder / file.name)
+
+    def _write(self, names: list[str], number: int) -> None:
+        streamed = self._streamed()
+        file = f"model-{number:05d}-of-{len(streamed.blocks):05d}.safetensors"
+        tensors = {streamed.stored.name_of(name): self.model.module.get_parameter(name).detach() for name in names}
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, self.folder / file, {"format": "pt"})
+        self._places |= dict.fromkeys(tensors, file)
+        self._bytes += sum(tensor.nbytes for tensor in tensors.values())
+
+    def _streamed(self) -> Streamed:
+        assert self.model.streamed is not None
+        return self.model.streamed

@@ -1,0 +1,104 @@
+"""A streamed model computes what a whole one does, holds one block at a time, and is written as a checkpoint."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import make_samples, make_tiny_llava
+
+from slimdeploy.config import PruneConfig
+from slimdeploy.errors import ModelError
+from slimdeploy.losses import text_batch, text_logits
+from slimdeploy.model import Model, load_model
+from slimdeploy.policy import Level, Policy
+from slimdeploy.progress import Progress
+from slimdeploy.prune import collect_stats, prune_blockwise
+from slimdeploy.streaming import ShardWriter, load_streamed
+
+
+@pytest.fixture
+def streamed(tiny_checkpoint: Path) -> Model:
+    return load_streamed(str(tiny_checkpoint), "float32")
+
+
+def _logits(model: Model) -> torch.Tensor:
+    with torch.inference_mode():
+        return text_logits(model, text_batch(model, make_samples(3)))
+
+
+def _in_memory(model: Model) -> set[str]:
+    """Blocks of which any weight is there."""
+    assert model.streamed is not None
+    return {
+        path
+        for path in model.streamed.blocks
+        if any(not parameter.is_meta for parameter in model.module.get_submodule(path).parameters())
+    }
+
+
+@pytest.mark.parametrize("hub_layout", [False, True])
+def test_it_computes_what_the_whole_model_does(tmp_path: Path, hub_layout: bool) -> None:
+    folder = str(make_tiny_llava(tmp_path, hub_layout=hub_layout))
+    streamed = load_streamed(folder, "float32")
+    assert torch.equal(_logits(streamed), _logits(load_model(folder)))
+    assert streamed.layers() == load_model(folder).layers()
+
+
+def test_one_block_at_a_time_is_in_memory(streamed: Model) -> None:
+    seen = []
+
+    def note(module: torch.nn.Module, *_: object) -> None:
+        seen.append(len(_in_memory(streamed)))
+
+    for layer in streamed.layers():
+        streamed.linear(layer.name).register_forward_pre_hook(note)
+    _logits(streamed)
+    collect_stats(streamed, make_samples(3), "wanda", 2, Progress.silent())
+    assert max(seen) == 1
+    assert not _in_memory(streamed)
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "sparsegpt", "atv"])
+def test_statistics_are_those_of_the_whole_model(streamed: Model, tiny_model: Model, criterion: str) -> None:
+    both = [collect_stats(model, make_samples(3), criterion, 2, Progress.silent()) for model in (streamed, tiny_model)]  # type: ignore[arg-type]
+    for one, other in (
+        (both[0].input_sq_sum, both[1].input_sq_sum),
+        (both[0].factor_diagonal, both[1].factor_diagonal),
+    ):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _prune(model: Model, config: PruneConfig, writer: ShardWriter | None = None) -> None:
+    policy = Policy({layer.name: Level(0.5) for layer in model.layers()})
+    blocks = [*model.vision_blocks(), "", *model.language_blocks()]
+    masks = prune_blockwise(model, policy, config, make_samples(4), 2, Progress.silent())
+    for path, _ in zip(blocks, masks, strict=True):
+        if writer and path:
+            writer.write_block(path)
+
+
+@pytest.mark.parametrize("propagate", ["dense", "pruned"])
+@pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
+def test_what_is_written_is_what_pruning_the_whole_model_makes(
+    tiny_model: Model, streamed: Model, tmp_path: Path, criterion: str, propagate: str
+) -> None:
+    config = PruneConfig(criterion=criterion, propagate=propagate)  # type: ignore[arg-type]
+    writer = ShardWriter(streamed, tmp_path)
+    _prune(streamed, config, writer)
+    writer.finish()
+    _prune(tiny_model, config)
+    written = load_model(str(tmp_path)).module.state_dict()
+    for name, tensor in tiny_model.module.state_dict().items():
+        assert torch.equal(written[name], tensor), name
+
+
+def test_a_weight_that_is_missing_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    make_tiny_llava(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
+    del weights[lost]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight"):
+        load_streamed(str(tmp_path), "float32")
