@@ -3,6 +3,8 @@
 from ..errors import ExportError
 from ..model import Model
 
+# Whose inputs, graphs and weight names the formats "onnx" and "vllm" were made for.
+FAMILIES = ("llava",)
 # Their picture size is fixed, and their forward needs pixel values only.
 VISION_TOWERS = ("clip_vision_model", "siglip_vision_model")
 
@@ -16,7 +18,12 @@ def refuse_quantized(model: Model) -> None:
 
 
 def require_known_tower(model: Model, format_name: str) -> None:
-    """Raises ExportError for a vision tower whose inputs or weight names the format was not made for."""
+    """Raises ExportError for a family or a vision tower whose inputs or weight names the format was not made for."""
+    if model.arch.model_type not in FAMILIES:
+        raise ExportError(
+            f"{model.name} is of the family '{model.arch.model_type}', but export format '{format_name}' holds "
+            f"{', '.join(FAMILIES)}; set export.format = 'checkpoint'"
+        )
     tower = model.config.vision_config.model_type
     if tower not in VISION_TOWERS:
         raise ExportError(

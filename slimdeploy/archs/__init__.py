@@ -91,7 +91,9 @@ def arch_for(config: dict[str, Any], source: str) -> Arch:
 
 
 def _families() -> tuple[Arch, ...]:
+    from .idefics3 import IDEFICS3
     from .llava import LLAVA
     from .llava_next import LLAVA_NEXT
+    from .smolvlm import SMOLVLM
 
-    return (LLAVA, LLAVA_NEXT)
+    return (LLAVA, LLAVA_NEXT, IDEFICS3, SMOLVLM)
