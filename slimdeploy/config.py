@@ -3,10 +3,11 @@
 Knows no step of the pipeline and no file; `config_file` reads and writes them.
 """
 
+import math
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from .errors import ConfigError
 
@@ -22,8 +23,18 @@ Metric = Literal["ttft", "tpot", "e2e", "throughput", "accuracy", "accuracy_rete
 
 # Share of removed weights; at 1 a layer would be nothing but zeros.
 Share = Annotated[float, Field(ge=0, lt=1)]
+Stage = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=10)]
+
+
+def _eta(value: object) -> object:
+    if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf):
+        return value
+    raise ValueError(f"{value!r} is neither 'auto' nor a number from 0 on")
+
+
+Eta = Annotated[float | Literal["auto"], PlainValidator(_eta)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -121,10 +132,35 @@ class BudgetConfig(Table):
     """What the policy may cost."""
 
     sparsity: Share = Field(0.6, description="Share of the prunable weights to remove; 0: export and serve only.")
+    bytes: int = Field(
+        0,
+        ge=0,
+        description="Instead of a sparsity (0 then): bytes that the prunable matrices may take together, packed.\n"
+        "Zeros and the types of `search.values` compete for them. 0: the sparsity is the budget.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bytes_stand_instead_of_the_sparsity(cls, values: Any) -> Any:
+        return {"sparsity": 0.0, **values} if isinstance(values, dict) and values.get("bytes") else values
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if self.bytes and self.sparsity:
+            raise ValueError(
+                f"search.budget asks for sparsity = {self.sparsity} and bytes = {self.bytes}; leave out the one or the "
+                "other"
+            )
+        return self
+
+    @property
+    def binds(self) -> bool:
+        """Whether there is anything to prune for."""
+        return self.sparsity > 0 or self.bytes > 0
 
 
 class SearchConfig(Table):
-    """How the sparsity is shared out among the weight matrices."""
+    """How the budget is shared out among the weight matrices."""
 
     method: SearchMethod = Field(
         "evolution",
@@ -132,16 +168,57 @@ class SearchConfig(Table):
         '"uniform", "language" (uniform in the language model, the rest dense), "owl", "ecoflap".',
     )
     generations: Positive = Field(20, description="Rounds of the evolution.")
-    offspring: Positive = Field(16, description="Candidates per round.")
+    offspring: Positive = Field(32, description="Candidates per round.")
     survivors: Positive = Field(4, description="Candidates that live on to the next round.")
+    stages: tuple[Stage, ...] = Field(
+        (0.125, 0.375, 1.0),
+        min_length=1,
+        description="Candidates are scored on these shares of the search samples in turn; the better half goes on,\n"
+        "and the last stage decides who survives.",
+    )
     level_step: float = Field(0.05, gt=0, le=0.5, description="Distance between the sparsity levels of a matrix.")
-    eta: float = Field(0.02, ge=0, description="Weight of the norm term beside the proxy loss.")
+    values: tuple[Literal["int8", "int4"], ...] = Field(
+        ("int8", "int4"),
+        min_length=1,
+        description="Types that survivors may be stored as where the budget is in bytes; the first is that of layers\n"
+        "which prune.skip leaves dense.",
+    )
+    eta: Eta = Field(
+        "auto",
+        description='Weight of the norm term beside the proxy loss; "auto": 0 or more, whatever ranks the\n'
+        "candidates of the first rounds best.",
+    )
     projector_steps: int = Field(
         4, ge=0, description="Gradient steps on the projector for the best candidates of a round; 0: it stays as it is."
     )
+    projector_policies: Positive = Field(2, description="How many of the best candidates those steps help together.")
     projector_learning_rate: Rate = Field(1e-3, description="Their learning rate.")
     seed: Seed = Field(0, description="Equal seeds give equal policies.")
     budget: BudgetConfig = BudgetConfig()
+
+    @model_validator(mode="after")
+    def _stages_grow(self) -> Self:
+        if list(self.stages) != sorted(set(self.stages)) or self.stages[-1] != 1:
+            raise ValueError(
+                f"search.stages = {list(self.stages)} does not grow up to 1.0, which is all of the search samples"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _method_knows_the_budget(self) -> Self:
+        if not self.budget.bytes or self.method == "evolution":
+            return self
+        if self.method != "uniform":
+            raise ValueError(
+                f"search.method = '{self.method}' is a formula for sparsities, but search.budget.bytes is set; take "
+                "'evolution' or 'uniform', or set search.budget.sparsity instead"
+            )
+        if len(self.values) > 1:
+            raise ValueError(
+                f"search.method = 'uniform' judges nothing, so it cannot choose among search.values = "
+                f"{list(self.values)}; name one of them"
+            )
+        return self
 
 
 class RestoreConfig(Table):

@@ -117,7 +117,16 @@ def array_shapes(
 
 def dense_bytes(rows: int, columns: int, encoding: Encoding) -> int:
     """Bytes of a matrix that keeps all of its weights and has no mask."""
-    arrays = array_shapes(rows, columns, encoding, ALL_KEPT, kept=rows * columns)
+    return _bytes(array_shapes(rows, columns, encoding, ALL_KEPT, kept=rows * columns))
+
+
+def smallest_bytes(rows: int, columns: int, encoding: Encoding, pattern: str, kept: int) -> int:
+    """Bytes of a matrix with `kept` weights; without a mask where that takes less, zeros and all."""
+    masked = _bytes(array_shapes(rows, columns, encoding, pattern, kept))
+    return min(masked, dense_bytes(rows, columns, encoding))
+
+
+def _bytes(arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
     return sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in arrays.values())
 
 

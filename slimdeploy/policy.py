@@ -1,7 +1,7 @@
 """Layer, Level, Policy: what may be pruned, how far, and what that costs. Knows no torch.
 
-Costs are counted in weights kept, exactly: `kept_per_row` is the one place that turns a level into a number of
-weights, for the budget as for the masks, so that a policy within its budget gives masks within it.
+Costs are counted exactly: `kept_per_row` is the one place that turns a level into a number of weights, for the budget
+as for the masks, so that a policy within its budget gives masks within it.
 """
 
 import json
@@ -105,19 +105,20 @@ class Policy:
         return Policy({name: Level(**level) for name, level in json.loads(text)["levels"].items()})
 
 
-def available_levels(pattern: str, step: float) -> tuple[Level, ...]:
-    """The levels a matrix may take, dense first, each sparser than the one before.
+def available_levels(pattern: str, step: float, values: Values = "") -> tuple[Level, ...]:
+    """The levels a matrix may take with survivors of one type, dense first, each sparser than the one before.
 
     "unstructured": every `step` up to 95%; "N:M" (N <= M): dense or N:M; "*:M": N:M for every N from M down to 1.
     """
+    dense = Level(0.0, 0, values)
     if pattern == UNSTRUCTURED:
         count = int(0.95 / step + 1e-9)
-        return tuple(Level(round(i * step, 6)) for i in range(count + 1))
+        return tuple(Level(round(i * step, 6), 0, values) for i in range(count + 1))
     kept, group = pattern.split(":")
     size = int(group)
     if kept == "*":
-        return (DENSE, *(Level(1 - n / size, size) for n in range(size - 1, 0, -1)))
-    return (DENSE, Level(1 - int(kept) / size, size)) if int(kept) < size else (DENSE,)
+        return (dense, *(Level(1 - n / size, size, values) for n in range(size - 1, 0, -1)))
+    return (dense, Level(1 - int(kept) / size, size, values)) if int(kept) < size else (dense,)
 
 
 def weight_budget(layers: Iterable[Layer], sparsity: float) -> int:
@@ -131,6 +132,7 @@ def describe(layers: Iterable[Layer], policy: Policy) -> list[dict[str, Any]]:
         asdict(layer)
         | {
             "pattern": policy.levels[layer.name].pattern,
+            "values": policy.levels[layer.name].values,
             "sparsity": 1 - kept_weights(layer, policy.levels[layer.name]) / layer.weights,
             "kept": kept_weights(layer, policy.levels[layer.name]),
         }

@@ -1,28 +1,34 @@
 """The policy search: how much of each weight matrix goes, so that the whole meets its budget and loses least."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import assert_never
 
 from ..config import Config
 from ..errors import PruneError
 from ..model import Model
-from ..policy import Policy
+from ..policy import DENSE, Policy
 from ..progress import Progress
 from ..prune import RankedWeights, Stats
 from ..samples import Sample, Split
 from .allocation import ecoflap, language_only, owl
+from .cost import Cost, Ledger, in_words
+from .eta import EtaChoice, Ranking
 from .evolution import Generation, Outcome, Plan, evolve
-from .fitness import Judge, PrunedModel
+from .fitness import ModelJudge, PrunedModel
 from .journal import Journal
 from .projector import ProjectorEvolution
 from .result import SearchResult
 from .sensitivity import outlier_shares, zeroth_order_scores
 from .space import Space, search_space
+from .verdicts import Verdicts
 
-__all__ = ["Generation", "Journal", "Outcome", "SearchResult", "Space", "search_policy"]
+__all__ = ["Cost", "Generation", "Journal", "Outcome", "Ranking", "SearchResult", "Space", "search_policy"]
 
-# Samples per forward pass; small enough that a gradient step sees a part of the samples only.
-_BATCH = 32
+# Samples per forward pass at most. They are also the folds that eta is chosen on.
+_BATCH = 16
+# By then some dozens of policies have been judged on all samples, and most of the search is still to come.
+_ETA_AFTER = 5
 
 
 def search_policy(
@@ -42,13 +48,13 @@ def search_policy(
     """
     space = search_space(model.layers(), config)
     sparsity, method = config.search.budget.sparsity, config.search.method
-    if sparsity == 0:
-        return SearchResult(space.uniform(), "uniform", 0.0, 0.0)
+    if not config.search.budget.binds:
+        return SearchResult(space.policy(DENSE), "uniform", 0.0, 0.0)
     match method:
         case "evolution":
             return _search(model, stats, samples, config, progress, space, journal)
         case "uniform":
-            policy = space.uniform()
+            policy = space.uniforms()[0]
         case "language":
             policy = language_only(space)
         case "owl":
@@ -70,39 +76,54 @@ def _search(
     space: Space,
     journal: Journal,
 ) -> SearchResult:
+    settings = config.search
     pruned = PrunedModel(model, RankedWeights(model, config.prune, stats, space.levels[-1].group))
+    ledger = Ledger()
+    search, held_out, final = _parts(samples)
     # While the model is dense: a judge notes what the dense model says about its samples.
-    eta = config.search.eta
-    train, held_out, final = (Judge.on(pruned, part, eta, _BATCH) for part in _parts(samples))
-    projector = ProjectorEvolution(train, held_out, config.search, journal)
+    ends = _ends(settings.stages, len(search))
+    judge = ModelJudge(pruned, [part for start, end in pairwise([0, *ends]) for part in _batches(search[start:end])])
+    fitness = Verdicts("search", judge, ends, journal, ledger)
+    accept, decide = (
+        Verdicts(name, ModelJudge(pruned, _batches(part)), [len(part)], journal, ledger)
+        for name, part in (("held out", held_out), ("final", final))
+    )
+    eta = EtaChoice(settings.eta, min(_ETA_AFTER, settings.generations), (fitness, accept, decide))
+    projector = ProjectorEvolution(judge, accept, settings, journal, ledger)
     checkpoint_projector = projector.parameters()
-    bar = progress.bar("search", total=config.search.generations)
+    bar = progress.bar("search, generation", total=settings.generations)
+
+    def refine(population: Sequence[Policy]) -> bool:
+        # Where eta changes, the order of the population does.
+        return eta.choose() or projector.refine(population[: settings.projector_policies])
 
     def report(generation: Generation) -> None:
         bar.advance(f"best J {generation.best:.3f}, uniform {generation.uniform:.3f}")
 
-    def fitness(policy: Policy) -> float:
-        return journal.verdict(f"projector {projector.version}, {policy.key()}", lambda: train(policy))
-
-    uniform = space.uniform()
-    outcome = evolve(space, fitness, _plan(config), projector.refine, report)
-    searched_validation = final(outcome.best)
-    projector.install(checkpoint_projector)
-    uniform_validation = final(uniform)
-    pruned.apply(_dense(space))
+    plan = Plan(settings.generations, settings.offspring, settings.survivors, settings.seed, len(ends))
+    outcome = evolve(space, fitness, plan, refine, report)
+    (searched_validation,) = decide([outcome.best])
+    projector.install(checkpoint_projector, version=0)
+    uniforms = space.uniforms()
+    uniform_validation, best_uniform = min(zip(decide(uniforms), range(len(uniforms)), strict=True))
+    pruned.apply(Policy(dict.fromkeys(outcome.best.levels, DENSE)))
+    progress.say(f"search: {in_words(ledger.costs())}")
     searched_wins = searched_validation < uniform_validation
     return SearchResult(
-        policy=outcome.best if searched_wins else uniform,
+        policy=outcome.best if searched_wins else uniforms[best_uniform],
         chosen="evolution" if searched_wins else "uniform",
         uniform_validation=uniform_validation,
         searched_validation=searched_validation,
         history=outcome.history,
         projector=projector.weights if searched_wins else {},
+        eta=fitness.eta,
+        eta_rankings=eta.rankings,
+        costs=ledger.costs(),
     )
 
 
 def _parts(samples: Mapping[Split, Sequence[Sample]]) -> tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]:
-    """Samples to search on, to accept projectors on, and to compare with the uniform policy on."""
+    """Samples to search on, to accept projectors on, and to compare with the uniform policies on."""
     search, validation = samples["search"], samples["validation"]
     if not search or len(validation) < 2:
         raise PruneError(
@@ -114,10 +135,13 @@ def _parts(samples: Mapping[Split, Sequence[Sample]]) -> tuple[Sequence[Sample],
     return search, validation[:count], validation[count:]
 
 
-def _plan(config: Config) -> Plan:
-    settings = config.search
-    return Plan(settings.generations, settings.offspring, settings.survivors, settings.seed)
+def _ends(shares: Sequence[float], count: int) -> list[int]:
+    """How many of `count` samples each stage looks at; stages that would look at the same ones are one."""
+    return sorted({max(1, round(share * count)) for share in shares})
 
 
-def _dense(space: Space) -> Policy:
-    return space.policy(space.levels[0])
+def _batches(samples: Sequence[Sample]) -> list[Sequence[Sample]]:
+    """Samples that are judged together, in batches of about the same size; several, where there are several samples."""
+    count = max(-(-len(samples) // _BATCH), min(len(samples), 2))
+    borders = [round(i * len(samples) / count) for i in range(count + 1)]
+    return [samples[start:end] for start, end in pairwise(borders)]

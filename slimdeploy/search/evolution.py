@@ -1,66 +1,55 @@
-"""An evolutionary search over policies, behind a function that judges one. Knows no torch and no model.
+"""An evolutionary search over policies, behind a function that judges them. Knows no torch and no model.
 
-Deterministic by seed. Nothing is judged twice, unless `refine` changes what the judge would say.
+Offspring are judged in stages, as in EvoPress (Sieberling et al. 2024): all of them on few samples, the better half of
+those that are left on more, until the last stage decides on all samples who survives, the parents among them.
+Deterministic by seed.
 """
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..policy import Policy
 from .space import Space
 
-Fitness = Callable[[Policy], float]
-"""J of a policy; lower is better."""
 
-Refine = Callable[[Policy], bool]
-"""Improves the judge itself around the best policy (the projector); True when it did, and old verdicts are void."""
+class Fitness(Protocol):
+    """J of policies, lower is better. A generation is asked for at once; asking again costs nothing."""
+
+    def __call__(self, policies: Sequence[Policy], stage: int) -> Sequence[float]:
+        """stage: 0 is the first and cheapest one."""
+
+
+Refine = Callable[[Sequence[Policy]], bool]
+"""Changes the judge itself around the population, best first; True when what it would say is no longer what it said."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How the search stood after a generation. evaluations: calls of the fitness function so far."""
+    """How the search stood after a generation: J of the best policy and of the best uniform one on all samples."""
 
     index: int
     best: float
     uniform: float
-    evaluations: int
     refined: bool
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how widely to search."""
+    """How long and how widely to search. stages: how many times offspring are judged, on more samples each time."""
 
     generations: int
     offspring: int
     survivors: int
     seed: int
+    stages: int = 1
 
 
 @dataclass(frozen=True)
 class Outcome:
     best: Policy
     history: tuple[Generation, ...]
-
-
-class _Judge:
-    """The fitness function with a memory."""
-
-    def __init__(self, fitness: Fitness) -> None:
-        self.evaluations = 0
-        self._fitness = fitness
-        self._known: dict[object, float] = {}
-
-    def __call__(self, policy: Policy) -> float:
-        key = policy.key()
-        if key not in self._known:
-            self._known[key] = self._fitness(policy)
-            self.evaluations += 1
-        return self._known[key]
-
-    def forget(self) -> None:
-        self._known.clear()
 
 
 def evolve(
@@ -70,27 +59,43 @@ def evolve(
     refine: Refine = lambda _: False,
     report: Callable[[Generation], None] = lambda _: None,
 ) -> Outcome:
-    """The best policy found from the uniform one onwards, every candidate within the space's budget."""
+    """The best policy found from the uniform ones onwards, every candidate within the space's budget."""
     rng = random.Random(plan.seed)
-    judge = _Judge(fitness)
-    uniform = space.uniform()
-    population = [uniform]
+    last = plan.stages - 1
+    uniforms = space.uniforms()
+    population = _best(uniforms, fitness(uniforms, last), plan.survivors)
     history = []
     for index in range(plan.generations):
         offspring = [space.mutate(rng.choice(population), rng) for _ in range(plan.offspring)]
-        population = _fittest([*population, *offspring], judge, plan.survivors)
-        refined = refine(population[0])
-        if refined:
-            judge.forget()
-            population = _fittest(population, judge, plan.survivors)
-        history.append(Generation(index + 1, judge(population[0]), judge(uniform), judge.evaluations, refined))
+        contenders = _different([*population, *_promising(offspring, population, fitness, plan)])
+        population = _best(contenders, fitness(contenders, last), plan.survivors)
+        if refined := refine(population):
+            population = _best(population, fitness(population, last), plan.survivors)
+        best, uniform = fitness(population[:1], last)[0], min(fitness(uniforms, last))
+        history.append(Generation(index + 1, best, uniform, refined))
         report(history[-1])
     return Outcome(population[0], tuple(history))
 
 
-def _fittest(policies: Sequence[Policy], judge: _Judge, count: int) -> list[Policy]:
-    """The best `count` policies that differ, best first; the earlier one wins a tie."""
+def _promising(
+    offspring: Sequence[Policy], population: Sequence[Policy], fitness: Fitness, plan: Plan
+) -> Sequence[Policy]:
+    """Those of the offspring that come to the last stage."""
+    known = {policy.key() for policy in population}
+    candidates = [policy for policy in _different(offspring) if policy.key() not in known]
+    for stage in range(plan.stages - 1):
+        candidates = _best(candidates, fitness(candidates, stage), max(plan.survivors, -(-len(candidates) // 2)))
+    return candidates
+
+
+def _different(policies: Sequence[Policy]) -> list[Policy]:
     different: dict[object, Policy] = {}
     for policy in policies:
         different.setdefault(policy.key(), policy)
-    return sorted(different.values(), key=judge)[:count]
+    return list(different.values())
+
+
+def _best(policies: Sequence[Policy], verdicts: Sequence[float], count: int) -> list[Policy]:
+    """The best `count`, best first; the earlier one wins a tie."""
+    order = sorted(range(len(policies)), key=verdicts.__getitem__)
+    return [policies[i] for i in order[:count]]

@@ -7,25 +7,20 @@ answers, where they are known. Knows no search.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..losses import TextBatch, answer_loss, divergence, text_batch, text_logits
+from ..losses import answer_loss, divergence, text_batch, text_logits
 from ..model import Model
 from ..policy import DENSE, Level, Policy
 from ..prune import Database
 from ..prune.database import as_stored
 from ..samples import Sample
-
-
-def proxy_loss(model: Model, batch: TextBatch, dense: Tensor) -> Tensor:
-    """dense: (samples, tail, vocabulary), the dense model's log-probabilities."""
-    logits = text_logits(model, batch)
-    return divergence(logits, dense, batch.weight) + answer_loss(logits, batch)
 
 
 def log_norm_ratio(weight: Tensor, mask: Tensor) -> float:
@@ -35,10 +30,14 @@ def log_norm_ratio(weight: Tensor, mask: Tensor) -> float:
 
 
 class PrunedModel:
-    """The model at whatever policy was asked for last; only layers whose level changed are set anew."""
+    """The model at whatever policy was asked for last; only layers whose level changed are set anew.
+
+    version: of the weights beneath the masks, for whoever replaces them.
+    """
 
     def __init__(self, model: Model, database: Database) -> None:
         self.model = model
+        self.version = 0
         self._database = database
         self._levels = {layer.name: DENSE for layer in model.layers()}
         self._replaced: dict[str, Tensor] = {}
@@ -59,7 +58,7 @@ class PrunedModel:
 
     def replace_dense(self, name: str, weight: Tensor) -> None:
         """Give a layer other dense weights; its masks stay those of the weights that it came with."""
-        self._replaced[name] = weight.detach().clone()
+        self._replaced[name] = weight.detach().to(self.model.linear(name).weight, copy=True)
         self.log_norm_ratio.cache_clear()
         self._set(name, self._levels[name])
 
@@ -78,36 +77,66 @@ class PrunedModel:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Samples with the dense model's view of them."""
+class Loss:
+    """What a policy costs on some samples, in nats: divergence from the dense model, cross-entropy of the answers."""
 
-    batch: TextBatch
-    dense: Tensor
+    divergence: float
+    answers: float
 
 
-@dataclass(frozen=True)
-class Judge:
-    """J on a set of samples. Made while the model is dense."""
+class Judge(Protocol):
+    """Says what policies cost on parts of a set of samples. Remembers nothing.
 
-    pruned: PrunedModel
-    parts: tuple[Judged, ...]
-    eta: float
+    samples, tokens: of each part. version: of what the verdict depends on beside the policy, which is the projector.
+    """
 
-    @staticmethod
-    def on(pruned: PrunedModel, samples: Sequence[Sample], eta: float, batch_size: int) -> "Judge":
-        parts = []
-        for start in range(0, len(samples), batch_size):
-            batch = text_batch(pruned.model, samples[start : start + batch_size])
-            with torch.inference_mode():
-                parts.append(Judged(batch, text_logits(pruned.model, batch).log_softmax(-1)))
-        return Judge(pruned, tuple(parts), eta)
+    samples: Sequence[int]
+    tokens: Sequence[int]
 
-    def __call__(self, policy: Policy) -> float:
-        self.pruned.apply(policy)
-        with torch.inference_mode():
-            losses = [float(proxy_loss(self.pruned.model, part.batch, part.dense)) for part in self.parts]
-        return sum(losses) / len(losses) + self.eta * self.norm_term(policy)
+    @property
+    def version(self) -> int: ...
+
+    def losses(self, policies: Sequence[Policy], parts: range) -> Iterator[list[Loss]]:
+        """One loss for each of the parts, policy by policy."""
 
     def norm_term(self, policy: Policy) -> float:
         """Σ_l log(‖M_l ⊙ W_l‖_F / ‖W_l‖_F)."""
+
+
+class ModelJudge:
+    """A judge with the whole model in memory. Made while the model is dense.
+
+    parts: samples that go through the model together.
+    """
+
+    def __init__(self, pruned: PrunedModel, parts: Iterable[Sequence[Sample]]) -> None:
+        self.pruned = pruned
+        self.batches = [text_batch(pruned.model, part) for part in parts]
+        self.samples: Sequence[int] = [len(batch.targets) for batch in self.batches]
+        self.tokens: Sequence[int] = [int(batch.inputs["attention_mask"].sum()) for batch in self.batches]
+        with torch.inference_mode():
+            self._dense = [text_logits(pruned.model, batch).log_softmax(-1) for batch in self.batches]
+
+    @property
+    def version(self) -> int:
+        return self.pruned.version
+
+    def losses(self, policies: Sequence[Policy], parts: range) -> Iterator[list[Loss]]:
+        for policy in policies:
+            self.pruned.apply(policy)
+            with torch.inference_mode():
+                terms = [self._terms(part) for part in parts]
+            yield [Loss(float(divergence), float(answers)) for divergence, answers in terms]
+
+    def proxy_loss(self, part: int) -> Tensor:
+        """Of the model as it is, for gradients."""
+        divergence, answers = self._terms(part)
+        return divergence + answers
+
+    def _terms(self, part: int) -> tuple[Tensor, Tensor]:
+        batch = self.batches[part]
+        logits = text_logits(self.pruned.model, batch)
+        return divergence(logits, self._dense[part], batch.weight), answer_loss(logits, batch)
+
+    def norm_term(self, policy: Policy) -> float:
         return sum(self.pruned.log_norm_ratio(name, level) for name, level in policy.levels.items())

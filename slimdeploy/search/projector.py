@@ -1,96 +1,120 @@
-"""Projector evolution: gradient steps on the projector beneath the best policy so far, kept only if they generalise.
+"""Projector evolution: gradient steps on the projector beneath the best policies so far, kept only if they generalise.
 
 After SlimLLaVA: the projector is small and joins the towers, so that it can make up for what pruning did to both. Its
 masks stay as they are; only weights inside them, and biases, move.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..config import SearchConfig
 from ..policy import Policy
-from .evolution import Fitness
-from .fitness import Judge, proxy_loss
+from .cost import Ledger
+from .fitness import ModelJudge
 from .journal import Journal
+
+Parameters = dict[str, Tensor]
+"""Of the projector by name; weights as they are beneath the masks."""
 
 
 @dataclass
 class ProjectorEvolution:
     """train: where the steps are taken. held_out: what must fall for them to be kept, J on other samples.
 
-    weights: the projector's parameters by name, as last accepted, unpruned; empty while they are the checkpoint's.
-    version: how often they were. tried: how often `refine` was asked.
+    weights: the parameters as last accepted; empty while they are the checkpoint's. tried: the policies that steps were
+    taken beneath, each time.
     """
 
-    train: Judge
-    held_out: Fitness
+    train: ModelJudge
+    held_out: Callable[[Sequence[Policy]], list[float]]
     config: SearchConfig
     journal: Journal
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    version: int = 0
-    tried: int = 0
+    ledger: Ledger
+    weights: Parameters = field(default_factory=dict)
+    tried: list[object] = field(default_factory=list)
 
-    def refine(self, policy: Policy) -> bool:
-        """Take the steps beneath `policy`; True when the projector changed."""
-        if not self.config.projector_steps or not self._linears():
+    def refine(self, policies: Sequence[Policy]) -> bool:
+        """Take the steps beneath `policies`, all together; True when the projector changed."""
+        of = (self.train.version, [policy.key() for policy in policies])
+        # Taken again, they would lead to where they led.
+        if not self.config.projector_steps or of in self.tried:
             return False
-        self.tried += 1
-        better = self.journal.tensors(f"projector-{self.tried}", lambda: self._better(policy))
-        if not better:
-            return False
-        self.install(better)
-        self.weights, self.version = better, self.version + 1
-        return True
+        self.tried.append(of)
+        old, old_version, version = self.parameters(), self.train.version, len(self.tried)
+        before = sum(self.held_out(policies))
+        stepped = self.journal.tensors(f"projector-{version}", partial(self._stepped, policies, version))
+        self._account(policies, version)
+        self.install(stepped, version)
+        if sum(self.held_out(policies)) < before:
+            self.weights = stepped
+            return True
+        self.install(old, old_version)
+        return False
 
-    def _better(self, policy: Policy) -> dict[str, Tensor]:
-        """The parameters after the steps; none, and the old ones installed again, where they do not generalise."""
-        before = self.held_out(policy)
-        old = self.parameters()
-        self._descend(policy)
-        new = self.parameters()
-        self.install(new)
-        if self.held_out(policy) < before:
-            return new
-        self.install(old)
-        return {}
+    def parameters(self) -> Parameters:
+        """What the projector has now."""
+        found = {}
+        for name, linear in self._linears():
+            found[f"{name}.weight"] = self.train.pruned.dense(name).detach().clone()
+            if linear.bias is not None:
+                found[f"{name}.bias"] = linear.bias.detach().clone()
+        return found
 
-    def install(self, parameters: Mapping[str, Tensor]) -> None:
-        """Make these unpruned parameters the projector's, beneath whatever policy is applied."""
+    def install(self, parameters: Mapping[str, Tensor], version: int) -> None:
+        """Make these the projector's, beneath whatever policy is applied."""
+        self._put(parameters)
+        self.train.pruned.version = version
+
+    def _put(self, parameters: Mapping[str, Tensor]) -> None:
         for name, linear in self._linears():
             self.train.pruned.replace_dense(name, parameters[f"{name}.weight"])
             if linear.bias is not None:
                 with torch.no_grad():
                     linear.bias.copy_(parameters[f"{name}.bias"])
 
-    def _descend(self, policy: Policy) -> None:
-        pruned = self.train.pruned
-        pruned.apply(policy)
-        moving = [parameter for _, linear in self._linears() for parameter in linear.parameters()]
-        optimizer = torch.optim.Adam(moving, lr=self.config.projector_learning_rate)
-        for step in range(self.config.projector_steps):
-            part = self.train.parts[step % len(self.train.parts)]
-            loss = proxy_loss(pruned.model, part.batch, part.dense)
-            for parameter, gradient in zip(moving, torch.autograd.grad(loss, moving), strict=True):
-                parameter.grad = gradient
-            for name, linear in self._linears():
-                assert linear.weight.grad is not None
-                linear.weight.grad *= pruned.mask_now(name)
+    def _stepped(self, policies: Sequence[Policy], version: int) -> Parameters:
+        """The parameters after steps on the mean loss of the policies."""
+        began = time.perf_counter()
+        moving = self.parameters()
+        optimizer = torch.optim.Adam(moving.values(), lr=self.config.projector_learning_rate)
+        for part in self._parts():
+            gradients = {name: torch.zeros_like(parameter) for name, parameter in moving.items()}
+            for policy in policies:
+                self.train.pruned.apply(policy)
+                self._put(moving)
+                for name, gradient in self._gradients(part):
+                    gradients[name] += gradient / len(policies)
+            for name, parameter in moving.items():
+                parameter.grad = gradients[name]
             optimizer.step()
-        optimizer.zero_grad()
+        self.journal.note(f"seconds of projector {version}", time.perf_counter() - began)
+        return {name: parameter.detach() for name, parameter in moving.items()}
 
-    def parameters(self) -> dict[str, Tensor]:
-        """The projector's parameters as the module has them now, with what its masks hide put back."""
-        parameters = {}
-        for name, linear in self._linears():
-            hidden = self.train.pruned.dense(name)
-            weight = linear.weight.detach()
-            parameters[f"{name}.weight"] = torch.where(self.train.pruned.mask_now(name), weight, hidden)
-            if linear.bias is not None:
-                parameters[f"{name}.bias"] = linear.bias.detach().clone()
-        return parameters
+    def _gradients(self, part: int) -> Iterable[tuple[str, Tensor]]:
+        """Of the loss at the policy that is applied. What its masks hide has none; rounding to integers passes them."""
+        parameters = {
+            f"{name}.{kind}": parameter
+            for name, linear in self._linears()
+            for kind, parameter in linear.named_parameters()
+        }
+        gradients = torch.autograd.grad(self.train.proxy_loss(part), list(parameters.values()))
+        for name, gradient in zip(parameters, gradients, strict=True):
+            layer, _, kind = name.rpartition(".")
+            yield name, gradient * self.train.pruned.mask_now(layer) if kind == "weight" else gradient
+
+    def _parts(self) -> list[int]:
+        """One for each step: in turn, from the last on, because the first are small."""
+        count = len(self.train.batches)
+        return [count - 1 - step % count for step in range(self.config.projector_steps)]
+
+    def _account(self, policies: Sequence[Policy], version: int) -> None:
+        tokens = len(policies) * sum(self.train.tokens[part] for part in self._parts())
+        self.ledger.add("projector steps", 0, tokens, self.journal.recall(f"seconds of projector {version}") or 0.0)
 
     def _linears(self) -> list[tuple[str, torch.nn.Linear]]:
         return self.train.pruned.model.projector_linears()

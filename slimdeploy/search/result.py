@@ -1,9 +1,9 @@
 """What a search found, and what it saw on the way: values, and their files."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,6 +12,8 @@ from torch import Tensor
 from ..config import SearchMethod
 from ..model import Model
 from ..policy import Policy
+from .cost import Cost
+from .eta import Ranking
 from .evolution import Generation
 
 _POLICY, _HISTORY, _PROJECTOR = "policy.json", "search.json", "projector.safetensors"
@@ -21,8 +23,9 @@ _POLICY, _HISTORY, _PROJECTOR = "policy.json", "search.json", "projector.safeten
 class SearchResult:
     """projector: evolved parameters by name, unpruned; empty where the checkpoint's stay.
 
-    uniform_validation, searched_validation: J of both policies on held-out samples; the lower one was chosen.
-    Equal when nothing was searched.
+    uniform_validation, searched_validation: J of the best uniform policy and of the one that was found, on held-out
+    samples; the lower one was chosen. Equal when nothing was searched. eta: weight of the norm term in J.
+    eta_rankings: how well each eta of the grid ranked policies; none where it was set, or too little was known.
     """
 
     policy: Policy
@@ -31,6 +34,9 @@ class SearchResult:
     searched_validation: float
     history: tuple[Generation, ...] = ()
     projector: dict[str, Tensor] = field(default_factory=dict)
+    eta: float = 0.0
+    eta_rankings: tuple[Ranking, ...] = ()
+    costs: tuple[Cost, ...] = ()
 
     def apply_projector(self, model: Model) -> None:
         """Put the evolved projector into a dense model. Masks are made before that, from the checkpoint's weights."""
@@ -40,23 +46,20 @@ class SearchResult:
                 parameters[name].copy_(tensor)
 
     def save(self, folder: Path) -> None:
-        values = {
-            "chosen": self.chosen,
-            "uniform_validation": self.uniform_validation,
-            "searched_validation": self.searched_validation,
-            "history": [asdict(generation) for generation in self.history],
-        }
+        values = asdict(replace(self, projector={}))
+        del values["policy"], values["projector"]
         (folder / _POLICY).write_text(self.policy.to_json(), encoding="utf-8")
         (folder / _HISTORY).write_text(json.dumps(values, indent=1), encoding="utf-8")
         save_file({name: tensor.contiguous() for name, tensor in self.projector.items()}, folder / _PROJECTOR)
 
     @staticmethod
     def load(folder: Path) -> "SearchResult":
-        values = json.loads((folder / _HISTORY).read_text(encoding="utf-8"))
-        history: Iterable[dict[str, float]] = values.pop("history")
+        values: dict[str, Any] = json.loads((folder / _HISTORY).read_text(encoding="utf-8"))
+        lists: dict[str, type] = {"history": Generation, "eta_rankings": Ranking, "costs": Cost}
+        for name, kind in lists.items():
+            values[name] = tuple(kind(**entry) for entry in values[name])
         return SearchResult(
             policy=Policy.from_json((folder / _POLICY).read_text(encoding="utf-8")),
-            history=tuple(Generation(**generation) for generation in history),  # type: ignore[arg-type]
             projector=load_file(folder / _PROJECTOR),
             **values,
         )

@@ -1,6 +1,6 @@
-"""The search itself, on a made-up fitness: it improves, repeats by seed, and judges nothing twice."""
+"""The search itself, on a made-up fitness: it improves, repeats by seed, and asks whole generations in stages."""
 
-from collections import Counter
+from collections.abc import Sequence
 
 from slimdeploy.config import BudgetConfig, Config, SearchConfig
 from slimdeploy.policy import Layer, Policy
@@ -10,11 +10,16 @@ from slimdeploy.search.space import search_space
 LAYERS = [Layer(f"block.{i}", "language", 64, 64 + 32 * (i % 3)) for i in range(8)]
 SPACE = search_space(LAYERS, Config(search=SearchConfig(budget=BudgetConfig(sparsity=0.6))))
 PLAN = Plan(generations=12, offspring=8, survivors=3, seed=1)
+STAGED = Plan(generations=12, offspring=16, survivors=3, seed=1, stages=3)
 
 
-def _fitness(policy: Policy) -> float:
+def _j(policy: Policy) -> float:
     """Later blocks mind more."""
     return sum((i + 1) * policy.levels[layer.name].sparsity ** 2 for i, layer in enumerate(LAYERS))
+
+
+def _fitness(policies: Sequence[Policy], stage: int) -> list[float]:
+    return [_j(policy) for policy in policies]
 
 
 def _run(plan: Plan = PLAN) -> Outcome:
@@ -25,7 +30,7 @@ def test_it_finds_better_than_uniform_and_never_falls_back() -> None:
     outcome = _run()
     best = [generation.best for generation in outcome.history]
     assert best == sorted(best, reverse=True)
-    assert _fitness(outcome.best) == best[-1] < 0.9 * _fitness(SPACE.uniform())
+    assert _j(outcome.best) == best[-1] < 0.9 * _j(SPACE.uniforms()[0])
     assert SPACE.fits(outcome.best)
 
 
@@ -34,32 +39,45 @@ def test_equal_seeds_give_equal_policies_and_others_do_not() -> None:
     assert _run().best != _run(Plan(12, 8, 3, seed=2)).best
 
 
-def test_nothing_is_judged_twice() -> None:
-    seen: Counter[object] = Counter()
+def test_each_stage_is_asked_for_a_whole_generation_and_the_better_half_goes_on() -> None:
+    asked: list[tuple[int, int]] = []
 
-    def fitness(policy: Policy) -> float:
-        seen[policy.key()] += 1
-        return _fitness(policy)
+    def fitness(policies: Sequence[Policy], stage: int) -> list[float]:
+        asked.append((stage, len(policies)))
+        return [_j(policy) for policy in policies]
 
-    outcome = evolve(SPACE, fitness, PLAN)
-    assert set(seen.values()) == {1}
-    assert outcome.history[-1].evaluations == len(seen)
+    evolve(SPACE, fitness, Plan(generations=1, offspring=16, survivors=3, seed=1, stages=3))
+    (first_uniform, *generation) = asked
+    assert first_uniform == (2, 1)
+    # The uniform policy beside the four that came through; then the best and the uniform one for the history.
+    assert generation == [(0, 16), (1, 8), (2, 1 + 4), (2, 1), (2, 1)]
+
+
+def test_a_first_stage_that_errs_costs_candidates_but_the_last_one_decides() -> None:
+    def fitness(policies: Sequence[Policy], stage: int) -> list[float]:
+        return [_j(policy) if stage == 2 else -_j(policy) for policy in policies]
+
+    misled, well_led = evolve(SPACE, fitness, STAGED), evolve(SPACE, _fitness, STAGED)
+    best = [generation.best for generation in misled.history]
+    assert best == sorted(best, reverse=True), "parents took part in the last stage"
+    assert _j(well_led.best) < _j(misled.best) <= _j(SPACE.uniforms()[0])
 
 
 def test_a_flat_fitness_keeps_the_uniform_policy() -> None:
-    assert evolve(SPACE, lambda _: 1.0, PLAN).best == SPACE.uniform()
+    assert evolve(SPACE, lambda policies, _: [1.0] * len(policies), STAGED).best == SPACE.uniforms()[0]
 
 
 def test_a_changed_judge_voids_old_verdicts() -> None:
     shift = [0.0]
 
-    def refine(_: Policy) -> bool:
+    def refine(population: Sequence[Policy]) -> bool:
+        assert [_j(policy) for policy in population] == sorted(_j(policy) for policy in population)
         shift[0] -= 1
         return True
 
-    outcome = evolve(SPACE, lambda policy: _fitness(policy) + shift[0], PLAN, refine)
+    outcome = evolve(SPACE, lambda policies, _: [_j(policy) + shift[0] for policy in policies], PLAN, refine)
     uniform = [generation.uniform for generation in outcome.history]
-    assert uniform == [_fitness(SPACE.uniform()) - i for i in range(1, 13)]
+    assert uniform == [_j(SPACE.uniforms()[0]) - i for i in range(1, 13)]
 
 
 def test_every_generation_is_reported() -> None:

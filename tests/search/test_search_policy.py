@@ -2,7 +2,8 @@
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from slimdeploy.progress import Progress
 from slimdeploy.prune import RankedWeights, Stats, collect_stats, masked
 from slimdeploy.samples import Sample, Split
 from slimdeploy.search import Journal, SearchResult, search_policy
-from slimdeploy.search.fitness import Judge, PrunedModel
+from slimdeploy.search.cost import Ledger
+from slimdeploy.search.fitness import Loss, ModelJudge, PrunedModel
 from slimdeploy.search.projector import ProjectorEvolution
+from slimdeploy.search.verdicts import Verdicts
 
 SAMPLES: dict[Split, Sequence[Sample]] = {"search": make_samples(4, seed=1), "validation": make_samples(8, seed=2)}
 
@@ -53,12 +56,22 @@ def _run(
         return search_policy(model, stats, samples, config, Progress.silent(), Journal(journal or Path(folder)))
 
 
+def _judge(model: Model, stats: Stats, *parts: Sequence[Sample]) -> ModelJudge:
+    return ModelJudge(PrunedModel(model, RankedWeights(model, PruneConfig(), stats, group=0)), parts)
+
+
+def _verdicts(judge: ModelJudge, journal: Path, stages: Sequence[int] = ()) -> Verdicts:
+    return Verdicts("test", judge, stages or [sum(judge.samples)], Journal(journal), Ledger())
+
+
 def _uniform(model: Model, level: Level) -> Policy:
     return Policy({layer.name: level for layer in model.layers()})
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5])
-def test_j_is_divergence_plus_cross_entropy_plus_the_norm_term(tiny_model: Model, stats: Stats, eta: float) -> None:
+def test_j_is_divergence_plus_cross_entropy_plus_the_norm_term(
+    tiny_model: Model, stats: Stats, tmp_path: Path, eta: float
+) -> None:
     samples = make_samples(3)
     policy = _uniform(tiny_model, Level(0.5))
     masks = masks_of(tiny_model, policy, "wanda", stats)
@@ -82,10 +95,9 @@ def test_j_is_divergence_plus_cross_entropy_plus_the_norm_term(tiny_model: Model
     answers = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED_LABEL)
     expected = float(torch.stack(divergence).mean() + answers) + eta * norms
 
-    judge = Judge.on(
-        PrunedModel(tiny_model, RankedWeights(tiny_model, PruneConfig(), stats, group=0)), samples, eta, batch_size=3
-    )
-    assert judge(policy) == pytest.approx(expected, rel=1e-4)
+    verdicts = _verdicts(_judge(tiny_model, stats, samples), tmp_path)
+    verdicts.eta = eta
+    assert verdicts([policy]) == [pytest.approx(expected, rel=1e-4)]
 
 
 def test_the_result_is_within_budget_and_repeats_by_seed(tiny_model: Model, stats: Stats) -> None:
@@ -104,15 +116,15 @@ def test_a_search_that_was_killed_goes_on_where_it_was(
     before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
     undisturbed = _run(tiny_model, stats, config)
     judged: list[Policy] = []
-    judge, limit = Judge.__call__, 12
+    apply, limit = PrunedModel.apply, 14
 
-    def counted(self: Judge, policy: Policy) -> float:
+    def counted(self: PrunedModel, policy: Policy) -> None:
         judged.append(policy)
         if len(judged) == limit:
             raise KeyboardInterrupt
-        return judge(self, policy)
+        apply(self, policy)
 
-    monkeypatch.setattr(Judge, "__call__", counted)
+    monkeypatch.setattr(PrunedModel, "apply", counted)
     kills, result = 0, None
     while result is None:
         judged.clear()
@@ -124,6 +136,10 @@ def test_a_search_that_was_killed_goes_on_where_it_was(
             assert kills < 20, "the search does not get any further"
     assert kills >= 2, "the search was not killed often enough to tell"
     assert (result.policy, result.history) == (undisturbed.policy, undisturbed.history)
+    assert (result.eta, result.eta_rankings) == (undisturbed.eta, undisturbed.eta_rankings)
+    assert [replace(cost, seconds=0) for cost in result.costs] == [
+        replace(cost, seconds=0) for cost in undisturbed.costs
+    ]
     assert result.projector.keys() == undisturbed.projector.keys()
     assert all(torch.equal(result.projector[name], tensor) for name, tensor in undisturbed.projector.items())
 
@@ -136,37 +152,91 @@ def test_the_model_comes_out_dense(tiny_model: Model, stats: Stats) -> None:
         assert parameter.grad is None
 
 
-def test_projector_steps_that_do_not_help_held_out_samples_are_dropped(
+def _evolution(
+    model: Model,
+    stats: Stats,
+    journal: Path,
+    settings: SearchConfig,
+    held_out: Callable[[Sequence[Policy]], list[float]],
+) -> ProjectorEvolution:
+    train = _judge(model, stats, make_samples(2), make_samples(2, seed=3))
+    return ProjectorEvolution(train, held_out, settings, Journal(journal), Ledger())
+
+
+def test_projector_steps_that_do_not_help_held_out_samples_are_dropped_and_not_taken_again(
     tiny_model: Model, stats: Stats, tmp_path: Path
 ) -> None:
     before = {name: parameter.detach().clone() for name, parameter in tiny_model.module.named_parameters()}
-    train = Judge.on(
-        PrunedModel(tiny_model, RankedWeights(tiny_model, PruneConfig(), stats, group=0)),
-        make_samples(2),
-        eta=0.0,
-        batch_size=2,
-    )
-    verdicts = iter([1.0, 1.0])
-    config = SearchConfig(projector_learning_rate=1.0)
-    evolution = ProjectorEvolution(train, lambda _: next(verdicts), config, Journal(tmp_path))
-    assert not evolution.refine(_uniform(tiny_model, DENSE))
+    verdicts = iter([[1.0, 3.0], [2.0, 2.0]])
+    settings = SearchConfig(projector_learning_rate=1.0)
+    evolution = _evolution(tiny_model, stats, tmp_path, settings, lambda _: next(verdicts))
+    policies = [_uniform(tiny_model, DENSE), _uniform(tiny_model, Level(0.5))]
+    assert not evolution.refine(policies)
     assert evolution.weights == {}
+    assert evolution.train.version == 0
+    evolution.train.pruned.apply(policies[0])
     assert all(torch.equal(parameter, before[name]) for name, parameter in tiny_model.module.named_parameters())
+    assert not evolution.refine(policies), "no third verdict is asked for"
 
 
-def test_projector_steps_that_help_are_kept_beneath_themasks_of(tiny_model: Model, stats: Stats) -> None:
-    result = _run(tiny_model, stats, _config(projector_learning_rate=1e-3, projector_steps=8))
+def test_projector_steps_follow_the_mean_loss_of_the_policies(tiny_model: Model, stats: Stats, tmp_path: Path) -> None:
+    """One step of Adam moves each weight by its learning rate against the sign of the summed gradients."""
+    rate = 1e-3
+    settings = SearchConfig(projector_learning_rate=rate, projector_steps=1)
+    verdicts = iter([[1.0, 1.0], [1.0, 0.5]])
+    evolution = _evolution(tiny_model, stats, tmp_path, settings, lambda _: next(verdicts))
+    policies = [_uniform(tiny_model, Level(0.3)), _uniform(tiny_model, Level(0.7))]
+    old, gradients = evolution.parameters(), []
+    for policy in policies:
+        evolution.train.pruned.apply(policy)
+        linear = tiny_model.linear(name := next(name for name in policy.levels if "projector" in name))
+        (gradient,) = torch.autograd.grad(evolution.train.proxy_loss(1), [linear.weight])
+        gradients.append(gradient * evolution.train.pruned.mask_now(name))
+    assert evolution.refine(policies)
+    moved = evolution.weights[f"{name}.weight"] - old[f"{name}.weight"]
+    summed = sum(gradients)
+    clear = summed.abs() > 1e-4 * summed.abs().max()
+    assert torch.allclose(moved[clear], -rate * summed.sign()[clear], rtol=1e-2)
+    assert not moved[summed == 0].any(), "what both masks hide stays as it was"
+    assert not torch.equal(gradients[0].sign()[clear], summed.sign()[clear]), "both policies count"
+
+
+def test_nothing_is_judged_twice_and_early_stages_use_fewer_tokens(
+    tiny_model: Model, stats: Stats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: Counter[object] = Counter()
+    tokens: Counter[int] = Counter()
+    losses = ModelJudge.losses
+
+    def counted(self: ModelJudge, policies: Sequence[Policy], parts: range) -> Iterator[list[Loss]]:
+        for policy in policies:
+            seen.update((id(self), self.version, policy.key(), part) for part in parts)
+            tokens[id(self)] += sum(self.tokens[part] for part in parts)
+        return losses(self, policies, parts)
+
+    monkeypatch.setattr(ModelJudge, "losses", counted)
+    samples = {"search": make_samples(16, seed=1), "validation": make_samples(8, seed=2)}
+    config = _config(generations=6, offspring=12, stages=(0.125, 0.5, 1.0), projector_learning_rate=1e-4)
+    result = _run(tiny_model, stats, config, samples)
+    assert any(generation.refined for generation in result.history)
+    assert set(seen.values()) == {1}
+    costs = {cost.of: cost for cost in result.costs}
+    assert sum(cost.tokens for cost in result.costs) == sum(tokens.values()) + costs["projector steps"].tokens
+    stages = [costs[f"search, {count} samples"] for count in (2, 8, 16)]
+    each = [cost.tokens / cost.evaluations for cost in stages]
+    assert each[0] < 0.5 * each[1] < 0.5 * each[2]
+    assert stages[0].evaluations > stages[1].evaluations
+
+
+def test_projector_steps_that_help_are_kept_and_touch_nothing_else(tiny_model: Model, stats: Stats) -> None:
+    result = _run(tiny_model, stats, _config(generations=6, projector_learning_rate=1e-3, projector_steps=8))
     assert result.chosen == "evolution"
     assert any(generation.refined for generation in result.history)
     before = {name: parameter.detach().clone() for name, parameter in tiny_model.module.named_parameters()}
-    masks = masks_of(tiny_model, result.policy, "wanda", stats)
     result.apply_projector(tiny_model)
     changed = {name for name, now in tiny_model.module.named_parameters() if not torch.equal(now, before[name])}
     assert changed == set(result.projector)
     assert all("projector" in name for name in changed)
-    for name in (name for name in masks if "projector" in name):
-        unpruned, mask = result.projector[f"{name}.weight"], masks[name]
-        assert torch.equal(unpruned[~mask], before[f"{name}.weight"][~mask]), "what is hidden stays as it was"
 
 
 def test_uniform_is_returned_where_it_wins_held_out(

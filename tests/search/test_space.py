@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from slimdeploy.config import BudgetConfig, Config, PruneConfig, SearchConfig
 from slimdeploy.errors import PruneError
-from slimdeploy.policy import DENSE, Layer, Level, kept_weights
+from slimdeploy.policy import DENSE, Layer, Level
 from slimdeploy.search.space import Space, search_space
 
 LAYERS = (
@@ -39,23 +39,22 @@ def test_every_mutation_keeps_the_budget_and_spends_it(
 ) -> None:
     space = _space(sparsity, pattern, skip)
     rng = random.Random(seed)
-    policy = space.uniform()
+    policy = space.uniforms()[0]
     assert space.fits(policy)
     for _ in range(3):
         policy = space.spend(space.mutate(policy, rng), space.layers, rng)
         assert space.fits(policy)
-        left = space.budget - policy.kept(space.layers)
+        left = space.budget - space.spent(policy)
         for layer in space.layers:
             level = policy.levels[layer.name]
-            richer = space.richer(level)
-            assert richer is None or kept_weights(layer, richer) - kept_weights(layer, level) > left
+            assert all(space.cost(layer, more) - space.cost(layer, level) > left for more in space.dearer(layer, level))
         assert all(policy.levels[layer.name] == DENSE for layer in space.skipped)
 
 
 @given(sparsity=st.floats(0, 0.94))
 def test_uniform_is_the_densest_single_level_within_budget(sparsity: float) -> None:
     space = _space(sparsity)
-    uniform = space.uniform()
+    uniform = space.uniforms()[0]
     (level,) = set(uniform.levels.values())
     assert space.fits(uniform)
     denser = Level(round(level.sparsity - 1e-4, 6))
@@ -63,19 +62,19 @@ def test_uniform_is_the_densest_single_level_within_budget(sparsity: float) -> N
 
 
 def test_an_n_of_m_pattern_gives_a_uniform_policy_of_that_pattern() -> None:
-    assert set(_space(0.5, "32:64").uniform().levels.values()) == {Level(0.5, 64)}
-    assert set(_space(0.6, "*:64").uniform().levels.values()) == {Level(1 - 25 / 64, 64)}
+    assert set(_space(0.5, "32:64").uniforms()[0].levels.values()) == {Level(0.5, 64)}
+    assert set(_space(0.6, "*:64").uniforms()[0].levels.values()) == {Level(1 - 25 / 64, 64)}
 
 
 def test_sparsity_zero_leaves_everything_dense() -> None:
-    assert set(_space(0).uniform().levels.values()) == {DENSE}
+    assert set(_space(0).uniforms()[0].levels.values()) == {DENSE}
 
 
 def test_a_skipped_layer_stays_dense_and_does_not_count() -> None:
     space = _space(0.5, skip=("language.0.*",))
     assert [layer.name for layer in space.skipped] == ["language.0.up", "language.0.down"]
     assert space.budget == sum(layer.weights for layer in space.layers) // 2
-    assert space.uniform().levels["language.0.up"] == DENSE
+    assert space.uniforms()[0].levels["language.0.up"] == DENSE
 
 
 def test_a_budget_that_rounding_puts_out_of_reach_is_refused() -> None:
@@ -92,7 +91,7 @@ def test_levels_that_end_before_the_budget_are_refused_with_the_step_as_the_caus
 def test_the_uniform_method_needs_no_levels() -> None:
     search = SearchConfig(method="uniform", level_step=0.5, budget=BudgetConfig(sparsity=0.6))
     space = search_space(LAYERS, Config(search=search))
-    assert space.fits(space.uniform())
+    assert space.fits(space.uniforms()[0])
 
 
 def test_a_glob_that_names_no_layer_is_refused() -> None:

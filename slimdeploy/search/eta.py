@@ -1,0 +1,107 @@
+"""Which weight of the norm term ranks policies best, from losses that are known already. Knows no model.
+
+J on all parts of the search samples but one is to rank the policies as their divergence on that part does. SlimLLaVA
+leaves eta open; searching once for every eta would cost as much as many searches, and this costs nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .verdicts import Scored, Verdicts, mean_loss
+
+ETAS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1)
+# Fewer say nothing about an order.
+_FEWEST = 3
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """correlation: Spearman's, of J with the held-out divergence; mean over parts and groups of policies."""
+
+    eta: float
+    correlation: float
+
+
+class EtaChoice:
+    """Gives verdicts their eta: a number at once, "auto" after some generations, from what is known by then."""
+
+    def __init__(self, eta: float | Literal["auto"], after: int, verdicts: Sequence[Verdicts]) -> None:
+        """verdicts: on the search samples first, which eta is chosen on."""
+        self.rankings: tuple[Ranking, ...] = ()
+        self._waits = after if eta == "auto" else 0
+        self._verdicts = verdicts
+        if eta != "auto":
+            self._set(eta)
+
+    def choose(self) -> bool:
+        """Called once a generation; True when eta changed."""
+        self._waits -= 1
+        if self._waits:
+            return False
+        known = self._verdicts[0]
+        before = known.eta
+        self.rankings = rankings(known.complete(), known.samples)
+        self._set(best_eta(self.rankings))
+        return known.eta != before
+
+    def _set(self, eta: float) -> None:
+        for verdicts in self._verdicts:
+            verdicts.eta = eta
+
+
+def rankings(groups: Sequence[Sequence[Scored]], samples: Sequence[int]) -> tuple[Ranking, ...]:
+    """For every eta of the grid; none where there are too few policies, or a single part.
+
+    groups: policies whose losses compare with one another. samples: of each part.
+    """
+    groups = [group for group in groups if len(group) >= _FEWEST]
+    if not groups or len(samples) < 2:
+        return ()
+    weights = [len(group) for group in groups for _ in samples]
+    return tuple(
+        Ranking(
+            eta,
+            float(
+                np.average(
+                    [_held_out(group, samples, part, eta) for group in groups for part in range(len(samples))],
+                    weights=weights,
+                )
+            ),
+        )
+        for eta in ETAS
+    )
+
+
+def best_eta(found: Sequence[Ranking]) -> float:
+    """The smallest of the best; 0 where nothing was found."""
+    return max(found, key=lambda ranking: ranking.correlation).eta if found else 0.0
+
+
+def _held_out(group: Sequence[Scored], samples: Sequence[int], part: int, eta: float) -> float:
+    """Of J on all parts but `part` with the divergence on that part."""
+    others = [i for i in range(len(samples)) if i != part]
+    objectives = []
+    for scored in group:
+        loss = mean_loss([scored.losses[i] for i in others], [samples[i] for i in others])
+        objectives.append(loss.divergence + loss.answers + eta * scored.norm_term)
+    return spearman(objectives, [scored.losses[part].divergence for scored in group])
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Correlation of the ranks, -1 to 1; equal values share their mean rank. 0 where all values of one are equal."""
+    ranks_x, ranks_y = _ranks(x), _ranks(y)
+    ranks_x -= ranks_x.mean()
+    ranks_y -= ranks_y.mean()
+    scale = float(np.sqrt((ranks_x @ ranks_x) * (ranks_y @ ranks_y)))
+    return float(ranks_x @ ranks_y) / scale if scale else 0.0
+
+
+def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
+    _, place, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    last = counts.cumsum()
+    ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[place]
+    return ranks
