@@ -1,6 +1,7 @@
 """eta is chosen by how J ranks what is known, and only that."""
 
 import random
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -15,7 +16,11 @@ SAMPLES = [8, 16, 16, 24]
 numbers = st.lists(st.integers(-9, 9), min_size=3, max_size=12)
 
 
-@given(pairs=st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=3, max_size=12, unique_by=(0, 1)))
+@given(
+    pairs=st.lists(
+        st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=3, max_size=12, unique_by=(itemgetter(0), itemgetter(1))
+    )
+)
 def test_spearman_is_the_textbook_formula_where_no_values_are_equal(pairs: list[tuple[float, float]]) -> None:
     x, y = zip(*pairs, strict=True)
     places = [np.argsort(np.argsort(values)) for values in (x, y)]
