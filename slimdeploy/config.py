@@ -375,7 +375,7 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _gradients_survive(self) -> Self:
-        trains = self.search.budget.sparsity > 0 and self.restore.method != "none"
+        trains = self.search.budget.binds and self.restore.method != "none"
         if self.model.dtype == "float16" and trains:
             raise ValueError(
                 "model.dtype = 'float16' rounds small gradients to zero, so restoration cannot train; "

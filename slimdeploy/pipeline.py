@@ -116,8 +116,8 @@ class Run:
 
     @property
     def prunes(self) -> bool:
-        """A sparsity of 0 means export and serve only."""
-        return self.config.search.budget.sparsity > 0
+        """A budget that asks for nothing means export and serve only."""
+        return self.config.search.budget.binds
 
     def dense(self) -> Step:
         """The answers of the model as it came."""
