@@ -88,8 +88,13 @@ class Model:
     def vision_blocks(self) -> list[str]:
         """Paths of the vision tower's blocks that the projector's features depend on."""
         count = self._count_blocks(self.arch.vision_blocks)
-        if self.arch.feature_layer is None:
-            return [f"{self.arch.vision_blocks}.{i}" for i in range(count)]
+        live = count if self.arch.feature_layer is None else max(self._feature_layers())
+        return [f"{self.arch.vision_blocks}.{i}" for i in range(live)]
+
+    def _feature_layers(self) -> list[int]:
+        """Hidden states of the vision tower that the projector reads; number i is what block i - 1 puts out."""
+        assert self.arch.feature_layer is not None
+        count = self._count_blocks(self.arch.vision_blocks)
         chosen: int | list[int] = getattr(self.config, self.arch.feature_layer)
         indices = [chosen] if isinstance(chosen, int) else chosen
         if not indices or not all(-count - 1 <= index <= count for index in indices):
@@ -97,9 +102,15 @@ class Model:
                 f"{self.source}: {self.arch.feature_layer} = {chosen} in config.json names a hidden state that the "
                 f"vision tower of {count} blocks does not have; it has {-count - 1} to {count}"
             )
-        # Hidden state i is what block i-1 puts out.
-        live = max(index if index >= 0 else count + 1 + index for index in indices)
-        return [f"{self.arch.vision_blocks}.{i}" for i in range(live)]
+        return [index if index >= 0 else count + 1 + index for index in indices]
+
+    def feature_blocks(self) -> list[str]:
+        """Those of the vision tower's blocks whose outputs something outside the next block may read."""
+        blocks = self.vision_blocks()
+        # Towers without a setting for it read what they please on their way.
+        return (
+            blocks if self.arch.feature_layer is None else [blocks[live - 1] for live in self._feature_layers() if live]
+        )
 
     def language_blocks(self) -> list[str]:
         return [f"{self.arch.language_blocks}.{i}" for i in range(self._count_blocks(self.arch.language_blocks))]

@@ -114,8 +114,11 @@ class Streamed:
 
     @contextmanager
     def resident(self, path: str) -> Iterator[None]:
-        """A block's weights are in memory while the body runs; what it does to them is lost unless it is written."""
-        if path in self._resident:
+        """A block's weights are in memory while the body runs; what it does to them is lost unless it is written.
+
+        Parts of the model that are no block always are.
+        """
+        if path in self._resident or path not in self.blocks:
             yield
             return
         names = self.parameters_of(path)

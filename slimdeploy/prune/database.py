@@ -1,6 +1,6 @@
 """What every prunable matrix becomes at every level: a search chooses from it, pruning puts it into the model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -33,9 +33,14 @@ class Database(Protocol):
 class RankedWeights:
     """One rank per weight holds the masks of all levels, which are nested; survivors stay as they are."""
 
-    def __init__(self, model: Model, config: PruneConfig, stats: Stats, group: int) -> None:
+    def __init__(
+        self, model: Model, config: PruneConfig, stats: Stats, group: int, names: Iterable[str] | None = None
+    ) -> None:
+        """group: M of the N:M patterns among the levels, 0 for none. names: of the layers; by default of all."""
         self._per_row = config.compete == "row"
-        self._dense = {layer.name: model.linear(layer.name).weight.detach().clone() for layer in model.layers()}
+        if names is None:
+            names = [layer.name for layer in model.layers()]
+        self._dense = {name: model.linear(name).weight.detach().clone() for name in names}
         self._ranks: Mapping[str, Tensor] = {
             name: ranks(layer_scores(model, name, config.criterion, stats), group, self._per_row)
             for name in self._dense

@@ -4,10 +4,10 @@ Activations wait on the CPU, so that only the block at work has to be on the dev
 from the model itself: recorders stand in for the blocks while it runs once. Knows no criterion, mask or policy.
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +30,8 @@ class Call:
     """What a block is called with for one batch, on the CPU.
 
     hidden: (..., tokens, width). valid: (..., tokens), True where it is no padding. is_text: the same shape, True where
-    a token is neither padding nor part of a picture; None in the vision tower.
+    a token is neither padding nor part of a picture; None in the vision tower. in_tuple: whether the block puts out a
+    tuple that starts with hidden states, as before transformers 5.23.
     """
 
     hidden: Tensor
@@ -38,6 +39,7 @@ class Call:
     keywords: dict[str, Any]
     valid: Tensor
     is_text: Tensor | None = None
+    in_tuple: bool = False
 
 
 class Block(Protocol):
@@ -79,45 +81,42 @@ def encode_all(model: Model, samples: Sequence[Sample], batch_size: int) -> list
 class Walk:
     """Every block in forward order, with inputs that the blocks before it have put out."""
 
-    def __init__(self, model: Model, batches: Sequence[BatchFeature]) -> None:
+    def __init__(self, model: Model, batches: Sequence[Mapping[str, Tensor]]) -> None:
         self.model = model
         self._batches = batches
-        self._outputs: dict[str, Outputs | None] = {}
+        self._players: dict[str, Callable[[], _Player]] = {}
 
     def __len__(self) -> int:
         return len(self.model.vision_blocks()) + 1 + len(self.model.language_blocks())
 
     def __iter__(self) -> Iterator[Block]:
         model = self.model
-        # Families differ in which outputs of the vision tower they read; of the language model they read the last.
-        yield from self._tower(model.vision_blocks(), _recorded(model, model.arch.vision_blocks, self._batches), True)
+        calls = _recorded(model, model.arch.vision_blocks, self._batches)
+        yield from self._tower(model.vision_blocks(), calls, model.feature_blocks())
         front = _Front(self, self._batches)
         yield front
-        yield from self._tower(model.language_blocks(), front.handed_on, False)
+        blocks = model.language_blocks()
+        yield from self._tower(blocks, front.handed_on, blocks[-1:])
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Blocks that were walked put out again what they did then, call by call, while the body runs the model."""
         with ExitStack() as stack:
-            for path, outputs in self._outputs.items():
-                block = self.model.module.get_submodule(path)
-                stack.enter_context(_standing_in(block, _Player(outputs and iter(outputs), _returns_tuple(block))))
+            for path, player in self._players.items():
+                stack.enter_context(_standing_in(self.model.module.get_submodule(path), player()))
             yield
 
-    def _tower(self, paths: Sequence[str], calls: list[list[Call]], keep_all: bool) -> Iterator["_TowerBlock"]:
-        """calls: by block, as recorded: what is added to the output of the block before."""
+    def _tower(self, paths: Sequence[str], calls: list[list[Call]], read: Sequence[str]) -> Iterator["_TowerBlock"]:
+        """calls: by block, as recorded: what is added to the output of the block before. read: whose outputs count."""
         outputs: Outputs = []
-        before = ""
         # Blocks behind the features that the projector reads are called and not walked.
         for path, own in zip(paths, calls, strict=False):
             if outputs:
                 own = [replace(call, hidden=call.hidden + hidden) for call, hidden in zip(own, outputs, strict=True)]
             block = _TowerBlock(self.model, path, own)
             yield block
-            if before and not keep_all:
-                self._outputs[before] = None
-            outputs = self._outputs[path] = block.handed_on
-            before = path
+            outputs = block.handed_on
+            self._players[path] = partial(_player, outputs if path in read else None, any(call.in_tuple for call in own))
 
 
 @dataclass
@@ -159,7 +158,7 @@ class _Front:
     """
 
     walk: Walk
-    batches: Sequence[BatchFeature]
+    batches: Sequence[Mapping[str, Tensor]]
     handed_on: Outputs = field(default_factory=list)
     calls: Sequence[Call] = ()
 
@@ -209,7 +208,7 @@ def _capturing(model: Model, names: Sequence[str]) -> Iterator[list[tuple[str, T
         yield captured
 
 
-def _recorded(model: Model, path: str, batches: Sequence[BatchFeature]) -> list[list[Call]]:
+def _recorded(model: Model, path: str, batches: Sequence[Mapping[str, Tensor]]) -> list[list[Call]]:
     """By block of the list at `path`, what the model calls it with, batch by batch.
 
     Every block's stand-in puts out zeros. So what those after the first are given is what the model itself adds to
@@ -230,7 +229,7 @@ def _recorded(model: Model, path: str, batches: Sequence[BatchFeature]) -> list[
             valid = batch["attention_mask"].bool().cpu() if language else torch.ones(first.shape[:-1]).bool()
             is_text = valid & (batch["input_ids"] != model.media_token_id).cpu() if language else None
             for own, recorder in zip(by_block, recorders, strict=True):
-                own.append(Call(*recorder.calls[i], valid, is_text))
+                own.append(Call(*recorder.calls[i], valid, is_text, recorder.learnt[0]))
     return by_block
 
 
@@ -238,16 +237,20 @@ def _recorded(model: Model, path: str, batches: Sequence[BatchFeature]) -> list[
 class _Recorder:
     """The forward function of a block that remembers what it would have been called with, and puts out zeros."""
 
+    own: Callable[..., Any]
     is_first: bool
-    in_tuple: bool
+    learnt: list[bool]
     moved: "_Moved"
     calls: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor | tuple[Tensor]:
         added = hidden_states if self.is_first or bool(hidden_states.any()) else hidden_states.new_zeros(())
         self.calls.append(_to(torch.device("cpu"), (added, arguments, keywords), self.moved))
+        if not self.learnt:
+            # Annotations tell wrong in some families, so the first block tells for all.
+            self.learnt.append(isinstance(self.own(hidden_states, *arguments, **keywords), tuple))
         zeros = torch.zeros_like(hidden_states)
-        return (zeros,) if self.in_tuple else zeros
+        return (zeros,) if self.learnt[0] else zeros
 
 
 @dataclass(frozen=True)
@@ -268,7 +271,8 @@ def _recording(module: nn.Module, path: str) -> Iterator[list[_Recorder]]:
     blocks = module.get_submodule(path)
     assert isinstance(blocks, nn.ModuleList)
     moved: _Moved = {}
-    recorders = [_Recorder(i == 0, _returns_tuple(block), moved) for i, block in enumerate(blocks)]
+    learnt: list[bool] = []
+    recorders = [_Recorder(block.forward, i == 0, learnt, moved) for i, block in enumerate(blocks)]
     with ExitStack() as stack:
         for block, recorder in zip(blocks, recorders, strict=True):
             stack.enter_context(_standing_in(block, recorder))
@@ -286,12 +290,6 @@ def _standing_in(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None
         del block.forward
         if own is not None:
             block.forward = own
-
-
-def _returns_tuple(block: nn.Module) -> bool:
-    """Before transformers 5.23 blocks gave a tuple that starts with the hidden states; their annotations tell."""
-    returned = inspect.signature(type(block).forward).return_annotation
-    return "tuple" in str(returned).lower()
 
 
 _Moved = dict[int, tuple[Tensor, Tensor]]

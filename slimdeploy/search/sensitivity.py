@@ -23,7 +23,8 @@ def outlier_shares(model: Model, criterion: Criterion, stats: Stats) -> dict[str
     """By block, the share of its weights whose score is more than M times the block's mean (OWL; Yin et al. 2024)."""
     shares = {}
     for block, layers in blocks_of(model.layers()).items():
-        scores = torch.cat([layer_scores(model, layer.name, criterion, stats).flatten() for layer in layers])
+        with model.resident(block):
+            scores = torch.cat([layer_scores(model, layer.name, criterion, stats).flatten() for layer in layers])
         shares[block] = float((scores > OWL_OUTLIER * scores.mean()).float().mean())
     return shares
 

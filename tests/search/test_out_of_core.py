@@ -1,0 +1,55 @@
+"""Policies judged block by block out of a checkpoint's files are worth what they are with the model in memory."""
+
+from pathlib import Path
+
+import pytest
+from tiny import make_samples
+
+from slimdeploy.config import PruneConfig
+from slimdeploy.model import Model
+from slimdeploy.policy import DENSE, Level, Policy
+from slimdeploy.progress import Progress
+from slimdeploy.prune import RankedWeights, Stats, collect_stats
+from slimdeploy.search.fitness import ModelJudge, PrunedModel
+from slimdeploy.search.out_of_core import StreamedJudge
+from slimdeploy.streaming import load_streamed
+
+CONFIG = PruneConfig()
+PARTS = [make_samples(3, seed=1), make_samples(2, seed=2)]
+
+
+@pytest.fixture
+def stats(tiny_model: Model) -> Stats:
+    return collect_stats(tiny_model, make_samples(3), "wanda", 3, Progress.silent())
+
+
+def _policies(model: Model) -> list[Policy]:
+    names = [layer.name for layer in model.layers()]
+    return [
+        Policy(dict.fromkeys(names, DENSE)),
+        Policy(dict.fromkeys(names, Level(0.6))),
+        Policy({name: Level(0.3 + 0.5 * (i % 2), values="int4") for i, name in enumerate(names)}),
+    ]
+
+
+def test_losses_and_norm_terms_are_those_of_the_model_in_memory(
+    tiny_checkpoint: Path, tiny_model: Model, stats: Stats
+) -> None:
+    policies = _policies(tiny_model)
+    whole = ModelJudge(PrunedModel(tiny_model, RankedWeights(tiny_model, CONFIG, stats, group=0)), PARTS)
+    streamed = StreamedJudge(load_streamed(str(tiny_checkpoint), "float32"), CONFIG, stats, 0, PARTS)
+    assert (streamed.samples, streamed.tokens) == (whole.samples, whole.tokens)
+    for parts in (range(2), range(1, 2)):
+        expected = [loss for losses in whole.losses(policies, parts) for loss in losses]
+        found = [loss for losses in streamed.losses(policies, parts) for loss in losses]
+        assert [loss.divergence for loss in found] == pytest.approx([x.divergence for x in expected], abs=1e-6)
+        assert [loss.answers for loss in found] == pytest.approx([x.answers for x in expected], abs=1e-6)
+    for policy in policies:
+        assert streamed.norm_term(policy) == pytest.approx(whole.norm_term(policy), abs=1e-6)
+
+
+def test_a_norm_term_needs_no_losses_first(tiny_checkpoint: Path, tiny_model: Model, stats: Stats) -> None:
+    policy = _policies(tiny_model)[1]
+    whole = ModelJudge(PrunedModel(tiny_model, RankedWeights(tiny_model, CONFIG, stats, group=0)), PARTS)
+    streamed = StreamedJudge(load_streamed(str(tiny_checkpoint), "float32"), CONFIG, stats, 0, PARTS)
+    assert streamed.norm_term(policy) == pytest.approx(whole.norm_term(policy), abs=1e-6)
