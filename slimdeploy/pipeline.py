@@ -205,25 +205,26 @@ class Run:
     def restored(self) -> Step:
         """The restored checkpoint and its answers; its zeros are the masks'."""
         search, pruned = self.search(), self.pruned()
-
-        def produce(folder: Path) -> None:
-            from .prune import load_masks
-            from .restore import restore
-            from .search import SearchResult
-
-            model = self._load(self.source)
-            SearchResult.load(search.path).apply_projector(model)
-            losses = restore(model, load_masks(pruned.path), self.samples["train"], self.config.restore, self.progress)
-            (folder / _RESTORATION).write_text(json.dumps(asdict(losses)))
-            model.save(folder / "checkpoint")
-            self._save_answers(model, folder)
-
         inputs = {
             "pruned": pruned,
             "restore": self.config.restore.model_dump(),
             "train": self.hashes["train"],
             **self._test_inputs(),
         }
+
+        def produce(folder: Path) -> None:
+            from .prune import load_masks
+            from .restore import restore
+            from .search import SearchResult
+
+            model, masks = self._load(self.source), load_masks(pruned.path)
+            SearchResult.load(search.path).apply_projector(model)
+            samples, journal = self.samples["train"], self.folder.journal("restored", inputs)
+            report = restore(model, masks, samples, self.config.restore, self.progress, journal=journal)
+            (folder / _RESTORATION).write_text(json.dumps(asdict(report)))
+            model.save(folder / "checkpoint")
+            self._save_answers(model, folder)
+
         return self.folder.step("restored", inputs, produce)
 
     def artifact(self) -> Step:

@@ -308,6 +308,26 @@ def test_a_run_killed_in_every_step_ends_with_the_same_artifact(source: Path, fi
     assert artifact_bytes(config) == artifact_bytes(finished)
 
 
+def test_a_killed_restoration_goes_on_and_arrives_at_the_same_weights(finished: Config, tmp_path: Path) -> None:
+    def restored(name: str) -> tuple[Config, Path]:
+        """A copy of the finished run that is to train for longer."""
+        shutil.copytree(finished.out, tmp_path / name)
+        restore = finished.restore.model_copy(update={"steps": 35})
+        return finished.model_copy(update={"out": str(tmp_path / name), "restore": restore}), tmp_path / name
+
+    (killed, folder), (through, whole) = restored("killed"), restored("through")
+    state = ".journals/restored/*/training.safetensors"
+    kill_when(lambda: any(folder.glob(state)), killed)
+    said = io.StringIO()
+    for config, progress in ((killed, Progress(Console(file=said, width=200))), (through, Progress.silent())):
+        with opened_run(config, progress) as run:
+            run.restored()
+    assert "goes on after step" in said.getvalue()
+    for file in ("checkpoint/model.safetensors", "restoration.json", "answers.json"):
+        assert (folder / "restored" / file).read_bytes() == (whole / "restored" / file).read_bytes()
+    assert not list(folder.glob(state))
+
+
 def test_sparsity_zero_only_exports(source: Path, tmp_path: Path) -> None:
     config = configure(source, tmp_path / "run", sparsity=0.0)
     report = run_pipeline(config, Progress.silent())

@@ -19,9 +19,9 @@ from slimdeploy.errors import PruneError
 from slimdeploy.losses import answer_loss, text_batch, text_logits
 from slimdeploy.model import DType, Model, load_model
 from slimdeploy.policy import Level, Policy
-from slimdeploy.progress import Progress
+from slimdeploy.progress import Bar, Progress
 from slimdeploy.prune import Masks, Stats, masked, set_weights
-from slimdeploy.restore import PlainLora, SparseLora, restore
+from slimdeploy.restore import PlainLora, RestoreReport, SparseLora, restore
 from slimdeploy.restore.adapters import adapted, teaching
 from slimdeploy.restore.recompute import recomputed
 
@@ -166,6 +166,54 @@ def test_equal_seeds_give_equal_weights(tiny_model: Model, masks: Masks) -> None
         results.append({name: tiny_model.linear(name).weight.detach().clone() for name in masks})
     assert all(torch.equal(results[0][name], results[1][name]) for name in masks)
     assert not all(torch.equal(results[0][name], results[2][name]) for name in masks)
+
+
+class Killed(BaseException):
+    pass
+
+
+class KilledAfter(Progress):
+    """Stops the work once so many steps are done. told: what was done at a time."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(Console(quiet=True))
+        self.steps = steps
+        self.told: list[int] = []
+
+    def bar(self, *_: object, **__: object) -> Bar:
+        self.told.clear()
+        return self
+
+    def advance(self, _: str = "", count: int = 1) -> None:
+        self.told.append(count)
+        if sum(self.told) >= self.steps:
+            raise Killed
+
+
+def test_a_killed_restoration_arrives_at_the_same_weights(tiny_model: Model, masks: Masks, tmp_path: Path) -> None:
+    dense = {name: tiny_model.linear(name).weight.detach().clone() for name in masks}
+    config = CONFIG.model_copy(update={"steps": 35})
+
+    def restored(progress: Progress, journal: Path | None) -> tuple[RestoreReport, dict[str, Tensor]]:
+        set_weights(tiny_model, dense)
+        report = restore(tiny_model, masks, make_samples(7), config, progress, journal=journal)
+        return report, {name: tiny_model.linear(name).weight.detach().clone() for name in masks}
+
+    through, weights = restored(Progress.silent(), None)
+    for step in (12, 33):
+        with pytest.raises(Killed):
+            restored(KilledAfter(step), tmp_path)
+    went_on, weights_after_kills = restored(Progress.silent(), tmp_path)
+    assert went_on == through
+    assert all(torch.equal(weights[name], weights_after_kills[name]) for name in masks)
+
+
+def test_steps_that_are_saved_are_not_done_again(tiny_model: Model, masks: Masks, tmp_path: Path) -> None:
+    for steps, told in ((11, [1] * 11), (12, [10, 1, 1])):
+        progress = KilledAfter(steps)
+        with pytest.raises(Killed):
+            restore(tiny_model, masks, make_samples(7), CONFIG, progress, journal=tmp_path)
+        assert progress.told == told
 
 
 def test_ranks_differ_by_tower(tiny_model: Model, masks: Masks) -> None:

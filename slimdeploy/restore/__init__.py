@@ -6,6 +6,7 @@ where the search brought one. Knows nothing of policies: the masks say it all.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -19,6 +20,7 @@ from ..progress import Progress
 from ..prune import Masks, apply_masks, set_weights
 from ..samples import Sample
 from .adapters import PlainLora, SparseLora, adapted
+from .states import States
 from .training import train
 
 __all__ = ["PlainLora", "RestoreReport", "SparseLora", "restore"]
@@ -46,12 +48,14 @@ def restore(
     config: RestoreConfig,
     progress: Progress,
     start: Mapping[str, Tensor] = _AS_THEY_ARE,
+    journal: Path | None = None,
 ) -> RestoreReport:
     """Train adapters under the masks and merge them, in place; afterwards every weight outside the masks is zero.
 
     The model comes dense. start: (out, in) by name, weights that pruning changed beyond zeros: training starts from
     them while the dense ones teach. Layers with neither mask nor start stay as they are, and so does everything that is
-    no weight matrix. Raises PruneError where there is nothing to learn from.
+    no weight matrix. journal: a folder for one set of inputs; what a killed restoration has left there, the
+    next one goes on from. Raises PruneError where there is nothing to learn from.
     """
     masks = masks | {name: torch.ones_like(weight).bool() for name, weight in start.items() if name not in masks}
     kept = sum(int(mask.sum()) for mask in masks.values())
@@ -65,6 +69,6 @@ def restore(
     if answered < 1:
         progress.say(f"{1 - answered:.0%} of the training samples have no answer: the dense model's predictions teach")
     with adapted(model, masks, start, config) as adapters:
-        losses = train(model, adapters, samples, config, progress)
+        losses = train(model, adapters, samples, config, progress, States(journal))
     assert all(not bool(model.linear(name).weight[~mask.to(model.device)].any()) for name, mask in masks.items())
     return RestoreReport(tuple(losses), answered, kept)

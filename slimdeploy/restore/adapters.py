@@ -100,3 +100,19 @@ def teaching(adapters: Adapters) -> Iterator[None]:
     finally:
         for adapter in adapters.values():
             adapter.teaches = False
+
+
+def adapter_tensors(adapters: Adapters) -> dict[str, Tensor]:
+    """A and B of every layer, as "adapter/NAME/A" and "adapter/NAME/B"."""
+    return {
+        f"adapter/{name}/{part}": parameter
+        for name, adapter in adapters.items()
+        for part, parameter in adapter.named_parameters()
+    }
+
+
+def set_adapters(adapters: Adapters, tensors: Mapping[str, Tensor]) -> None:
+    """Overwrite A and B of these layers with tensors of those names."""
+    with torch.no_grad():
+        for name, parameter in adapter_tensors(adapters).items():
+            parameter.copy_(tensors[name])

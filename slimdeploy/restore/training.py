@@ -2,12 +2,15 @@
 
 import math
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 
 from ..config import RestoreConfig
 from ..errors import PruneError
@@ -15,39 +18,80 @@ from ..losses import TextBatch, answer_loss, divergence, text_batch, text_logits
 from ..model import Model
 from ..progress import Progress
 from ..samples import Sample
-from .adapters import Adapters, teaching
+from .adapters import Adapters, adapter_tensors, set_adapters, teaching
 from .recompute import recomputed
+from .states import States
 
 _WARM_UP = 0.1
 _FINAL_RATE = 0.1
 _LARGEST_GRADIENT_NORM = 1.0
+_STEPS_BETWEEN_STATES = 10
+_TRAINING = "training"
+_LOSSES = "losses"
 
 
 def train(
-    model: Model, adapters: Adapters, samples: Sequence[Sample], config: RestoreConfig, progress: Progress
+    model: Model,
+    adapters: Adapters,
+    samples: Sequence[Sample],
+    config: RestoreConfig,
+    progress: Progress,
+    states: States,
 ) -> list[float]:
-    """Loss per step: (1 - λ) · cross-entropy of the answers + λ · divergence from the dense model."""
+    """Loss per step: (1 - λ) · cross-entropy of the answers + λ · divergence from the dense model.
+
+    Goes on from what it finds in `states`, and on the CPU it then arrives at the same adapters, bit for bit.
+    """
     parameters = [parameter for adapter in adapters.values() for parameter in adapter.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.steps))
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0)
+    losses = _go_on(adapters, optimizer, states)
     batches = _shuffled_batches(samples, config.batch_size, random.Random(config.seed))
     bar = progress.bar("restore", total=config.steps)
-    losses = []
+    if losses:
+        progress.say(f"restoration goes on after step {len(losses)}")
+        bar.advance(count=len(losses))
     with ExitStack() as stack:
         if config.gradient_checkpointing:
             stack.enter_context(recomputed(model))
-        for _ in range(config.steps):
-            loss = _loss(model, adapters, next(batches), config)
+        for step, batch in enumerate(islice(batches, len(losses), config.steps), len(losses)):
+            optimizer.param_groups[0]["lr"] = config.learning_rate * _rate(step, config.steps)
+            loss = _loss(model, adapters, batch, config)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             clip_grad_norm_(parameters, _LARGEST_GRADIENT_NORM)
             optimizer.step()
-            schedule.step()
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
                 raise PruneError(f"the loss of restoration is {losses[-1]}; lower restore.learning_rate")
+            if len(losses) % _STEPS_BETWEEN_STATES == 0:
+                _save(adapters, optimizer, losses, states)
             bar.advance(f"loss {losses[-1]:.3f}")
     return losses
+
+
+def _save(adapters: Adapters, optimizer: Optimizer, losses: Sequence[float], states: States) -> None:
+    moments = {
+        f"optimizer/{index}/{key}": value
+        for index, of_parameter in optimizer.state_dict()["state"].items()
+        for key, value in of_parameter.items()
+    }
+    losses_exactly = torch.tensor(losses, dtype=torch.float64)
+    states.save(_TRAINING, {**adapter_tensors(adapters), **moments, _LOSSES: losses_exactly})
+
+
+def _go_on(adapters: Adapters, optimizer: Optimizer, states: States) -> list[float]:
+    """Put adapters and optimizer where they were when they were saved last. Returns the losses up to there."""
+    saved = states.load(_TRAINING)
+    if not saved:
+        return []
+    set_adapters(adapters, saved)
+    moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in saved.items():
+        if name.startswith("optimizer/"):
+            _, index, key = name.split("/")
+            moments[int(index)][key] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": dict(moments)})
+    return [float(loss) for loss in saved[_LOSSES]]
 
 
 def _loss(model: Model, adapters: Adapters, samples: Sequence[Sample], config: RestoreConfig) -> Tensor:
