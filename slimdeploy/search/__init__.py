@@ -1,6 +1,7 @@
 """The policy search: how much of each weight matrix goes, so that the whole meets its budget and loses least."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import assert_never
 
@@ -15,8 +16,9 @@ from .allocation import ecoflap, language_only, owl
 from .cost import Cost, Ledger, in_words
 from .eta import EtaChoice, Ranking
 from .evolution import Generation, Outcome, Plan, evolve
-from .fitness import ModelJudge, PrunedModel
+from .fitness import Judge, ModelJudge, PrunedModel
 from .journal import Journal
+from .out_of_core import StreamedJudge
 from .projector import ProjectorEvolution
 from .result import SearchResult
 from .sensitivity import outlier_shares, zeroth_order_scores
@@ -77,25 +79,23 @@ def _search(
     journal: Journal,
 ) -> SearchResult:
     settings = config.search
-    pruned = PrunedModel(model, RankedWeights(model, config.prune, stats, space.levels[-1].group))
-    ledger = Ledger()
+    judge_on, ledger = _judges(model, config, stats, group=space.levels[-1].group), Ledger()
     search, held_out, final = _parts(samples)
     # While the model is dense: a judge notes what the dense model says about its samples.
     ends = _ends(settings.stages, len(search))
-    judge = ModelJudge(pruned, [part for start, end in pairwise([0, *ends]) for part in _batches(search[start:end])])
+    judge = judge_on([part for start, end in pairwise([0, *ends]) for part in _batches(search[start:end])])
     fitness = Verdicts("search", judge, ends, journal, ledger)
     accept, decide = (
-        Verdicts(name, ModelJudge(pruned, _batches(part)), [len(part)], journal, ledger)
+        Verdicts(name, judge_on(_batches(part)), [len(part)], journal, ledger)
         for name, part in (("held out", held_out), ("final", final))
     )
     eta = EtaChoice(settings.eta, min(_ETA_AFTER, settings.generations), (fitness, accept, decide))
-    projector = ProjectorEvolution(judge, accept, settings, journal, ledger)
-    checkpoint_projector = projector.parameters()
+    projector = ProjectorEvolution(judge, accept, settings, journal, ledger) if isinstance(judge, ModelJudge) else None
     bar = progress.bar("search, generation", total=settings.generations)
 
     def refine(population: Sequence[Policy]) -> bool:
         # Where eta changes, the order of the population does.
-        return eta.choose() or projector.refine(population[: settings.projector_policies])
+        return eta.choose() or bool(projector and projector.refine(population[: settings.projector_policies]))
 
     def report(generation: Generation) -> None:
         bar.advance(f"best J {generation.best:.3f}, uniform {generation.uniform:.3f}")
@@ -103,10 +103,11 @@ def _search(
     plan = Plan(settings.generations, settings.offspring, settings.survivors, settings.seed, len(ends))
     outcome = evolve(space, fitness, plan, refine, report)
     (searched_validation,) = decide([outcome.best])
-    projector.install(checkpoint_projector, version=0)
+    if projector:
+        projector.put_back()
     uniforms = space.uniforms()
     uniform_validation, best_uniform = min(zip(decide(uniforms), range(len(uniforms)), strict=True))
-    pruned.apply(Policy(dict.fromkeys(outcome.best.levels, DENSE)))
+    judge.release()
     progress.say(f"search: {in_words(ledger.costs())}")
     searched_wins = searched_validation < uniform_validation
     return SearchResult(
@@ -115,11 +116,18 @@ def _search(
         uniform_validation=uniform_validation,
         searched_validation=searched_validation,
         history=outcome.history,
-        projector=projector.weights if searched_wins else {},
+        projector=projector.weights if projector and searched_wins else {},
         eta=fitness.eta,
         eta_rankings=eta.rankings,
         costs=ledger.costs(),
     )
+
+
+def _judges(model: Model, config: Config, stats: Stats, group: int) -> Callable[[Iterable[Sequence[Sample]]], Judge]:
+    """Judges that share what they hold of the model."""
+    if model.streamed:
+        return partial(StreamedJudge, model, config.prune, stats, group)
+    return partial(ModelJudge, PrunedModel(model, RankedWeights(model, config.prune, stats, group)))
 
 
 def _parts(samples: Mapping[Split, Sequence[Sample]]) -> tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]:

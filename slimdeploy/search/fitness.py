@@ -102,6 +102,9 @@ class Judge(Protocol):
     def norm_term(self, policy: Policy) -> float:
         """Σ_l log(‖M_l ⊙ W_l‖_F / ‖W_l‖_F)."""
 
+    def release(self) -> None:
+        """Leave the model dense."""
+
 
 class ModelJudge:
     """A judge with the whole model in memory. Made while the model is dense.
@@ -140,3 +143,6 @@ class ModelJudge:
 
     def norm_term(self, policy: Policy) -> float:
         return sum(self.pruned.log_norm_ratio(name, level) for name, level in policy.levels.items())
+
+    def release(self) -> None:
+        self.pruned.apply(Policy({layer.name: DENSE for layer in self.pruned.model.layers()}))

@@ -56,6 +56,9 @@ class StreamedJudge:
                     self._note_norm(database, layer.name, policy.levels[layer.name])
         return sum(self._norms[name, level] for name, level in policy.levels.items())
 
+    def release(self) -> None:
+        """Every pass leaves it so."""
+
     def _logits(self, policies: Sequence[Policy], parts: range) -> list[list[Tensor]]:
         """By policy and part, (samples, tail, vocabulary)."""
         walks = [Walk(self._model, [self.batches[part].inputs for part in parts]) for _ in policies]

@@ -38,11 +38,18 @@ class ProjectorEvolution:
     weights: Parameters = field(default_factory=dict)
     tried: list[object] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._checkpoint = self.parameters()
+
+    def put_back(self) -> None:
+        """The checkpoint's own parameters."""
+        self.install(self._checkpoint, version=0)
+
     def refine(self, policies: Sequence[Policy]) -> bool:
         """Take the steps beneath `policies`, all together; True when the projector changed."""
         of = (self.train.version, [policy.key() for policy in policies])
         # Taken again, they would lead to where they led.
-        if not self.config.projector_steps or of in self.tried:
+        if not self.config.projector_steps or of in self.tried or not self._linears():
             return False
         self.tried.append(of)
         old, old_version, version = self.parameters(), self.train.version, len(self.tried)

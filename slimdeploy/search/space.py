@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cache, cached_property
 
 from ..config import Config
 from ..errors import PruneError
@@ -35,6 +35,7 @@ _Steps = Sequence[tuple[int, Level]]
 """Levels of one matrix with their costs, the cheapest first."""
 
 
+@cache
 def stored_bytes(layer: Layer, level: Level) -> int:
     """Bytes of a packed matrix: mask, values and scales; without a mask where that takes less. values: not ""."""
     encoding = ENCODINGS[f"packed-{level.values}"]
