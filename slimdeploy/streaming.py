@@ -17,13 +17,15 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMultimodalLM
+from transformers import AutoConfig, AutoModelForMultimodalLM, GenerationConfig
 
 from .archs import Arch
 from .checkpoint import WEIGHTS_INDEX, check_checkpoint, locate_model, model_name, weight_files
 from .errors import ModelError, first_line
 from .model import DType, Model, quiet_transformers
 from .processor import load_processor
+
+_GENERATION = "generation_config.json"
 
 
 def load_streamed(path: str, dtype: DType = "bfloat16", name: str | None = None) -> Model:
@@ -52,6 +54,8 @@ def _empty_module(folder: Path, dtype: torch.dtype) -> nn.Module:
     except Exception as error:  # as in `model`: no list of what a configuration can raise is complete
         raise ModelError(f"{folder} cannot be loaded: {first_line(error)}; download or save the model again") from error
     assert isinstance(module, nn.Module)
+    if (folder / _GENERATION).is_file():  # it says what ends an answer
+        module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return module
 
 
@@ -158,6 +162,15 @@ class _ResidentForward:
             return self.forward(*arguments, **keywords)
 
 
+def write_blocks(model: Model, done: Iterable[str], folder: Path) -> None:
+    """Write a streamed model as a checkpoint into `folder`, each block when `done` names its path, as it is then."""
+    folder.mkdir()
+    writer = ShardWriter(model, folder)
+    for path in done:
+        writer.write_block(path)
+    writer.finish()
+
+
 @dataclass
 class ShardWriter:
     """Writes a streamed model into an empty folder, block by block, under the names that its weights came by."""
@@ -168,8 +181,10 @@ class ShardWriter:
     _bytes: int = 0
 
     def write_block(self, path: str) -> None:
-        """Write a block as it is now; it is resident."""
+        """Write a block as it is now; it is resident. Other paths are left to `finish`."""
         streamed = self._streamed()
+        if path not in streamed.blocks:
+            return
         self._write(streamed.parameters_of(path), streamed.blocks.index(path) + 1)
 
     def finish(self) -> None:

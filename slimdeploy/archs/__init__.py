@@ -91,9 +91,13 @@ def arch_for(config: dict[str, Any], source: str) -> Arch:
 
 
 def _families() -> tuple[Arch, ...]:
+    from .gemma3 import GEMMA3
     from .idefics3 import IDEFICS3
     from .llava import LLAVA
     from .llava_next import LLAVA_NEXT
+    from .paligemma import PALIGEMMA
+    from .qwen2_5_vl import QWEN2_5_VL
+    from .qwen3_vl import QWEN3_VL
     from .smolvlm import SMOLVLM
 
-    return (LLAVA, LLAVA_NEXT, IDEFICS3, SMOLVLM)
+    return (LLAVA, LLAVA_NEXT, IDEFICS3, SMOLVLM, QWEN2_5_VL, QWEN3_VL, PALIGEMMA, GEMMA3)

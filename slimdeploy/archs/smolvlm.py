@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from .asking import Ask, special_tokens
+from .asking import ask_with_lists
 from .idefics3 import IDEFICS3
 
 _CONTROL_TOKENS = {
@@ -37,16 +37,4 @@ def _processor() -> Any:
     return type(SmolVLMProcessor.__name__, (SmolVLMProcessor,), own)
 
 
-def _ask(processor: Any, ask: Ask) -> Any:
-    """Pictures stand in a list for each sample."""
-    return processor(
-        text=ask.texts,
-        images=[list(own) for own in ask.pictures] if ask.flat_pictures else None,
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-        **special_tokens(processor.tokenizer, ask.prompts),
-    )
-
-
-SMOLVLM = replace(IDEFICS3, model_type="smolvlm", processor=_processor, ask=_ask)
+SMOLVLM = replace(IDEFICS3, model_type="smolvlm", processor=_processor, ask=ask_with_lists)

@@ -7,7 +7,6 @@ from the model itself: recorders stand in for the blocks while it runs once. Kno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -44,6 +43,10 @@ class Call:
 
 class Block(Protocol):
     """A part of the model with its inputs, whose weights may change between two runs."""
+
+    @property
+    def path(self) -> str:
+        """Of its module; empty for what stands between the towers."""
 
     @property
     def calls(self) -> Sequence[Call]:
@@ -84,7 +87,7 @@ class Walk:
     def __init__(self, model: Model, batches: Sequence[Mapping[str, Tensor]]) -> None:
         self.model = model
         self._batches = batches
-        self._players: dict[str, Callable[[], _Player]] = {}
+        self._outputs: dict[str, tuple[Outputs | None, bool]] = {}
 
     def __len__(self) -> int:
         return len(self.model.vision_blocks()) + 1 + len(self.model.language_blocks())
@@ -102,8 +105,9 @@ class Walk:
     def replayed(self) -> Iterator[None]:
         """Blocks that were walked put out again what they did then, call by call, while the body runs the model."""
         with ExitStack() as stack:
-            for path, player in self._players.items():
-                stack.enter_context(_standing_in(self.model.module.get_submodule(path), player()))
+            for path, (outputs, in_tuple) in self._outputs.items():
+                block = self.model.module.get_submodule(path)
+                stack.enter_context(_standing_in(block, _Player(outputs and iter(outputs), in_tuple)))
             yield
 
     def _tower(self, paths: Sequence[str], calls: list[list[Call]], read: Sequence[str]) -> Iterator["_TowerBlock"]:
@@ -116,7 +120,7 @@ class Walk:
             block = _TowerBlock(self.model, path, own)
             yield block
             outputs = block.handed_on
-            self._players[path] = partial(_player, outputs if path in read else None, any(call.in_tuple for call in own))
+            self._outputs[path] = (outputs if path in read else None, any(call.in_tuple for call in own))
 
 
 @dataclass
@@ -160,6 +164,7 @@ class _Front:
     walk: Walk
     batches: Sequence[Mapping[str, Tensor]]
     handed_on: Outputs = field(default_factory=list)
+    path: str = ""
     calls: Sequence[Call] = ()
 
     def layers(self) -> list[str]:

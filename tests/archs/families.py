@@ -16,6 +16,8 @@ from tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, make_samples
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from slimdeploy.archs.qwen2_5_vl import QWEN2_5_VL
+from slimdeploy.archs.qwen3_vl import QWEN3_VL
 from slimdeploy.archs.smolvlm import SMOLVLM
 from slimdeploy.samples import Sample
 
@@ -156,6 +158,133 @@ def smolvlm() -> tuple[PreTrainedModel, Any]:
     return transformers.SmolVLMForConditionalGeneration(config), processor
 
 
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def qwen_tokenizer() -> PreTrainedTokenizerFast:
+    """Turns end with a token that is not followed by another end."""
+    starts = "<|im_start|>", "<|vision_start|>", "<|vision_end|>"
+    tokenizer = make_tokenizer(*starts, image_token="<|image_pad|>", video_token="<|video_pad|>", end="<|im_end|>")
+    tokenizer.eos_token = "<|im_end|>"
+    return tokenizer
+
+
+def qwen2_5_vl() -> tuple[PreTrainedModel, Any]:
+    tokenizer = qwen_tokenizer()
+    vision = vision_settings(
+        num_hidden_layers=3, num_heads=4, out_hidden_size=32, patch_size=4, window_size=16, fullatt_block_indexes=[1]
+    )
+    rotation = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}
+    config = transformers.Qwen2_5_VLConfig(
+        vision_config=vision,
+        text_config=text_settings(rope_parameters=rotation, eos_token_id=tokenizer.eos_token_id),
+        **qwen_tokens(tokenizer),
+    )
+    processor = QWEN2_5_VL.processor()(
+        transformers.Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 64, "longest_edge": 4096}),
+        tokenizer,
+        chat_template=QWEN_TEMPLATE,
+    )
+    return transformers.Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def qwen3_vl() -> tuple[PreTrainedModel, Any]:
+    tokenizer = qwen_tokenizer()
+    vision = vision_settings(
+        num_hidden_layers=3, num_heads=4, out_hidden_size=32, patch_size=4, num_position_embeddings=16,
+        deepstack_visual_indexes=[0, 1],
+    )  # fmt: skip
+    rotation = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    text = text_settings(rope_parameters=rotation, eos_token_id=tokenizer.eos_token_id, num_hidden_layers=3, head_dim=8)
+    config = transformers.Qwen3VLConfig(vision_config=vision, text_config=text, **qwen_tokens(tokenizer))
+    processor = QWEN3_VL.processor()(
+        transformers.Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 64, "longest_edge": 4096}),
+        tokenizer,
+        chat_template=QWEN_TEMPLATE,
+    )
+    return transformers.Qwen3VLForConditionalGeneration(config), processor
+
+
+def qwen_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    names = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
+    return ids | TOKENS | {"eos_token_id": tokenizer.eos_token_id, "tie_word_embeddings": False}
+
+
+def paligemma() -> tuple[PreTrainedModel, Any]:
+    processor = transformers.PaliGemmaProcessor(
+        image_processor=siglip_pictures(image_seq_length=4), tokenizer=make_tokenizer(image_token="<image>")
+    )
+    config = transformers.PaliGemmaConfig(
+        vision_config=transformers.SiglipVisionConfig(**vision_settings(vision_use_head=False, projection_dim=32)),
+        text_config=transformers.GemmaConfig(**text_settings(vocab_size=len(processor.tokenizer), head_dim=8)),
+        image_token_id=4,
+        projection_dim=32,
+        tie_word_embeddings=False,  # tied, a random one would repeat the newline before the answer
+        **TOKENS,
+    )
+    return transformers.PaliGemmaForConditionalGeneration(config), processor
+
+
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<start_of_turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<start_of_image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+
+
+def gemma3() -> tuple[PreTrainedModel, Any]:
+    tokenizer = make_tokenizer(
+        "<start_of_turn>",
+        end_of_turn="<end_of_turn>",
+        boi_token="<start_of_image>",
+        eoi_token="<end_of_image>",
+        image_token="<image_soft_token>",
+    )
+    processor = transformers.Gemma3Processor(
+        image_processor=transformers.Gemma3ImageProcessorPil(size={"height": SIZE, "width": SIZE}),
+        tokenizer=tokenizer,
+        image_seq_length=4,
+        chat_template=GEMMA_TEMPLATE,
+    )
+    text = text_settings(
+        head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"], tie_word_embeddings=True
+    )
+    config = transformers.Gemma3Config(
+        vision_config=transformers.SiglipVisionConfig(**vision_settings(patch_size=6, vision_use_head=False)),
+        text_config=transformers.Gemma3TextConfig(**text),
+        mm_tokens_per_image=4,
+        image_token_id=tokenizer.image_token_id,
+        boi_token_id=tokenizer.boi_token_id,
+        eoi_token_id=tokenizer.eoi_token_id,
+        **TOKENS,
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    model.generation_config.eos_token_id = [TOKENS["eos_token_id"], tokenizer.end_of_turn_id]
+    return model, processor
+
+
+def siglip_pictures(**more: Any) -> Any:
+    processor = transformers.SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE})
+    for name, value in more.items():
+        setattr(processor, name, value)
+    return processor
+
+
 CLIP_TO_LLAMA = {
     "model.vision_tower.encoder.layers.0.mlp.fc1": "vision_tower.vision_model.encoder.layers.0.mlp.fc1",
     "model.multi_modal_projector.linear_1": "multi_modal_projector.linear_1",
@@ -170,11 +299,36 @@ IDEFICS = {
         "model.text_model.layers.1.mlp.up_proj",
     )
 }
+QWEN2_5 = {
+    "model.visual.blocks.0.mlp.up_proj": "visual.blocks.0.mlp.up_proj",
+    "model.visual.merger.mlp.0": "visual.merger.mlp.0",
+    "model.language_model.layers.1.mlp.up_proj": "model.layers.1.mlp.up_proj",
+}
+QWEN3 = {
+    name: name
+    for name in (
+        "model.visual.blocks.0.mlp.linear_fc1",
+        "model.visual.deepstack_merger_list.1.linear_fc1",
+        "model.language_model.layers.1.mlp.up_proj",
+    )
+}
+SIGLIP_TO_GEMMA = {
+    "model.vision_tower.encoder.layers.0.mlp.fc1": "vision_tower.vision_model.encoder.layers.0.mlp.fc1",
+    "model.language_model.layers.1.mlp.up_proj": "language_model.model.layers.1.mlp.up_proj",
+}
 
 FAMILIES: dict[str, Family] = {
     "llava_next": Family(llava_next, (2 * 6, 2, 2 * 7), CLIP_TO_LLAMA),
     "idefics3": Family(idefics3, (2 * 6, 1, 2 * 7), IDEFICS),
     "smolvlm": Family(smolvlm, (2 * 6, 1, 2 * 7), IDEFICS),
+    "qwen2_5_vl": Family(qwen2_5_vl, (3 * 5, 2, 2 * 7), QWEN2_5),
+    "qwen3_vl": Family(qwen3_vl, (3 * 4, 3 * 2, 3 * 7), QWEN3),
+    "paligemma": Family(
+        paligemma,
+        (2 * 6, 1, 2 * 7),
+        SIGLIP_TO_GEMMA | {"model.multi_modal_projector.linear": "multi_modal_projector.linear"},
+    ),
+    "gemma3": Family(gemma3, (2 * 6, 0, 2 * 7), SIGLIP_TO_GEMMA),
 }
 
 

@@ -25,6 +25,7 @@ from slimdeploy.progress import Progress
 from slimdeploy.prune import Stats, apply_masks, collect_stats
 from slimdeploy.restore import restore
 from slimdeploy.search import Journal, search_policy
+from slimdeploy.streaming import load_streamed
 
 SILENT = Progress.silent()
 
@@ -154,6 +155,13 @@ class TestInputs:
 
 
 class TestCompression:
+    def test_blocks_that_stay_on_disk_compute_the_same(self, model: Model, checkpoint: Path) -> None:
+        streamed = load_streamed(str(checkpoint), dtype="float32")
+        assert torch.equal(logits(streamed), logits(model))
+        samples = samples_for(model, 2)
+        stats, expected = (collect_stats(each, samples, "wanda", 2, SILENT) for each in (streamed, model))
+        assert all(torch.equal(stats.input_sq_sum[name], squares) for name, squares in expected.input_sq_sum.items())
+
     def test_statistics_block_by_block_equal_a_plain_forward_pass(self, model: Model) -> None:
         samples = samples_for(model, 4)
         stats = collect_stats(model, samples, "wanda", 3, SILENT)
