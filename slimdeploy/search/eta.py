@@ -20,10 +20,14 @@ _FEWEST = 3
 
 @dataclass(frozen=True)
 class Ranking:
-    """correlation: Spearman's, of J with the held-out divergence; mean over parts and groups of policies."""
+    """correlation: Spearman's, of J with the held-out divergence; mean over parts and groups of policies.
+
+    uncertainty: standard error of how far that is below the best eta's; 0 for the best.
+    """
 
     eta: float
     correlation: float
+    uncertainty: float
 
 
 class EtaChoice:
@@ -61,24 +65,24 @@ def rankings(groups: Sequence[Sequence[Scored]], samples: Sequence[int]) -> tupl
     groups = [group for group in groups if len(group) >= _FEWEST]
     if not groups or len(samples) < 2:
         return ()
-    weights = [len(group) for group in groups for _ in samples]
-    return tuple(
-        Ranking(
-            eta,
-            float(
-                np.average(
-                    [_held_out(group, samples, part, eta) for group in groups for part in range(len(samples))],
-                    weights=weights,
-                )
-            ),
-        )
+    weights = np.array([len(group) for group in groups for _ in samples]) / sum(map(len, groups)) / len(samples)
+    found = [
+        np.array([_held_out(group, samples, part, eta) for group in groups for part in range(len(samples))])
         for eta in ETAS
-    )
+    ]
+    means = [float(weights @ correlations) for correlations in found]
+    best = found[int(np.argmax(means))]
+    errors = [float(np.sqrt(weights**2 @ (best - each - weights @ (best - each)) ** 2)) for each in found]
+    return tuple(Ranking(*each) for each in zip(ETAS, means, errors, strict=True))
 
 
 def best_eta(found: Sequence[Ranking]) -> float:
-    """The smallest of the best; 0 where nothing was found."""
-    return max(found, key=lambda ranking: ranking.correlation).eta if found else 0.0
+    """The smallest that is within one standard error of the best; 0 where nothing was found.
+
+    The largest of several means is partly luck, and the loss alone is the plainer objective.
+    """
+    best = max((ranking.correlation for ranking in found), default=0.0)
+    return next((ranking.eta for ranking in found if best - ranking.correlation <= ranking.uncertainty), 0.0)
 
 
 def _held_out(group: Sequence[Scored], samples: Sequence[int], part: int, eta: float) -> float:

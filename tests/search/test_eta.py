@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimdeploy.search.eta import ETAS, best_eta, rankings, spearman
+from slimdeploy.search.eta import ETAS, Ranking, best_eta, rankings, spearman
 from slimdeploy.search.fitness import Loss
 from slimdeploy.search.verdicts import Scored
 
@@ -58,6 +58,12 @@ def test_eta_grows_where_the_norm_term_knows_what_noise_hides() -> None:
     found = rankings([_policies(seed, hidden=0.01, noise=0.3) for seed in range(4)], SAMPLES)
     assert best_eta(found) >= 0.02
     assert max(ranking.correlation for ranking in found) > found[0].correlation
+
+
+def test_a_lead_that_may_be_luck_leaves_eta_at_zero() -> None:
+    found = (Ranking(0.0, 0.28, 0.03), Ranking(0.01, 0.27, 0.02), Ranking(0.1, 0.30, 0.0))
+    assert best_eta(found) == 0
+    assert best_eta((Ranking(0.0, 0.28, 0.01), *found[1:])) == 0.1
 
 
 def test_policies_of_different_judges_are_not_compared() -> None:
