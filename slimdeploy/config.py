@@ -57,6 +57,11 @@ class ModelConfig(Table):
         "float32",
         description='What torch holds weights in: "float32", or with half the memory "bfloat16" or "float16".',
     )
+    streamed: bool = Field(
+        False,
+        description="Leave the blocks on disk and read one at a time: searches and prunes a model that does not fit\n"
+        "into memory, and writes OUT/pruned/checkpoint. Restoring and measuring need the model whole.",
+    )
     device: str = Field(
         "cpu",
         pattern=r"^(cpu|cuda(:\d{1,2})?)$",
@@ -380,6 +385,24 @@ class Config(Table):
             raise ValueError(
                 "model.dtype = 'float16' rounds small gradients to zero, so restoration cannot train; "
                 "set 'bfloat16', or restore.method = 'none'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _streamed_can_do_it(self) -> Self:
+        if not self.model.streamed:
+            return self
+        if self.model.device != "cpu":
+            raise ValueError(f"model.streamed computes on the CPU, not on model.device = '{self.model.device}'")
+        if self.search.method == "ecoflap":
+            raise ValueError(
+                "search.method = 'ecoflap' runs the whole model for each of its matrices, which model.streamed makes "
+                "endless; take 'owl', 'uniform' or 'evolution'"
+            )
+        if self.search.method == "evolution" and self.search.projector_steps:
+            raise ValueError(
+                f"search.projector_steps = {self.search.projector_steps} needs gradients through the whole model, "
+                "which model.streamed does not hold; set search.projector_steps = 0"
             )
         return self
 

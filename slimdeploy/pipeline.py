@@ -133,7 +133,7 @@ class Run:
         def produce(folder: Path) -> None:
             from .prune import collect_stats
 
-            model, samples = self._load(self.source), self.samples["calibration"]
+            model, samples = self._load_to_prune(), self.samples["calibration"]
             collect_stats(model, samples, criterion, self.config.data.batch_size, self.progress).save(folder)
 
         criterion = self.config.prune.criterion
@@ -163,7 +163,7 @@ class Run:
             from .prune import Stats
             from .search import Journal, search_policy
 
-            model = self._load(self.source)
+            model = self._load_to_prune()
             # Before hours of search, not after.
             check(model, self.config.export)
             refuse_control_tokens(model, self.samples["train"])
@@ -182,13 +182,17 @@ class Run:
         def produce(folder: Path) -> None:
             from .prune import RankedWeights, Stats, make_masks, masked, prune_blockwise, save_masks, save_weights
             from .search import SearchResult
+            from .streaming import write_blocks
 
-            model, found, settings = self._load(self.source), SearchResult.load(search.path), self.config.prune
+            model, found, settings = self._load_to_prune(), SearchResult.load(search.path), self.config.prune
+            calibration, size = self.samples["calibration"], self.config.data.batch_size
+            blocks = prune_blockwise(model, found.policy, settings, calibration, size, self.progress)
+            if self.config.model.streamed:
+                write_blocks(model, (path for path, _ in blocks), folder / "checkpoint")
+                return
             if settings.is_blockwise:
                 found.apply_projector(model)
-                calibration, size = self.samples["calibration"], self.config.data.batch_size
-                blocks = prune_blockwise(model, found.policy, settings, calibration, size, self.progress)
-                masks = {name: mask for block in blocks for name, mask in block.items()}
+                masks = {name: mask for _, block in blocks for name, mask in block.items()}
                 save_masks(masks, folder)
                 save_weights(model, masks, folder)
                 self._save_answers(model, folder)
@@ -213,14 +217,15 @@ class Run:
         }
 
         def produce(folder: Path) -> None:
-            from .prune import load_masks
+            from .prune import load_masks, load_weights
             from .restore import restore
             from .search import SearchResult
 
             model, masks = self._load(self.source), load_masks(pruned.path)
             SearchResult.load(search.path).apply_projector(model)
             samples, journal = self.samples["train"], self.folder.journal("restored", inputs)
-            report = restore(model, masks, samples, self.config.restore, self.progress, journal=journal)
+            start = load_weights(pruned.path)
+            report = restore(model, masks, samples, self.config.restore, self.progress, start, journal)
             (folder / _RESTORATION).write_text(json.dumps(asdict(report)))
             model.save(folder / "checkpoint")
             self._save_answers(model, folder)
@@ -336,10 +341,25 @@ class Run:
         write_card(folder, manifest)
         write_manifest(folder, manifest)
 
+    def _load_to_prune(self) -> "Model":
+        """The model as it came, on disk where the settings say so."""
+        from .streaming import load_streamed
+
+        settings = self.config.model
+        if settings.streamed:
+            return load_streamed(str(self.source), settings.dtype, name=settings.path)
+        return self._load(self.source)
+
     def _load(self, folder: Path, device: str | None = None, dtype: "DType | None" = None) -> "Model":
         from .model import load_model
 
         settings = self.config.model
+        if settings.streamed:
+            raise ConfigError(
+                "model.streamed = true leaves the model on disk, to search and prune; what answers, restores or "
+                f"exports needs it whole: set model.path = '{self.folder.path / 'pruned' / 'checkpoint'}' and "
+                "search.budget.sparsity = 0 where there is memory for it, once it is pruned"
+            )
         return load_model(str(folder), dtype or settings.dtype, device or settings.device, name=settings.path)
 
     def _model_inputs(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from tiny import make_samples, make_tiny_llava
 
@@ -27,6 +28,7 @@ from slimdeploy.inspection import evaluate, inspect
 from slimdeploy.model import load_model
 from slimdeploy.pipeline import Run, opened_run, run_pipeline
 from slimdeploy.progress import Progress
+from slimdeploy.prune import apply_masks, load_masks, load_weights
 from slimdeploy.report import read_json
 from slimdeploy.samples import Sample, Split
 from slimdeploy.validation import validate
@@ -326,6 +328,56 @@ def test_a_killed_restoration_goes_on_and_arrives_at_the_same_weights(finished: 
     for file in ("checkpoint/model.safetensors", "restoration.json", "answers.json"):
         assert (folder / "restored" / file).read_bytes() == (whole / "restored" / file).read_bytes()
     assert not list(folder.glob(state))
+
+
+def _with(config: Config, **tables: dict[str, object]) -> Config:
+    values = config.model_dump(by_alias=True)
+    return parse_config(
+        {name: values[name] | tables.get(name, {}) if name in tables else values[name] for name in values}
+    )
+
+
+def test_sparsegpt_restores_from_the_weights_that_it_left(source: Path, tmp_path: Path) -> None:
+    config = _with(configure(source, tmp_path / "run"), prune={"criterion": "sparsegpt"}, search={"method": "uniform"})
+    with opened_run(config, Progress.silent()) as run:
+        left, masks = load_weights(run.pruned().path), load_masks(run.pruned().path)
+        restored = load_model(str(run.restored().path / "checkpoint"))
+        dense = load_model(str(source / "model"))
+    assert left.keys() == masks.keys()
+    for name, mask in masks.items():
+        assert not left[name][~mask].any()
+        # Three small steps from where pruning ended, which is not where the checkpoint was.
+        moved, away = (
+            (restored.linear(name).weight - start)[mask].norm() for start in (left[name], dense.linear(name).weight)
+        )
+        assert moved < away
+
+
+@pytest.mark.parametrize("method", ["uniform", "evolution"])
+def test_a_model_that_stays_on_disk_is_pruned_as_one_in_memory(source: Path, tmp_path: Path, method: str) -> None:
+    checkpoints = {}
+    for streamed in (False, True):
+        config = _with(
+            configure(source, tmp_path / str(streamed)),
+            model={"streamed": streamed},
+            search={"method": method, "projector_steps": 0},
+        )
+        with opened_run(config, Progress.silent()) as run:
+            pruned, policy = run.pruned(), (run.search().path / "policy.json").read_text()
+            if streamed:
+                model = load_model(str(pruned.path / "checkpoint"))
+            else:
+                model = load_model(str(source / "model"))
+                apply_masks(model, load_masks(pruned.path))
+        checkpoints[streamed] = policy, model.module.state_dict()
+    assert checkpoints[True][0] == checkpoints[False][0]
+    assert all(torch.equal(tensor, checkpoints[False][1][name]) for name, tensor in checkpoints[True][1].items())
+
+
+def test_a_model_that_stays_on_disk_cannot_be_restored(source: Path, tmp_path: Path) -> None:
+    config = _with(configure(source, tmp_path / "run"), model={"streamed": True}, search={"method": "uniform"})
+    with opened_run(config, Progress.silent()) as run, pytest.raises(ConfigError, match=r"pruned/checkpoint"):
+        run.restored()
 
 
 def test_sparsity_zero_only_exports(source: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A streamed model computes what a whole one does, holds one block at a time, and is written as a checkpoint."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from slimdeploy.model import Model, load_model
 from slimdeploy.policy import Level, Policy
 from slimdeploy.progress import Progress
 from slimdeploy.prune import collect_stats, prune_blockwise
-from slimdeploy.streaming import ShardWriter, load_streamed
+from slimdeploy.streaming import load_streamed, write_blocks
 
 
 @pytest.fixture
@@ -70,13 +71,10 @@ def test_statistics_are_those_of_the_whole_model(streamed: Model, tiny_model: Mo
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def _prune(model: Model, config: PruneConfig, writer: ShardWriter | None = None) -> None:
+def _pruned_blocks(model: Model, config: PruneConfig) -> Iterator[str]:
     policy = Policy({layer.name: Level(0.5) for layer in model.layers()})
-    blocks = [*model.vision_blocks(), "", *model.language_blocks()]
-    masks = prune_blockwise(model, policy, config, make_samples(4), 2, Progress.silent())
-    for path, _ in zip(blocks, masks, strict=True):
-        if writer and path:
-            writer.write_block(path)
+    for path, _ in prune_blockwise(model, policy, config, make_samples(4), 2, Progress.silent()):
+        yield path
 
 
 @pytest.mark.parametrize("propagate", ["dense", "pruned"])
@@ -85,11 +83,9 @@ def test_what_is_written_is_what_pruning_the_whole_model_makes(
     tiny_model: Model, streamed: Model, tmp_path: Path, criterion: str, propagate: str
 ) -> None:
     config = PruneConfig(criterion=criterion, propagate=propagate)  # type: ignore[arg-type]
-    writer = ShardWriter(streamed, tmp_path)
-    _prune(streamed, config, writer)
-    writer.finish()
-    _prune(tiny_model, config)
-    written = load_model(str(tmp_path)).module.state_dict()
+    write_blocks(streamed, _pruned_blocks(streamed, config), tmp_path / "written")
+    list(_pruned_blocks(tiny_model, config))
+    written = load_model(str(tmp_path / "written")).module.state_dict()
     for name, tensor in tiny_model.module.state_dict().items():
         assert torch.equal(written[name], tensor), name
 

@@ -28,8 +28,8 @@ Solved = Iterator[tuple[str, Tensor, Tensor]]
 
 def prune_blockwise(
     model: Model, policy: Policy, config: PruneConfig, samples: Sequence[Sample], batch_size: int, progress: Progress
-) -> Iterator[Masks]:
-    """Bring the model to a policy, block by block and in place. Yields the masks of each block that is done.
+) -> Iterator[tuple[str, Masks]]:
+    """Bring the model to a policy, block by block and in place. Yields a block's path when it is done, and its masks.
 
     With `propagate = "pruned"` a block is pruned for the inputs that the pruned blocks before it give, with "dense" for
     those of the dense model. Raises PruneError that names the layer where weights or inputs are not finite.
@@ -37,7 +37,7 @@ def prune_blockwise(
     walk = Walk(model, encode_all(model, samples, batch_size))
     for block in progress.track(walk, "prune", total=len(walk)):
         with block.resident():
-            yield _prune_block(model, block, policy, config, progress)
+            yield block.path, _prune_block(model, block, policy, config, progress)
 
 
 def _prune_block(model: Model, block: Block, policy: Policy, config: PruneConfig, progress: Progress) -> Masks:

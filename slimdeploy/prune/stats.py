@@ -37,7 +37,8 @@ class Stats:
     def save(self, folder: Path) -> None:
         tensors = {f"input_sq_sum/{name}": tensor.contiguous() for name, tensor in self.input_sq_sum.items()}
         tensors |= {f"tokens/{name}": torch.tensor(count) for name, count in self.tokens.items()}
-        tensors |= {f"factor_diagonal/{name}": tensor for name, tensor in self.factor_diagonal.items()}
+        # Copies: layers with the same inputs share theirs, which safetensors takes for a mistake.
+        tensors |= {f"factor_diagonal/{name}": tensor.clone() for name, tensor in self.factor_diagonal.items()}
         save_file(tensors, folder / _FILE)
 
     @staticmethod

@@ -25,7 +25,7 @@ def _policy(model: Model, level: Level = HALF) -> Policy:
 
 def _prune(model: Model, config: PruneConfig, policy: Policy | None = None) -> Masks:
     blocks = prune_blockwise(model, policy or _policy(model), config, SAMPLES, 2, Progress.silent())
-    return {name: mask for block in blocks for name, mask in block.items()}
+    return {name: mask for _, block in blocks for name, mask in block.items()}
 
 
 def _error(model: Model, dense: torch.Tensor) -> float:

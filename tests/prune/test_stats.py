@@ -9,6 +9,7 @@ import torch
 from tiny import make_samples
 from torch import Tensor, nn
 
+from slimdeploy.config import Criterion
 from slimdeploy.errors import PruneError
 from slimdeploy.model import Model, encode
 from slimdeploy.progress import Progress
@@ -83,9 +84,13 @@ def test_activations_that_are_not_finite_are_named_by_layer(tiny_model: Model, n
         collect_stats(tiny_model, make_samples(1), "wanda", 1, Progress.silent())
 
 
-def test_saved_statistics_load_equal(tiny_model: Model, tmp_path: Path) -> None:
-    stats = collect_stats(tiny_model, make_samples(2), "wanda", 2, Progress.silent())
+@pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
+def test_saved_statistics_load_equal(tiny_model: Model, tmp_path: Path, criterion: Criterion) -> None:
+    stats = collect_stats(tiny_model, make_samples(2), criterion, 2, Progress.silent())
     stats.save(tmp_path)
     again = Stats.load(tmp_path)
     assert again.tokens == stats.tokens
     assert all(torch.equal(again.input_sq_sum[name], squares) for name, squares in stats.input_sq_sum.items())
+    assert again.factor_diagonal.keys() == stats.factor_diagonal.keys()
+    assert bool(stats.factor_diagonal) == (criterion == "sparsegpt")
+    assert all(torch.equal(again.factor_diagonal[name], found) for name, found in stats.factor_diagonal.items())
