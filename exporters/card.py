@@ -129,8 +129,12 @@ def _removed(manifest: Manifest) -> str:
             weights = sum(layer["rows"] * layer["columns"] for layer in layers)
             kept = sum(layer["kept"] for layer in layers)
             patterns = ", ".join(sorted({layer["pattern"] for layer in layers}))
-            rows.append([_TOWERS[tower], str(len(layers)), f"{weights:,}", f"{1 - kept / weights:.1%}", patterns])
-    table = _table(["Part", "Matrices", "Weights", "Removed", "Patterns"], rows)
+            row = [_TOWERS[tower], str(len(layers)), f"{weights:,}", f"{1 - kept / weights:.1%}", patterns]
+            rows.append([*row, ", ".join(sorted({layer.get("values", "") for layer in layers}))])
+    # Where the policy does not choose types, all matrices have the export's.
+    columns = 6 if any(row[-1] for row in rows) else 5
+    head = ["Part", "Matrices", "Weights", "Removed", "Patterns", "Stored as"]
+    table = _table(head[:columns], [row[:columns] for row in rows])
     stored = "are not stored" if manifest.is_packed else "are stored as zeros"
     return f"{table}\n\nRemoved weights {stored}. Embeddings and the head are not pruned."
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..errors import ExportError, ModelError
 from ..model import DType, Model, encode, load_model, quiet_transformers
-from ..packed_tensor import ENCODINGS
 from ..progress import Progress
 from ..samples import Sample
 from .job import ExportJob
@@ -28,11 +27,10 @@ def check(model: Model) -> None:
 def export(model: Model, folder: Path, job: ExportJob, progress: Progress) -> dict[str, Any]:
     """Write weights, configuration, tokenizer and processor; load them again and compare."""
     check(model)
-    weights = job.config.checkpoint.weights
-    if weights != "dense":
+    if job.config.weights != "dense":
         from .packed_checkpoint import export_packed
 
-        return export_packed(model, folder, job, ENCODINGS[weights], progress)
+        return export_packed(model, folder, job, progress)
     model.save(folder)
     save_settings(model, folder)
     return verify_checkpoint(model, folder, job.prompts, progress)

@@ -14,7 +14,7 @@ from onnxscript import ir
 
 from ..errors import ExportError
 from ..model import Model
-from ..packed import Encoding, PackedTensor, pack
+from ..packed import PackedTensor, pack
 from ..packed_tensor import ALL_KEPT, ENCODINGS
 from ..progress import Progress
 from .job import ExportJob
@@ -49,21 +49,21 @@ def storage_of(model: Model, job: ExportJob, progress: Progress) -> Storage:
 
             method: Method = "dynamic" if weights == "dense-int8" else "blocks"
             return Quantized(method, matrices(model), model.arch.lm_head, token_table(model, "int8"))
-        case "packed-bf16" | "packed-int8" | "packed-int4":
-            encoding = ENCODINGS[weights]
-            packed = pack_weights(model, job, encoding, progress)
+        case "packed" | "packed-bf16" | "packed-int8" | "packed-int4":
+            packed = pack_weights(model, job, progress)
             # The head decides between tokens and is read once per token like any matrix: eight bits, not four.
-            head = encoding if encoding.values == "bf16" else Encoding("int8", encoding.group)
-            weight = model.linear(model.arch.lm_head).weight.detach().cpu().numpy()
-            packed[model.arch.lm_head] = pack(weight, head, ALL_KEPT)
-            return Packed(packed, token_table(model, "bfloat16" if encoding.values == "bf16" else "int8"))
+            head = "packed-bf16" if weights == "packed-bf16" else "packed-int8"
+            if model.arch.lm_head not in packed:
+                weight = model.linear(model.arch.lm_head).weight.detach().cpu().numpy()
+                packed[model.arch.lm_head] = pack(weight, ENCODINGS[head], ALL_KEPT)
+            return Packed(packed, token_table(model, "bfloat16" if weights == "packed-bf16" else "int8"))
         case other:
             assert_never(other)
 
 
 def matrices(model: Model) -> list[str]:
     """Names of the linear layers whose weights are stored in the chosen form."""
-    return [*(layer.name for layer in model.layers()), model.arch.lm_head]
+    return list(dict.fromkeys([*(layer.name for layer in model.layers()), model.arch.lm_head]))
 
 
 class Float32:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..checkpoint import WEIGHTS
 from ..errors import ExportError
 from ..model import Model
-from ..packed import Encoding, PackedTensor, write_packed
+from ..packed import PackedTensor, write_packed
 from ..packed_config import quantization_config
 from ..progress import Progress
 from .checkpoint import dtype_name, save_settings
@@ -25,11 +25,11 @@ from .packing import pack_weights
 from .verify_packed import verify_packed
 
 
-def export_packed(model: Model, folder: Path, job: ExportJob, encoding: Encoding, progress: Progress) -> dict[str, Any]:
+def export_packed(model: Model, folder: Path, job: ExportJob, progress: Progress) -> dict[str, Any]:
     """Write packed weights, configuration, tokenizer and processor; load them again and compare."""
     if (dtype := dtype_name(model)) != "float32":
         raise ExportError(f"{model.name} is loaded as {dtype}, but is packed from float32; load it as float32")
-    packed = pack_weights(model, job, encoding, progress)
+    packed = pack_weights(model, job, progress)
     write_packed(folder / WEIGHTS, packed, other_tensors(model, packed))
     save_settings(model, folder, quantization_config(packed))
     verification = verify_packed(model, folder, packed, job.prompts, progress)

@@ -10,13 +10,18 @@ from ..progress import Progress
 from .job import ExportJob
 
 
-def pack_weights(model: Model, job: ExportJob, encoding: Encoding, progress: Progress) -> dict[str, PackedTensor]:
+def pack_weights(model: Model, job: ExportJob, progress: Progress) -> dict[str, PackedTensor]:
     """Every matrix that may be pruned, whether it was or not; embeddings and the head stay as they are."""
     names = [layer.name for layer in model.layers()]
     return {
-        name: pack_smallest(model.linear(name).weight.detach().float().cpu().numpy(), encoding, job.pattern(name))
+        name: pack_smallest(_weight(model, name), job.encoding(name), job.pattern(name))
         for name in progress.track(names, "packing the weights", total=len(names))
     }
+
+
+def _weight(model: Model, name: str) -> NDArray[np.float32]:
+    weight: NDArray[np.float32] = model.linear(name).weight.detach().float().cpu().numpy()
+    return weight
 
 
 def pack_smallest(weight: NDArray[np.float32], encoding: Encoding, pattern: str) -> PackedTensor:

@@ -62,7 +62,7 @@ class Manifest:
     @property
     def is_packed(self) -> bool:
         """Whether pruned weights are left out, and not stored as zeros."""
-        return str(self.verification.get("weights")).startswith("packed-")
+        return str(self.verification.get("weights")).startswith("packed")
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from .errors import ConfigError
 
 ExportFormat = Literal["onnx", "vllm", "checkpoint"]
 OnnxWeights = Literal[
-    "packed-int4", "packed-int8", "packed-bf16", "dense-fp32", "dense-fp16", "dense-int8", "dense-int4"
+    "packed", "packed-int4", "packed-int8", "packed-bf16", "dense-fp32", "dense-fp16", "dense-int8", "dense-int4"
 ]
 OtherForm = Literal["none", "dense-fp32", "dense-fp16", "dense-int8", "dense-int4"]
-CheckpointWeights = Literal["dense", "packed-int4", "packed-int8", "packed-bf16"]
+CheckpointWeights = Literal["dense", "packed", "packed-int4", "packed-int8", "packed-bf16"]
 Criterion = Literal["wanda", "magnitude", "atv", "sparsegpt"]
 SearchMethod = Literal["evolution", "uniform", "language", "owl", "ecoflap"]
 Metric = Literal["ttft", "tpot", "e2e", "throughput", "accuracy", "accuracy_retention", "artifact_mb"]
@@ -108,6 +108,9 @@ class PruneConfig(Table):
     propagate: Literal["dense", "pruned"] = Field(
         "dense",
         description="What a block is pruned for: the inputs that the dense blocks before it give, or the pruned ones.",
+    )
+    include: tuple[str, ...] = Field(
+        (), description='Linear layers to prune beside those of blocks and projector, as globs: ["lm_head"].'
     )
     skip: tuple[str, ...] = Field((), description='Layers left dense, as globs on their names: ["*.layers.0.*"].')
 
@@ -255,7 +258,8 @@ class OnnxConfig(Table):
 
     weights: OnnxWeights = Field(
         "packed-int8",
-        description='Without the zeros, for our kernels: "packed-int4", "packed-int8", "packed-bf16". With them:\n'
+        description='Without the zeros, for our kernels: "packed-int4", "packed-int8", "packed-bf16"; "packed": each\n'
+        "matrix as the policy says, where search.budget.bytes is set. With them:\n"
         '"dense-fp32", "dense-fp16", and what onnxruntime has of its own: "dense-int8" (dynamic), "dense-int4".',
     )
 
@@ -266,7 +270,7 @@ class CheckpointConfig(Table):
     weights: CheckpointWeights = Field(
         "dense",
         description='"dense" (pruned weights are zeros that are stored), or without the zeros: "packed-int4",\n'
-        '"packed-int8", "packed-bf16". A packed one needs slimdeploy where it is loaded.',
+        '"packed-int8", "packed-bf16", "packed" (as in [export.onnx]). They need slimdeploy where they are loaded.',
     )
 
 
@@ -279,9 +283,20 @@ class ExportConfig(Table):
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property
+    def weights(self) -> OnnxWeights | CheckpointWeights:
+        """The setting of the format."""
+        match self.format:
+            case "onnx":
+                return self.onnx.weights
+            case "checkpoint":
+                return self.checkpoint.weights
+            case "vllm":
+                return "dense"
+
+    @property
     def keeps_dtype(self) -> bool:
         """Whether weights are stored in the type that they are loaded in; other exports are made from float32."""
-        return self.format == "vllm" or (self.format == "checkpoint" and self.checkpoint.weights == "dense")
+        return self.weights == "dense"
 
 
 class ServeConfig(Table):
@@ -403,6 +418,26 @@ class Config(Table):
             raise ValueError(
                 f"search.projector_steps = {self.search.projector_steps} needs gradients through the whole model, "
                 "which model.streamed does not hold; set search.projector_steps = 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _export_stores_what_the_budget_counts(self) -> Self:
+        export, counts_bytes = self.export, self.search.budget.bytes > 0
+        if counts_bytes and export.format == "vllm":
+            raise ValueError(
+                "export.format = 'vllm' stores all weights dense, so it cannot keep to search.budget.bytes; take "
+                "'onnx' or 'checkpoint', or set search.budget.sparsity instead"
+            )
+        if counts_bytes and export.weights != "packed":
+            raise ValueError(
+                f"search.budget.bytes counts every matrix as the policy stores it, and "
+                f"export.{export.format}.weights = '{export.weights}' stores it otherwise; set 'packed'"
+            )
+        if export.weights == "packed" and not counts_bytes:
+            raise ValueError(
+                f"export.{export.format}.weights = 'packed' stores every matrix as the policy says, which only "
+                "search.budget.bytes makes it say; set that, or 'packed-int8'"
             )
         return self
 

@@ -50,12 +50,13 @@ class Held:
 
 def packed_matrices(manifest: Manifest) -> list[Description]:
     """The prunable matrices of an artifact as they are stored; none where it is not packed."""
-    encoding = ENCODINGS.get(str(manifest.verification.get("weights")))
-    if encoding is None:
+    if not manifest.is_packed:
         return []
+    weights = str(manifest.verification["weights"])
     described = []
     for row in manifest.layers:
         rows, columns = row["rows"], row["columns"]
+        encoding = ENCODINGS[f"packed-{row['values']}" if weights == "packed" else weights]
         # Stored with a mask where that takes less, whatever the policy's pattern is.
         masked = row["bytes"] < dense_bytes(rows, columns, encoding)
         pattern, kept = (row["pattern"], row["kept"]) if masked else (ALL_KEPT, rows * columns)

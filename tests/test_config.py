@@ -35,6 +35,13 @@ def test_sparsity_zero_is_legal() -> None:
     assert parse_config({"search": {"budget": {"sparsity": 0}}}).search.budget.sparsity == 0
 
 
+def test_a_budget_in_bytes_survives_rendering() -> None:
+    tables = {"search": {"budget": {"bytes": 5}}, "export": {"onnx": {"weights": "packed"}}}
+    config = parse_config(tables)
+    assert (config.search.budget.sparsity, config.search.budget.binds) == (0, True)
+    assert parse_config(tomllib.loads(render_config(config))) == config
+
+
 def test_relative_paths_start_from_the_file_and_hub_names_stay(tmp_path: Path) -> None:
     (tmp_path / "llava").mkdir()
     (tmp_path / "deploy.toml").write_text('model = "llava"\nout = "run"\n[data]\nsource = "vqa.jsonl"\n')
@@ -95,6 +102,22 @@ def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
         ({"restore": {"seed": 2**70}}, f"restore.seed = {2**70} should be less than"),
         ({"model": {"device": "gpu"}}, 'model.device = "gpu"'),
         ({"serve": {"port": 70000}}, "serve.port = 70000"),
+        ({"search": {"eta": "automatic"}}, "search.eta: 'automatic' is neither 'auto' nor a number from 0 on"),
+        ({"search": {"eta": -1}}, "search.eta: -1 is neither"),
+        ({"search": {"stages": [0.5, 0.25, 1.0]}}, "search.stages = [0.5, 0.25, 1.0] does not grow up to 1.0"),
+        ({"search": {"stages": [0.5]}}, "search.stages = [0.5] does not grow up to 1.0"),
+        ({"search": {"budget": {"bytes": 5, "sparsity": 0.5}}}, "asks for sparsity = 0.5 and bytes = 5; leave out"),
+        ({"search": {"method": "owl", "budget": {"bytes": 5}}}, "search.method = 'owl' is a formula for sparsities"),
+        (
+            {"search": {"method": "uniform", "budget": {"bytes": 5}}},
+            "cannot choose among search.values = ['int8', 'int4']",
+        ),
+        ({"search": {"budget": {"bytes": 5}}}, "export.onnx.weights = 'packed-int8' stores it otherwise; set 'packed'"),
+        ({"search": {"budget": {"bytes": 5}}, "export": {"format": "vllm"}}, "'vllm' stores all weights dense"),
+        (
+            {"export": {"onnx": {"weights": "packed"}}},
+            "only search.budget.bytes makes it say; set that, or 'packed-int8'",
+        ),
         ({"targets": [{"max_ms": 3}]}, "targets.0.metric is missing"),
         ({"targets": [{"metric": "ttft", "percentile": 95, "max": 1}]}, "takes exactly the bound 'max_ms'"),
         ({"targets": [{"metric": "ttft", "max_ms": 1}]}, "needs a 'percentile'"),

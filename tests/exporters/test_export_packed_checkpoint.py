@@ -21,7 +21,7 @@ from slimdeploy.exporters.packing import pack_smallest, pack_weights
 from slimdeploy.exporters.verify_packed import verify_packed
 from slimdeploy.model import Model, load_model
 from slimdeploy.packed import Encoding, read_packed, unpack
-from slimdeploy.packed_tensor import ALL_KEPT, ENCODINGS
+from slimdeploy.packed_tensor import ALL_KEPT
 from slimdeploy.policy import UNSTRUCTURED
 from slimdeploy.progress import Progress
 from slimdeploy.samples import Sample
@@ -128,9 +128,7 @@ def test_the_pattern_is_the_jobs(model: Model, prompts: list[Sample]) -> None:
     with torch.no_grad():
         weight = blocks.linear(Q_PROJ).weight
         weight.fill_(1).view(64, 16, 4)[..., 2:] = 0
-    packed = pack_weights(
-        blocks, job("packed-int8", prompts, **{Q_PROJ: "2:4"}), ENCODINGS["packed-int8"], Progress.silent()
-    )
+    packed = pack_weights(blocks, job("packed-int8", prompts, **{Q_PROJ: "2:4"}), Progress.silent())
     assert packed[Q_PROJ].pattern == "2:4"
     assert {weight.pattern for name, weight in packed.items() if name != Q_PROJ} == {UNSTRUCTURED}
 

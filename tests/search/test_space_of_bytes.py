@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimdeploy.config import BudgetConfig, Config, PruneConfig, SearchConfig
+from slimdeploy.config import BudgetConfig, Config, ExportConfig, OnnxConfig, PruneConfig, SearchConfig
 from slimdeploy.errors import PruneError
 from slimdeploy.exporters.packing import pack_smallest
 from slimdeploy.packed_tensor import ENCODINGS
@@ -35,7 +35,8 @@ def _space(
     """share: of the bytes that the layers would take as dense int8."""
     tables = {"method": method, "values": tuple(values), "budget": BudgetConfig(bytes=int(share * DENSE_INT8))}
     search = SearchConfig.model_validate(tables)
-    return search_space(LAYERS, Config(prune=PruneConfig(pattern=pattern, skip=skip), search=search))
+    export = ExportConfig(onnx=OnnxConfig(weights="packed"))
+    return search_space(LAYERS, Config(prune=PruneConfig(pattern=pattern, skip=skip), search=search, export=export))
 
 
 patterns = st.sampled_from(["unstructured", "2:4", "*:8", "26:64"])
