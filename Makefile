@@ -4,7 +4,7 @@ CONFIG ?= deploy.toml
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test check format bench-demo bench-kernels wheels clean
+.PHONY: install demo test check format bench-demo bench-kernels bench-quality wheels clean
 
 KERNELS := slimdeploy/kernels
 
@@ -38,6 +38,10 @@ bench-demo: .venv/installed
 # SLIMDEPLOY_BENCH_GGML=FOLDER adds llama.cpp; benchmarks/README.md tells how.
 bench-kernels: .venv/installed
 	$(BIN)/python benchmarks/kernels.py
+
+# Finished cells are kept in benchmarks/results/quality_cells.json; BENCH_ARGS=--fresh measures them again, for hours.
+bench-quality: .venv/installed
+	$(BIN)/python benchmarks/quality.py $(BENCH_ARGS)
 
 format: .venv/installed
 	$(BIN)/ruff format .

@@ -1,0 +1,162 @@
+"""A cell of the quality benchmark: what is done to the demo model, and the accuracy that is left. Keeps finished ones.
+
+Knows no model and no table.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from slimdeploy import __version__
+from slimdeploy.artifact import new_file
+from slimdeploy.config import BudgetConfig, Config, Criterion, PruneConfig, RestoreConfig, SearchConfig, SearchMethod
+from slimdeploy.report import now
+from slimdeploy.search import Cost
+
+Restoration = Literal["none", "lora", "sparse_lora"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is done to the demo model; cells of equal settings differ by their seed alone. As it stands here: nothing.
+
+    bytes, values: instead of a sparsity, as in [search.budget] and [search]. norm_term, projector: whether the search
+    has them. int3: the dense model's matrices are rounded to three bits.
+    """
+
+    criterion: Criterion = "wanda"
+    pattern: str = "unstructured"
+    sparsity: float = 0.0
+    method: SearchMethod = "uniform"
+    restore: Restoration = "none"
+    bytes: int = 0
+    values: tuple[Literal["int8", "int4"], ...] = ()
+    norm_term: bool = True
+    projector: bool = True
+    int3: bool = False
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether any sample or any random number has a say."""
+        return self.sparsity > 0 or self.bytes > 0
+
+    def config(self, base: Config, seed: int) -> Config:
+        """`base` with these settings."""
+        search: dict[str, Any] = {
+            "method": self.method,
+            "seed": seed,
+            "budget": BudgetConfig(bytes=self.bytes) if self.bytes else BudgetConfig(sparsity=self.sparsity),
+        }
+        if self.values:
+            search["values"] = self.values
+        if not self.norm_term:
+            search["eta"] = 0.0
+        if not self.projector:
+            search["projector_steps"] = 0
+        return base.model_copy(
+            update={
+                "prune": PruneConfig(criterion=self.criterion, pattern=self.pattern),
+                "search": SearchConfig(**{**dict(base.search), **search}),
+                "restore": RestoreConfig(**{**dict(base.restore), "method": self.restore, "seed": seed}),
+            }
+        )
+
+    def described(self) -> dict[str, Any]:
+        """What is not as it stands in the class, for files and for people."""
+        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) != each.default}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A setting with a seed: the slice of samples that it sees, and the seed of search and restoration."""
+
+    setting: Setting
+    seed: int
+
+    def __str__(self) -> str:
+        words = [f"{name} {value}" for name, value in self.setting.described().items()]
+        return f"{', '.join(words) or 'dense'}; seed {self.seed}"
+
+    def policy_inputs(self, base: Config) -> dict[str, Any]:
+        """All that the policy depends on beside the model."""
+        config = self.setting.config(base, self.seed)
+        search = config.search.model_dump()
+        if self.setting.method != "evolution":
+            # Formulas read nothing else.
+            search = {name: search[name] for name in ("method", "values", "budget")}
+        # A list that names nothing asks for nothing, so that a setting which is new to slimdeploy ages no figure.
+        prune = {name: value for name, value in config.prune.model_dump().items() if value != ()}
+        return {"seed": self.seed, "data": config.data.model_dump(), "prune": prune, "search": search}
+
+    def inputs(self, base: Config) -> dict[str, Any]:
+        """All that the figure depends on beside the model."""
+        config = self.setting.config(base, self.seed)
+        return {
+            **self.policy_inputs(base),
+            "restore": config.restore.model_dump() if self.setting.restore != "none" else None,
+            "int3": self.setting.int3,
+            "max_tokens": config.validate_.max_tokens,
+        }
+
+
+def key_of(inputs: Mapping[str, Any], model: str) -> str:
+    """sha256 of the inputs, the version and the model's fingerprint."""
+    text = json.dumps({"slimdeploy": __version__, "model": model, **inputs}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What was measured for a cell.
+
+    accuracy: 0 to 1. sparsity: share of zeros among the prunable weights. bytes: of the prunable matrices, packed; 0
+    where it is not said what they are packed as. chosen: by the search, itself or the uniform policy. eta, costs: of
+    the search. seconds: of steps that were not found ready.
+    """
+
+    accuracy: float
+    questions: int
+    sparsity: float
+    bytes: int
+    chosen: str
+    eta: float
+    uniform_validation: float
+    searched_validation: float
+    costs: tuple[Cost, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class FinishedCells:
+    """Figures by the key of their cell, in a JSON file that is written anew with every one that comes."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._entries: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
+
+    def figure(self, key: str) -> Figure:
+        values = self._entries[key]["figure"]
+        return Figure(**{**values, "costs": tuple(Cost(**cost) for cost in values["costs"])})
+
+    def add(self, key: str, cell: Cell, figure: Figure) -> None:
+        self._entries[key] = {
+            "setting": cell.setting.described(),
+            "seed": cell.seed,
+            "date": now(),
+            "figure": asdict(figure),
+        }
+        self._write()
+
+    def forget(self, keys: Collection[str]) -> Self:
+        self._entries = {key: entry for key, entry in self._entries.items() if key not in keys}
+        return self
+
+    def _write(self) -> None:
+        lines = (f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in self._entries.items())
+        with new_file(self._file) as file:
+            file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
