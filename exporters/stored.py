@@ -14,11 +14,11 @@ def stored_bytes(model: Model, folder: Path) -> dict[str, int]:
     sizes = dict(_tensors(folder))
     found = {}
     for layer in model.layers():
-        names = model.arch.checkpoint_names(layer.name)
+        prefixes = model.arch.checkpoint_names(f"{layer.name}.")
         found[layer.name] = sum(
             size
             for name, size in sizes.items()
-            if any(name.startswith(f"{own}.") for own in names) and not name.endswith(".bias")
+            if name.startswith(prefixes) and not name.endswith(".bias")
         )
     return found
 

@@ -7,6 +7,7 @@ in `slimdeploy.encoding`. Knows nothing of pruning.
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,26 +41,60 @@ __all__ = [
 
 @dataclass
 class Model:
-    """A loaded model. name: what users call it. source: its folder. streamed: set where blocks stay in that folder."""
+    """A loaded model. name: what users call it. source: its folder.
+
+    include: globs on linear layers that may be pruned beside those of blocks and projector. streamed: set where blocks
+    stay in the folder.
+    """
 
     module: nn.Module
     processor: Any
     arch: Arch
     name: str
     source: Path
+    include: tuple[str, ...] = ()
     streamed: "Streamed | None" = None
 
     def layers(self) -> list[Layer]:
         """The weight matrices that may be pruned, block by block in forward order.
 
-        Left out: embeddings, the head, and what runs although nothing reads it, such as vision blocks behind the
-        features that the projector reads. The tower "vision" is the encoder of sounds in a family that hears.
+        Left out: embeddings, the head unless it is included, and what runs although nothing reads it, such as vision
+        blocks behind the features that the projector reads. The tower "vision" is the encoder of sounds in a family
+        that hears.
         """
+        found: list[tuple[str, Tower, nn.Linear]] = [
+            (name, tower, linear) for tower, path in self._prunable_parts() for name, linear in self.linears(path)
+        ]
         return [
             Layer(name, tower, linear.out_features, linear.in_features)
-            for tower, path in self._prunable_parts()
-            for name, linear in self.linears(path)
+            for name, tower, linear in found + self.included()
         ]
+
+    def included(self) -> list[tuple[str, Tower, nn.Linear]]:
+        """The layers that `include` adds. Raises ModelError for a glob that names none that could be pruned."""
+        usual = {name for _, path in self._prunable_parts() for name, _ in self.linears(path)}
+        tied = {name.rpartition(".")[0] for name in self.pretrained.all_tied_weights_keys}
+        found: dict[str, tuple[str, Tower, nn.Linear]] = {}
+        for glob in self.include:
+            named = {name: part for name, part in self.module.named_modules() if fnmatchcase(name, glob)}
+            linears = {name: part for name, part in named.items() if isinstance(part, nn.Linear)}
+            if not linears:
+                kinds = f"only {next(iter(named))}, which multiplies with no matrix" if named else "no layer"
+                raise ModelError(
+                    f"prune.include = '{glob}' names {kinds} of {self.name}, such as {self.arch.lm_head} is"
+                )
+            if shared := sorted(tied & linears.keys()):
+                raise ModelError(
+                    f"prune.include = '{glob}' names {shared[0]}, whose weights are also those of another part of "
+                    f"{self.name}, such as the embeddings; leave it out"
+                )
+            found |= {name: (name, self._tower_of(name), part) for name, part in linears.items() if name not in usual}
+        return list(found.values())
+
+    def _tower_of(self, name: str) -> Tower:
+        if name.startswith(f"{self.arch.vision_tower}."):
+            return "vision"
+        return "language" if name.startswith((f"{self.arch.language_model}.", self.arch.lm_head)) else "projector"
 
     def linears(self, path: str) -> list[tuple[str, nn.Linear]]:
         """Full names of the linear layers under `path` that something reads, in the order of their definition."""
@@ -166,7 +201,13 @@ class Model:
         ]
 
 
-def load_model(path: str, dtype: DType = "float32", device: str = "cpu", name: str | None = None) -> Model:
+def load_model(
+    path: str,
+    dtype: DType = "float32",
+    device: str = "cpu",
+    name: str | None = None,
+    include: tuple[str, ...] = (),
+) -> Model:
     """Load "demo", a folder in Hugging Face layout, or a model of the hub; safetensors only, no code from outside.
 
     name: what the path stands for when it is where a named model was found already.
@@ -179,7 +220,7 @@ def load_model(path: str, dtype: DType = "float32", device: str = "cpu", name: s
     with quiet_transformers():
         module = _load_module(folder, getattr(torch, dtype))
         processor = load_processor(folder, arch)
-    model = Model(module.to(device).eval(), processor, arch, model_name(name or path), folder)
+    model = Model(module.to(device).eval(), processor, arch, model_name(name or path), folder, include)
     model.layers()  # raises for a configuration that does not fit the module, before hours are spent on it
     return model
 

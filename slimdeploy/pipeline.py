@@ -141,6 +141,7 @@ class Run:
             **self._model_inputs(),
             "calibration": self.hashes["calibration"],
             "criterion": criterion,
+            "include": self.config.prune.include,
         }
         return self.folder.step("statistics", inputs, produce)
 
@@ -324,7 +325,8 @@ class Run:
         layers = model.layers()
         rows = self.layer_rows() if self.prunes else describe(layers, Policy({x.name: DENSE for x in layers}))
         prompts = self.samples["calibration"][: settings.verify_prompts]
-        job = ExportJob(settings, prompts, {row["name"]: row["pattern"] for row in rows})
+        patterns, values = ({row["name"]: row[key] for row in rows} for key in ("pattern", "values"))
+        job = ExportJob(settings, prompts, patterns, values)
         verification = export(model, folder, job, self.progress)
         stored = stored_bytes(model, folder)
         manifest = Manifest(
@@ -347,7 +349,7 @@ class Run:
 
         settings = self.config.model
         if settings.streamed:
-            return load_streamed(str(self.source), settings.dtype, name=settings.path)
+            return load_streamed(str(self.source), settings.dtype, settings.path, self.config.prune.include)
         return self._load(self.source)
 
     def _load(self, folder: Path, device: str | None = None, dtype: "DType | None" = None) -> "Model":
@@ -360,7 +362,8 @@ class Run:
                 f"exports needs it whole: set model.path = '{self.folder.path / 'pruned' / 'checkpoint'}' and "
                 "search.budget.sparsity = 0 where there is memory for it, once it is pruned"
             )
-        return load_model(str(folder), dtype or settings.dtype, device or settings.device, name=settings.path)
+        dtype, device = dtype or settings.dtype, device or settings.device
+        return load_model(str(folder), dtype, device, settings.path, self.config.prune.include)
 
     def _model_inputs(self) -> dict[str, Any]:
         return {"model": self.source_fingerprint, "dtype": self.config.model.dtype}

@@ -28,7 +28,9 @@ from .processor import load_processor
 _GENERATION = "generation_config.json"
 
 
-def load_streamed(path: str, dtype: DType = "bfloat16", name: str | None = None) -> Model:
+def load_streamed(
+    path: str, dtype: DType = "bfloat16", name: str | None = None, include: tuple[str, ...] = ()
+) -> Model:
     """As `load_model`, with the blocks left on disk. On the CPU, for reading and pruning: its blocks cannot be trained.
 
     Raises ModelError as `load_model` does.
@@ -39,7 +41,7 @@ def load_streamed(path: str, dtype: DType = "bfloat16", name: str | None = None)
     with quiet_transformers():
         module = _empty_module(folder, getattr(torch, dtype))
         processor = load_processor(folder, arch)
-    model = Model(module.eval(), processor, arch, model_name(name or path), folder)
+    model = Model(module.eval(), processor, arch, model_name(name or path), folder, include)
     blocks = [f"{part}.{i}" for part in (arch.vision_blocks, arch.language_blocks) for i in range(_count(module, part))]
     model.streamed = Streamed(module, stored, blocks)
     model.layers()
@@ -199,7 +201,9 @@ class ShardWriter:
         index = {"metadata": {"total_size": self._bytes}, "weight_map": dict(sorted(self._places.items()))}
         (self.folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
         for file in self.model.source.iterdir():
-            if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json")):
+            if file.is_dir():  # a second tokenizer
+                shutil.copytree(file, self.folder / file.name)
+            elif not file.name.endswith((".safetensors", ".safetensors.index.json")):
                 shutil.copyfile(file, self.folder / file.name)
 
     def _write(self, names: list[str], number: int) -> None:

@@ -353,6 +353,16 @@ def test_sparsegpt_restores_from_the_weights_that_it_left(source: Path, tmp_path
         assert moved < away
 
 
+def test_a_head_that_is_pruned_is_shipped_without_its_zeros(source: Path, tmp_path: Path) -> None:
+    config = _with(configure(source, tmp_path / "run"), prune={"include": ["lm_head"]}, search={"method": "uniform"})
+    with opened_run(config, Progress.silent()) as run:
+        layers = {layer["name"]: layer for layer in open_artifact(run.artifact().path).manifest.layers}
+        restored = load_model(str(run.restored().path / "checkpoint")).linear("lm_head").weight
+    assert layers["lm_head"]["sparsity"] == 0.5
+    assert float((restored == 0).float().mean()) == 0.5
+    assert layers["lm_head"]["bytes"] < restored.numel()  # a byte each, were it stored as it is
+
+
 @pytest.mark.parametrize("method", ["uniform", "evolution"])
 def test_a_model_that_stays_on_disk_is_pruned_as_one_in_memory(source: Path, tmp_path: Path, method: str) -> None:
     checkpoints = {}
