@@ -25,7 +25,7 @@ from .samples import Sample
 from .scoring import Accuracy
 from .targets import TargetResult
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 REPORT_FILES = ("report.json", "report.html")
 Stage = Literal["dense", "pruned", "restored", "artifact"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -42,7 +42,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class LayerSparsity:
-    """What the policy left of one matrix: (rows, columns) = (out, in); sparsity: share removed, 0 to 1."""
+    """What the policy left of one matrix: (rows, columns) = (out, in); sparsity: share removed, 0 to 1.
+
+    values: what it is stored as, where the policy chose it.
+    """
 
     name: str
     tower: str
@@ -50,20 +53,28 @@ class LayerSparsity:
     columns: int
     sparsity: float
     pattern: str
+    values: str = ""
 
 
 @dataclass(frozen=True)
 class SearchHistory:
-    """The objective J (lower is better) of the best candidate after each generation, against the uniform policy's.
+    """The objective J (lower is better) of the best candidate after each generation, and of the best uniform policy.
 
-    validation_*: J on held-out samples, which decided what was `chosen`.
+    validation_*: J on held-out samples, which decided what was `chosen`. accepted: generations after which an evolved
+    projector was. eta: weight of the norm term; eta_chosen: the generation after which it was, 0 where it was set.
+    correlations: how well J ranks with each eta that was tried. cost: of the whole search, in words.
     """
 
     best: tuple[float, ...]
-    uniform: float | None
+    uniform: tuple[float, ...]
     chosen: SearchMethod
     validation_uniform: float | None = None
     validation_searched: float | None = None
+    accepted: tuple[int, ...] = ()
+    eta: float = 0.0
+    eta_chosen: int = 0
+    correlations: tuple[tuple[float, float], ...] = ()
+    cost: str = ""
 
 
 @dataclass(frozen=True)

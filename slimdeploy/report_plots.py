@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
 
 from markupsafe import Markup
 
+from .artifact import new_file
 from .measurements import Distribution, LatencyMetric, Run
 from .report import STAGES, LayerSparsity, Loss, Report, SearchHistory, Sizes, Stage
 from .scoring import Accuracy
-from .svg import Axis, Plot, rectangle, svg, text
+from .svg import Axis, Plot, rectangle, standalone, svg, text
 
 WIDTH = 880
 _PANEL = 286
@@ -156,16 +159,40 @@ def timeline(run: Run) -> Markup:
 
 
 def search_curve(search: SearchHistory) -> Markup:
-    """The best J so far after every generation; the uniform policy's as a line to beat."""
-    best = list(enumerate(search.best, 1))
-    level = [] if search.uniform is None else [search.uniform]
-    generations = Axis(1, max(len(best), 2), "generation", tuple(_whole_ticks(len(best))))
-    plot = Plot("Search history", generations, Axis.around([*search.best, *level], wanted=4), WIDTH, 210)
-    for uniform in level:
-        plot.horizontal(uniform, "uniform", "reference")
+    """J after every generation, of the best policy and of the uniform one to beat; on the right both on other samples.
+
+    Where a projector was accepted there is a dot: J of both falls there, because the model beneath them is another.
+    """
+    best, uniform = list(enumerate(search.best, 1)), list(enumerate(search.uniform, 1))
+    held_out = {"searched": search.validation_searched, "uniform": search.validation_uniform}
+    known = {name: value for name, value in held_out.items() if value is not None}
+    count = len(best)
+    axis = Axis(0.5, 1.4 * count + 1, "generation", tuple(_whole_ticks(count)))
+    values = Axis.around([*search.best, *search.uniform, *known.values()], wanted=4)
+    plot = Plot("Search history", axis, values, WIDTH)
+    plot.steps(uniform, "reference")
+    plot.note(1.01 * count, search.uniform[-1], "uniform", "reference", drop=4)
     plot.steps(best, "main")
     plot.dots(best, "main")
+    plot.note(1.01 * count, search.best[-1], "best", "main", drop=4)
+    plot.dots([best[index - 1] for index in search.accepted], "accepted")
+    if search.accepted:
+        # The curve falls, so that the corner beneath its start is free.
+        plot.note(1, values.low, "● projector accepted", "accepted", drop=-7)
+    for name, value in known.items():
+        style = "main" if name == "searched" else "reference"
+        plot.dots([(1.14 * count, value)], f"{style} held-out")
+        plot.note(1.155 * count, value, f"{name}, held out: {value:.3g}", style, drop=4)
+    if search.eta_chosen:
+        plot.vertical(search.eta_chosen, f"eta = {search.eta:g}", "reference")
     return plot.render()
+
+
+def write_plot(picture: Markup, path: Path) -> None:
+    """As an SVG file that stands alone; the whole file or, when the disk is full, nothing new."""
+    style_sheet = files(__package__).joinpath("plots.css").read_text(encoding="utf-8")
+    with new_file(path) as file:
+        file.write_text(standalone(picture, style_sheet), encoding="utf-8")
 
 
 def restoration_curve(losses: Sequence[Loss]) -> Markup:
@@ -195,6 +222,7 @@ def heat_map(layers: Sequence[LayerSparsity]) -> Markup:
     for layer, (row_name, column) in zip(layers, places, strict=True):
         x, y = _LABELS + column * cell, rows.index(row_name) * 24
         tip = f"{layer.name}: {100 * layer.sparsity:.1f}% removed, {layer.rows} x {layer.columns}, {layer.pattern}"
+        tip += f", {layer.values}" if layer.values else ""
         marks.append(rectangle(x, y, cell - 2, 22, "heat", tip, 0.06 + 0.94 * layer.sparsity))
         if cell >= 30:
             shade = "on-dark" if layer.sparsity > 0.5 else ""

@@ -113,6 +113,10 @@ class Plot:
         self._path(f"M{LEFT} {y}H{right}", f"marker {style}")
         self._tags.append(text(right, y - 5, words, f"{style} tag", "end"))
 
+    def note(self, x: float, y: float, words: str, style: str, anchor: str = "start", drop: float = 0.0) -> None:
+        """Words at a point, `drop` pixels below it."""
+        self._tags.append(text(self.x(x), self.y(y) + drop, words, f"{style} tag", anchor))
+
     def render(self) -> Markup:
         return svg(self.title, self.width, self.height, [*self._axes(), *self._marks, *self._tags])
 
@@ -132,6 +136,13 @@ class Plot:
         yield Markup('<path class="axis" d="M{} {}H{}"/>').format(LEFT, bottom, right)
         label = Markup('<text class="label" x="{}" y="{}" text-anchor="end">{}</text>')
         yield label.format(right, self.height - 4, self.x_axis.label)
+
+
+def standalone(picture: Markup, style_sheet: str) -> str:
+    """A picture as a file of its own, in the theme of whoever looks at it."""
+    style = f"<style>{style_sheet}\nsvg {{ background: var(--paper); font-family: system-ui, sans-serif; }}</style>"
+    head, _, rest = str(picture).partition(">")
+    return head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + ">" + style + rest + "\n"
 
 
 def svg(title: str, width: int, height: int, marks: Iterable[Markup]) -> Markup:

@@ -175,7 +175,8 @@ def _layers(artifact: Artifact | None) -> tuple[LayerSparsity, ...] | None:
     if artifact is None:
         return None
     names = LayerSparsity.__dataclass_fields__
-    return tuple(LayerSparsity(**{name: row[name] for name in names}) for row in artifact.manifest.layers)
+    rows = artifact.manifest.layers
+    return tuple(LayerSparsity(**{name: row[name] for name in names if name in row}) for row in rows)
 
 
 def _comparison(run: "Run", artifact: Artifact) -> Comparison | None:
@@ -189,14 +190,7 @@ def _comparison(run: "Run", artifact: Artifact) -> Comparison | None:
 def _search_history(run: "Run") -> SearchHistory:
     from .search import SearchResult
 
-    found = SearchResult.load(run.search().path)
-    return SearchHistory(
-        best=tuple(generation.best for generation in found.history),
-        uniform=found.history[-1].uniform if found.history else None,
-        chosen=found.chosen,
-        validation_uniform=found.uniform_validation,
-        validation_searched=found.searched_validation,
-    )
+    return SearchResult.load(run.search().path).summary()
 
 
 def _losses(run: "Run") -> tuple[Loss, ...]:

@@ -6,6 +6,7 @@ import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -28,12 +29,16 @@ from slimdeploy.report import (
     write_json,
 )
 from slimdeploy.report_html import render_html, verdict, write_html
+from slimdeploy.report_plots import search_curve, write_plot
 from slimdeploy.samples import Sample
 from slimdeploy.scoring import Accuracy, score
 from slimdeploy.svg import Axis, Plot, round_ticks
 from slimdeploy.targets import Measured, judge
 
 HOSTILE = "<script>alert('x')</script>\"&'"
+HISTORY = SearchHistory(
+    (0.9, 0.7, 0.7), (0.9, 0.8, 0.8), "evolution", 0.82, 0.75, (2,), 0.02, 1, ((0.0, 0.4), (0.02, 0.6)), "3 evaluations"
+)
 TARGETS = [
     Target(metric="ttft", percentile=95, max_ms=250),
     Target(metric="tpot", percentile=95, max_ms=15),
@@ -71,7 +76,7 @@ def full(name: str = "demo") -> Report:
         size_bytes=Sizes(16_000_000, 8_000_000),
         agreement={"torch_onnx": 1.0},
         policy=tuple(layers),
-        search=SearchHistory((0.9, 0.7, 0.7), 0.8, "evolution", 0.82, 0.75),
+        search=HISTORY,
         restoration=tuple(Loss(step, 1 / (1 + step)) for step in range(50)),
         mistakes=first_mistakes(samples, [name, "blue"]),
         notes=(f"A note on {name}.",),
@@ -109,7 +114,7 @@ class TestJson:
 
     @pytest.mark.parametrize(
         ("values", "said"),
-        [([], "is of version None"), ({"version": 9}, "is of version 9"), ({"version": 1}, "is not a report: model")],
+        [([], "is of version None"), ({"version": 9}, "is of version 9"), ({"version": 2}, "is not a report: model")],
     )
     def test_something_else_is_refused(self, values: object, said: str) -> None:
         with pytest.raises(ValidateError, match=said):
@@ -170,8 +175,8 @@ class TestHtml:
             endpoint_only(),
             endpoint_only(failed=40),
             replace(full(), run=None, targets=()),
-            replace(full(), restoration=(Loss(0, 1.0),), search=SearchHistory((0.5,), None, "uniform")),
-            replace(full(), search=SearchHistory((), 0.5, "uniform"), policy=(), restoration=()),
+            replace(full(), restoration=(Loss(0, 1.0),), search=SearchHistory((0.5,), (0.6,), "uniform")),
+            replace(full(), search=SearchHistory((), (), "uniform"), policy=(), restoration=()),
         ],
         ids=["full", "hostile", "endpoint", "all failed", "no endpoint", "one step", "no search"],
     )
@@ -243,6 +248,25 @@ class TestPlots:
     def test_a_single_value_still_has_an_axis(self) -> None:
         axis = Axis.around([5.0])
         assert axis.low < 5.0 < axis.high
+
+    def test_the_search_marks_projectors_eta_and_both_held_out_values(self) -> None:
+        plot = search_curve(HISTORY)
+        for words in ("projector accepted", "eta = 0.02", "searched, held out: 0.75", "uniform, held out: 0.82"):
+            assert words in plot
+        bare = search_curve(replace(HISTORY, accepted=(), eta_chosen=0, validation_searched=None))
+        assert not any(words in bare for words in ("projector", "eta", "searched"))
+        page = render_html(full())
+        assert "Spearman" in page
+        assert "0.600 with 0.02" in page
+        assert "Cost: 3 evaluations." in page
+
+    def test_a_plot_stands_alone_in_a_file(self, tmp_path: Path) -> None:
+        write_plot(search_curve(HISTORY), tmp_path / "history.svg")
+        root = ElementTree.parse(tmp_path / "history.svg").getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        style = root.find("{http://www.w3.org/2000/svg}style")
+        assert style is not None
+        assert "prefers-color-scheme: dark" in str(style.text)
 
     def test_the_page_shows_the_kinds_of_the_score(self) -> None:
         samples = [Sample(str(i), "?", answers=("a",), kind=kind) for i, kind in enumerate(("colour", "digit"))]

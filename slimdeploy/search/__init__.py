@@ -118,6 +118,7 @@ def _search(
         history=outcome.history,
         projector=projector.weights if projector and searched_wins else {},
         eta=fitness.eta,
+        eta_chosen=eta.after,
         eta_rankings=eta.rankings,
         costs=ledger.costs(),
     )

@@ -34,17 +34,18 @@ class EtaChoice:
     """Gives verdicts their eta: a number at once, "auto" after some generations, from what is known by then."""
 
     def __init__(self, eta: float | Literal["auto"], after: int, verdicts: Sequence[Verdicts]) -> None:
-        """verdicts: on the search samples first, which eta is chosen on."""
+        """after: generations, at least one. verdicts: on the search samples first, which eta is chosen on."""
         self.rankings: tuple[Ranking, ...] = ()
-        self._waits = after if eta == "auto" else 0
+        self.after = after if eta == "auto" else 0
+        self._generation = 0
         self._verdicts = verdicts
         if eta != "auto":
             self._set(eta)
 
     def choose(self) -> bool:
         """Called once a generation; True when eta changed."""
-        self._waits -= 1
-        if self._waits:
+        self._generation += 1
+        if self._generation != self.after:
             return False
         known = self._verdicts[0]
         before = known.eta

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..config import SearchMethod
 from ..model import Model
 from ..policy import Policy
-from .cost import Cost
+from ..report import SearchHistory
+from .cost import Cost, in_words
 from .eta import Ranking
 from .evolution import Generation
 
@@ -25,7 +26,8 @@ class SearchResult:
 
     uniform_validation, searched_validation: J of the best uniform policy and of the one that was found, on held-out
     samples; the lower one was chosen. Equal when nothing was searched. eta: weight of the norm term in J.
-    eta_rankings: how well each eta of the grid ranked policies; none where it was set, or too little was known.
+    eta_chosen: the generation after which it was, 0 where it was set. eta_rankings: how well each eta of the grid
+    ranked policies then; none where too little was known.
     """
 
     policy: Policy
@@ -35,6 +37,7 @@ class SearchResult:
     history: tuple[Generation, ...] = ()
     projector: dict[str, Tensor] = field(default_factory=dict)
     eta: float = 0.0
+    eta_chosen: int = 0
     eta_rankings: tuple[Ranking, ...] = ()
     costs: tuple[Cost, ...] = ()
 
@@ -44,6 +47,22 @@ class SearchResult:
         with torch.no_grad():
             for name, tensor in self.projector.items():
                 parameters[name].copy_(tensor)
+
+    def summary(self) -> SearchHistory:
+        """What a report shows of it."""
+        changed = [generation.index for generation in self.history if generation.refined]
+        return SearchHistory(
+            best=tuple(generation.best for generation in self.history),
+            uniform=tuple(generation.uniform for generation in self.history),
+            chosen=self.chosen,
+            validation_uniform=self.uniform_validation,
+            validation_searched=self.searched_validation,
+            accepted=tuple(index for index in changed if index != self.eta_chosen),
+            eta=self.eta,
+            eta_chosen=self.eta_chosen,
+            correlations=tuple((ranking.eta, ranking.correlation) for ranking in self.eta_rankings),
+            cost=in_words(self.costs) if self.costs else "",
+        )
 
     def save(self, folder: Path) -> None:
         values = asdict(replace(self, projector={}))
