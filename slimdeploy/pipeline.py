@@ -162,6 +162,7 @@ class Run:
             from .exporters import check
             from .model import refuse_control_tokens
             from .prune import Stats
+            from .report_plots import search_curve, write_plot
             from .search import Journal, search_policy
 
             model = self._load_to_prune()
@@ -172,6 +173,8 @@ class Run:
             stats = Stats.load(statistics.path)
             result = search_policy(model, stats, self.samples, self.config, self.progress, journal)
             result.save(folder)
+            if result.history:
+                write_plot(search_curve(result.summary()), folder / "history.svg")
             (folder / _LAYERS).write_text(json.dumps(describe(model.layers(), result.policy), indent=1))
 
         return self.folder.step("search", inputs, produce)
@@ -181,7 +184,9 @@ class Run:
         search, statistics = self.search(), self.statistics()
 
         def produce(folder: Path) -> None:
-            from .prune import RankedWeights, Stats, make_masks, masked, prune_blockwise, save_masks, save_weights
+            from .prune import RankedWeights, Stats, apply_masks, make_masks, prune_blockwise, save_masks, save_weights
+            from .prune.database import as_stored
+            from .prune.masks import set_weights
             from .search import SearchResult
             from .streaming import write_blocks
 
@@ -202,8 +207,10 @@ class Run:
             masks = make_masks(database, found.policy)
             save_masks(masks, folder)
             found.apply_projector(model)
-            with masked(model, masks):
-                self._save_answers(model, folder)
+            apply_masks(model, masks)
+            for name, level in found.policy.levels.items():
+                set_weights(model, {name: as_stored(model.linear(name).weight.detach(), level.values)})
+            self._save_answers(model, folder)
 
         return self.folder.step("pruned", {"search": search, **self._test_inputs()}, produce)
 
