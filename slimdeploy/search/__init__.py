@@ -87,7 +87,7 @@ def _search(
     fitness = Verdicts("search", judge, ends, journal, ledger)
     accept, decide = (
         Verdicts(name, judge_on(_batches(part)), [len(part)], journal, ledger)
-        for name, part in (("held out", held_out), ("final", final))
+        for name, part in (("projector", held_out), ("held-out", final))
     )
     eta = EtaChoice(settings.eta, min(_ETA_AFTER, settings.generations), (fitness, accept, decide))
     projector = ProjectorEvolution(judge, accept, settings, journal, ledger) if isinstance(judge, ModelJudge) else None

@@ -40,10 +40,11 @@ def in_words(costs: Iterable[Cost]) -> str:
     costs = list(costs)
     evaluations, tokens = sum(cost.evaluations for cost in costs), sum(cost.tokens for cost in costs)
     seconds = sum(cost.seconds for cost in costs)
-    parts = "; ".join(
-        f"{cost.of}: {cost.evaluations:,}, {_tokens(cost.tokens)}, {_time(cost.seconds)}" for cost in costs
+    parts = ", ".join(
+        f"{f'{cost.evaluations:,} ' if cost.evaluations else ''}{cost.of} ({_tokens(cost.tokens)}, {_time(cost.seconds)})"
+        for cost in costs
     )
-    return f"{evaluations:,} evaluations, {_tokens(tokens)} tokens, {_time(seconds)} ({parts})"
+    return f"{evaluations:,} evaluations, {_tokens(tokens)} tokens, {_time(seconds)}: {parts}"
 
 
 def _tokens(count: int) -> str:

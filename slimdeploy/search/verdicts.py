@@ -37,6 +37,9 @@ class Verdicts:
         self._name, self._judge, self._stages = name, judge, stages
         self._journal, self._ledger = journal, ledger
         self._known: dict[_Key, Scored] = {}
+        self._costs = [f"on {count} {name} samples" for count in stages]
+        for of in self._costs:
+            ledger.add(of, 0, 0, 0.0)
 
     @property
     def samples(self) -> Sequence[int]:
@@ -54,8 +57,7 @@ class Verdicts:
         for start, group in waiting.items():
             for policy, losses, seconds in self._found(list(group.values()), range(start, end)):
                 self._add(policy, losses)
-                of = f"{self._name}, {self._stages[stage]} samples"
-                self._ledger.add(of, 1, sum(self._judge.tokens[start:end]), seconds)
+                self._ledger.add(self._costs[stage], 1, sum(self._judge.tokens[start:end]), seconds)
         return [self._objective(self._known[self._key(policy)], end) for policy in policies]
 
     def complete(self) -> list[list[Scored]]:

@@ -222,7 +222,7 @@ def test_nothing_is_judged_twice_and_early_stages_use_fewer_tokens(
     assert set(seen.values()) == {1}
     costs = {cost.of: cost for cost in result.costs}
     assert sum(cost.tokens for cost in result.costs) == sum(tokens.values()) + costs["projector steps"].tokens
-    stages = [costs[f"search, {count} samples"] for count in (2, 8, 16)]
+    stages = [costs[f"on {count} search samples"] for count in (2, 8, 16)]
     each = [cost.tokens / cost.evaluations for cost in stages]
     assert each[0] < 0.5 * each[1] < 0.5 * each[2]
     assert stages[0].evaluations > stages[1].evaluations
