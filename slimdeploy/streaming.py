@@ -77,7 +77,7 @@ class StoredWeights:
 
     @staticmethod
     def of(folder: Path, arch: Arch, dtype: torch.dtype) -> "StoredWeights":
-        files = {}
+        files: dict[str, Path] = {}
         for file in weight_files(folder):
             with safe_open(file, framework="pt") as opened:
                 files |= dict.fromkeys(opened.keys(), file)

@@ -58,7 +58,9 @@ def _inverse_of_upper(upper: Tensor) -> Tensor:
     """By halves, so that nearly all work is matrix products, and a third of what solving for every column takes."""
     size = len(upper)
     if size <= _SMALLEST_INVERSE:
-        return torch.linalg.solve_triangular(upper, torch.eye(size, dtype=upper.dtype, device=upper.device), upper=True)
+        identity = torch.eye(size, dtype=upper.dtype, device=upper.device)
+        small: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
+        return small
     half = size // 2
     inverse = torch.zeros_like(upper)
     inverse[:half, :half] = _inverse_of_upper(upper[:half, :half])
