@@ -40,11 +40,13 @@ def in_words(costs: Iterable[Cost]) -> str:
     costs = list(costs)
     evaluations, tokens = sum(cost.evaluations for cost in costs), sum(cost.tokens for cost in costs)
     seconds = sum(cost.seconds for cost in costs)
-    parts = ", ".join(
-        f"{f'{cost.evaluations:,} ' if cost.evaluations else ''}{cost.of} ({_tokens(cost.tokens)}, {_time(cost.seconds)})"
-        for cost in costs
-    )
+    parts = ", ".join(map(_part, costs))
     return f"{evaluations:,} evaluations, {_tokens(tokens)} tokens, {_time(seconds)}: {parts}"
+
+
+def _part(cost: Cost) -> str:
+    evaluations = f"{cost.evaluations:,} " if cost.evaluations else ""
+    return f"{evaluations}{cost.of} ({_tokens(cost.tokens)}, {_time(cost.seconds)})"
 
 
 def _tokens(count: int) -> str:
