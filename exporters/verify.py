@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ExportError
+from ..evaluate import plain_generation
 from ..kernels.operators import missing_operators, register_operators
 from ..model import Model, encode
 from ..packed import PackedTensor
@@ -219,23 +220,14 @@ def _rounded(value: float) -> float:
 @torch.no_grad()
 def greedy_in_torch(model: Model, prompt: Sample) -> Answer:
     """What the whole model answers, through its own forward and KV cache."""
-    inputs: dict[str, Any] = dict(encode(model, [prompt]))
-    mask, ends = inputs["attention_mask"], end_tokens(model)
-    answer = Answer([], [])
-    cache = None
-    while len(answer.tokens) < MAX_TOKENS:
-        output = model.module(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        logits, cache = output.logits[0, -1].double(), output.past_key_values
-        best, second = logits.topk(2).values.tolist()
-        token = int(logits.argmax())
-        answer.tokens.append(token)
-        answer.margins.append((best - second) / max(abs(best), 1e-30))
-        if token in ends:
-            break
-        mask = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
-        positions = mask.sum(dim=1, keepdim=True) - 1
-        inputs = {"input_ids": positions.new_tensor([[token]]), "attention_mask": mask, "position_ids": positions}
-    return answer
+    inputs = {name: tensor for name, tensor in encode(model, [prompt]).items() if name != "position_ids"}
+    with plain_generation(model):
+        answer = model.pretrained.generate(
+            **inputs, max_new_tokens=MAX_TOKENS, return_dict_in_generate=True, output_logits=True
+        )
+    tokens = answer.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    best = [logits[0].double().topk(2).values.tolist() for logits in answer.logits]
+    return Answer(tokens, [(first - second) / max(abs(first), 1e-30) for first, second in best])
 
 
 def greedy_in_onnx(model: Model, graphs: OnnxGraphs, prompts: Sequence[Sample]) -> list[list[int]]:

@@ -27,7 +27,7 @@ def greedy_answers(
         indices = order[start : start + batch_size]
         batch = encode(model, [samples[index] for index in indices])
         inputs = {name: tensor for name, tensor in batch.items() if name != "position_ids"}  # generate makes its own
-        with torch.inference_mode(), _plain_generation(model):
+        with torch.inference_mode(), plain_generation(model):
             tokens = model.pretrained.generate(**inputs, max_new_tokens=max_tokens)
         texts = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         for index, text in zip(indices, texts, strict=True):
@@ -38,7 +38,7 @@ def greedy_answers(
 
 
 @contextmanager
-def _plain_generation(model: Model) -> Iterator[None]:
+def plain_generation(model: Model) -> Iterator[None]:
     """Nothing of the checkpoint's generation config but the tokens that it ends with.
 
     A config given to `generate` is filled up from the model's own, which is why that one has to go for a while. Where

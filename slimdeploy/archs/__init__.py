@@ -4,7 +4,7 @@ weights, and how its processor wants to be asked.
 A new family is one file here and one name in `_families`. `slimdeploy.model` walks over modules with what stands here.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +18,10 @@ def _nothing(_: Any) -> tuple[str, ...]:
     return ()
 
 
+def _no_padding(_: str, __: Mapping[str, Any]) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Arch:
     """Module paths of one family, as transformers names them, and what else differs between families.
@@ -28,6 +32,8 @@ class Arch:
     layout, which vLLM's loader expects; others with the same prefix here are what transformers 5 saves.
     feature_layer: where the projector reads a hidden state in the middle of the tower, the configuration's key that
     says which (an index or several; 0 is the embeddings, negative counts from the end): blocks after it are dead.
+    projector_padding: by a layer's name and a batch, which of the last tokens that a layer of the projector sees are no
+    padding, (samples, tokens); None where all are.
     dead: prefixes of linear layers that run and whose output nothing reads, by the configuration.
     media, fewest, most: what stands beside a question, and how many a sample must and may have.
     media_token: the configuration's key for the token that a picture's or a sound's features replace.
@@ -47,6 +53,7 @@ class Arch:
     lm_head: str
     hub_prefixes: tuple[tuple[str, str], ...]
     feature_layer: str | None = None
+    projector_padding: Callable[[str, Mapping[str, Any]], Any] = _no_padding
     dead: Callable[[Any], tuple[str, ...]] = _nothing
     media: Media = "pictures"
     fewest: int = 0
@@ -93,11 +100,14 @@ def arch_for(config: dict[str, Any], source: str) -> Arch:
 def _families() -> tuple[Arch, ...]:
     from .gemma3 import GEMMA3
     from .idefics3 import IDEFICS3
+    from .instructblip import INSTRUCTBLIP
     from .llava import LLAVA
     from .llava_next import LLAVA_NEXT
     from .paligemma import PALIGEMMA
     from .qwen2_5_vl import QWEN2_5_VL
+    from .qwen2_audio import QWEN2_AUDIO
     from .qwen3_vl import QWEN3_VL
     from .smolvlm import SMOLVLM
 
-    return (LLAVA, LLAVA_NEXT, IDEFICS3, SMOLVLM, QWEN2_5_VL, QWEN3_VL, PALIGEMMA, GEMMA3)
+    pictures = (LLAVA, LLAVA_NEXT, IDEFICS3, SMOLVLM, QWEN2_5_VL, QWEN3_VL, PALIGEMMA, GEMMA3, INSTRUCTBLIP)
+    return (*pictures, QWEN2_AUDIO)

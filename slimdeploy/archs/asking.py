@@ -39,16 +39,17 @@ def special_tokens(tokenizer: Any, prompts: Sequence[str]) -> dict[str, bool]:
 
 def ask_processor(processor: Any, ask: Ask, **more: Any) -> Any:
     """Inputs of the texts with all pictures in one list, padded on the left. more: what else the processor is told."""
-    return processor(text=ask.texts, images=ask.flat_pictures, **_layout(processor, ask), **more)
+    return processor(text=ask.texts, images=ask.flat_pictures, **in_batch(processor, ask), **more)
 
 
 def ask_with_lists(processor: Any, ask: Ask) -> Any:
     """As `ask_processor`, with a list of pictures for each sample."""
     lists = [list(own) for own in ask.pictures] if ask.flat_pictures else None
-    return processor(text=ask.texts, images=lists, **_layout(processor, ask))
+    return processor(text=ask.texts, images=lists, **in_batch(processor, ask))
 
 
-def _layout(processor: Any, ask: Ask) -> dict[str, Any]:
+def in_batch(processor: Any, ask: Ask) -> dict[str, Any]:
+    """What every processor is told: one tensor for all samples, padded on the left."""
     special = special_tokens(processor.tokenizer, ask.prompts)
     return {"padding": True, "padding_side": "left", "return_tensors": "pt", **special}
 

@@ -75,8 +75,11 @@ def encode_all(model: Model, samples: Sequence[Sample], batch_size: int) -> list
     """
     if not samples:
         raise PruneError("there are no calibration samples; pruning measures what the layers see, so give some")
-    if not any(sample.images for sample in samples):
-        raise PruneError(f"none of the {len(samples)} calibration samples has a picture; the vision tower needs some")
+    if not any(sample.images or sample.sounds for sample in samples):
+        raise PruneError(
+            f"none of the {len(samples)} calibration samples has a picture, or a sound for a model that hears; the "
+            "tower needs some"
+        )
     starts = range(0, len(samples), batch_size)
     return [encode(model, samples[start : start + batch_size], answers=True) for start in starts]
 
@@ -175,23 +178,35 @@ class _Front:
 
     def run(self, observe: Observe | None = None, _: Sequence[Tensor] | None = None) -> Outputs:
         model = self.walk.model
-        with self.walk.replayed(), _capturing(model, self.layers()) as captured:
-            calls = _recorded(model, model.arch.language_blocks, self.batches)
-        if observe:
-            _tell(observe, captured, None)
+        calls: list[list[Call]] = []
+        with self.walk.replayed():
+            for batch in self.batches:
+                with _capturing(model, self.layers()) as captured:
+                    own = _recorded(model, model.arch.language_blocks, [batch])
+                calls = [before + more for before, more in zip(calls, own, strict=True)] if calls else own
+                for name, seen in captured if observe else []:
+                    observe(name, _without_padding(seen, model.arch.projector_padding(name, batch)))
         return calls
 
     def hand_on(self, outputs: Outputs) -> None:
         self.handed_on = outputs
 
 
-def _tell(observe: Observe, captured: list[tuple[str, Tensor]], tokens: Tensor | None) -> None:
+def _tell(observe: Observe, captured: list[tuple[str, Tensor]], tokens: Tensor) -> None:
     """Layers that were given one and the same tensor are told of one and the same."""
     chosen: dict[int, Tensor] = {}
     for name, seen in captured:
         if id(seen) not in chosen:
-            chosen[id(seen)] = seen.flatten(0, -2) if tokens is None else seen[tokens.to(seen.device)]
+            chosen[id(seen)] = seen[tokens.to(seen.device)]
         observe(name, chosen[id(seen)])
+
+
+def _without_padding(seen: Tensor, valid: Tensor | None) -> Tensor:
+    """(tokens, in). seen: (..., tokens, in). valid: (..., last tokens), True where they are no padding."""
+    if valid is None:
+        return seen.flatten(0, -2)
+    before = seen.shape[-2] - valid.shape[-1]
+    return seen[nn.functional.pad(valid.to(seen.device), (before, 0), value=True)]
 
 
 def _hidden_of(output: Any) -> Tensor:
@@ -230,12 +245,21 @@ def _recorded(model: Model, path: str, batches: Sequence[Mapping[str, Tensor]]) 
             with torch.no_grad():
                 model.module(**inputs, use_cache=False, logits_to_keep=1)
         by_block = by_block or [[] for _ in recorders]
-        for i, (first, *_) in enumerate(recorders[0].calls):
-            valid = batch["attention_mask"].bool().cpu() if language else torch.ones(first.shape[:-1]).bool()
+        for i in range(len(recorders[0].calls)):
+            valid = batch["attention_mask"].bool().cpu() if language else _seen_by_others(*recorders[0].calls[i])
             is_text = valid & (batch["input_ids"] != model.media_token_id).cpu() if language else None
             for own, recorder in zip(by_block, recorders, strict=True):
                 own.append(Call(*recorder.calls[i], valid, is_text, recorder.learnt[0]))
     return by_block
+
+
+def _seen_by_others(hidden: Tensor, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
+    """Tokens of a tower that are no padding, by its attention mask where it has one: (samples, 1, queries, keys)."""
+    for mask in (*arguments, *keywords.values()):
+        if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[-1] == hidden.shape[-2]:
+            attended = mask if mask.dtype == torch.bool else mask == 0
+            return attended.any(2)[:, 0]
+    return torch.ones(hidden.shape[:-1], dtype=torch.bool)
 
 
 @dataclass(frozen=True)

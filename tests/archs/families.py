@@ -4,7 +4,7 @@ afford, made offline from a seed.
 
 import io
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from slimdeploy.archs.qwen2_5_vl import QWEN2_5_VL
 from slimdeploy.archs.qwen3_vl import QWEN3_VL
 from slimdeploy.archs.smolvlm import SMOLVLM
+from slimdeploy.model import Model
 from slimdeploy.samples import Sample
 
 SIZE, PATCH = 24, 12
@@ -285,6 +286,61 @@ def siglip_pictures(**more: Any) -> Any:
     return processor
 
 
+def instructblip() -> tuple[PreTrainedModel, Any]:
+    tokenizer = make_tokenizer()
+    processor = transformers.InstructBlipProcessor(
+        image_processor=transformers.BlipImageProcessorPil(size={"height": SIZE, "width": SIZE}),
+        tokenizer=tokenizer,
+        qformer_tokenizer=make_tokenizer(),
+        num_query_tokens=3,
+    )
+    qformer = {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "encoder_hidden_size": 32,
+        "initializer_range": 0.2,
+    }
+    config = transformers.InstructBlipConfig(
+        vision_config=vision_settings(),
+        qformer_config=qformer,
+        text_config=transformers.LlamaConfig(**text_settings()).to_dict(),
+        num_query_tokens=3,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        **TOKENS,
+    )
+    model = transformers.InstructBlipForConditionalGeneration(config)
+    return model, processor
+
+
+def qwen2_audio() -> tuple[PreTrainedModel, Any]:
+    """Hears one second."""
+    audio = "<|AUDIO|>"
+    tokenizer = make_tokenizer("<|im_start|>", "<|audio_bos|>", "<|audio_eos|>", audio, "<|im_end|>")
+    tokenizer.eos_token = "<|im_end|>"
+    config = transformers.Qwen2AudioConfig(
+        audio_config=transformers.Qwen2AudioEncoderConfig(
+            num_mel_bins=16,
+            encoder_layers=2,
+            encoder_attention_heads=4,
+            encoder_ffn_dim=48,
+            d_model=32,
+            max_source_positions=50,
+            initializer_range=0.2,
+        ),
+        text_config=transformers.Qwen2Config(**text_settings(eos_token_id=tokenizer.eos_token_id)),
+        audio_token_id=tokenizer.convert_tokens_to_ids(audio),
+        **TOKENS | {"eos_token_id": tokenizer.eos_token_id},
+    )
+    processor = transformers.Qwen2AudioProcessor(
+        feature_extractor=transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1),
+        tokenizer=tokenizer,
+    )
+    return transformers.Qwen2AudioForConditionalGeneration(config), processor
+
+
 CLIP_TO_LLAMA = {
     "model.vision_tower.encoder.layers.0.mlp.fc1": "vision_tower.vision_model.encoder.layers.0.mlp.fc1",
     "model.multi_modal_projector.linear_1": "multi_modal_projector.linear_1",
@@ -316,6 +372,20 @@ SIGLIP_TO_GEMMA = {
     "model.vision_tower.encoder.layers.0.mlp.fc1": "vision_tower.vision_model.encoder.layers.0.mlp.fc1",
     "model.language_model.layers.1.mlp.up_proj": "language_model.model.layers.1.mlp.up_proj",
 }
+INSTRUCTBLIP = {
+    name: name
+    for name in (
+        "vision_model.encoder.layers.0.mlp.fc1",
+        "qformer.encoder.layer.0.crossattention.attention.key",
+        "language_projection",
+        "language_model.model.layers.1.mlp.up_proj",
+    )
+}
+QWEN2_AUDIO = {
+    "model.audio_tower.layers.0.fc1": "audio_tower.layers.0.fc1",
+    "model.multi_modal_projector.linear": "multi_modal_projector.linear",
+    "model.language_model.layers.1.mlp.up_proj": "language_model.model.layers.1.mlp.up_proj",
+}
 
 FAMILIES: dict[str, Family] = {
     "llava_next": Family(llava_next, (2 * 6, 2, 2 * 7), CLIP_TO_LLAMA),
@@ -329,19 +399,22 @@ FAMILIES: dict[str, Family] = {
         SIGLIP_TO_GEMMA | {"model.multi_modal_projector.linear": "multi_modal_projector.linear"},
     ),
     "gemma3": Family(gemma3, (2 * 6, 0, 2 * 7), SIGLIP_TO_GEMMA),
+    "instructblip": Family(instructblip, (2 * 4, 4 + 4 + 4 + 4 + 2 + 1, 2 * 7), INSTRUCTBLIP),
+    "qwen2_audio": Family(qwen2_audio, (2 * 6, 1, 2 * 7), QWEN2_AUDIO),
 }
 
 
-def samples_for(model: Any, count: int, seed: int = 0) -> list[Sample]:
-    """Questions about noise that the model sees or hears."""
+def samples_for(model: Model, count: int, seed: int = 0, seconds: Sequence[float] = (0.3, 0.7, 0.4)) -> list[Sample]:
+    """Questions about noise that the model sees, or hears for that long."""
     samples = make_samples(count, seed)
     if model.arch.media == "pictures":
         return samples
     rng = np.random.default_rng(seed)
-    return [replace(sample, images=(), sounds=(noise_wav(rng),)) for sample in samples]
+    sounds = [noise_wav(rng, seconds[index % len(seconds)]) for index in range(count)]
+    return [replace(sample, images=(), sounds=(sound,)) for sample, sound in zip(samples, sounds, strict=True)]
 
 
-def noise_wav(rng: np.random.Generator, seconds: float = 1.0, rate: int = 16_000) -> bytes:
+def noise_wav(rng: np.random.Generator, seconds: float, rate: int = 16_000) -> bytes:
     stream = io.BytesIO()
     with wave.open(stream, "wb") as file:
         file.setnchannels(1)

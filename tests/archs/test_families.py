@@ -2,6 +2,7 @@
 searched, saved and loaded again.
 """
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from slimdeploy.progress import Progress
 from slimdeploy.prune import Stats, apply_masks, collect_stats
 from slimdeploy.restore import restore
 from slimdeploy.search import Journal, search_policy
-from slimdeploy.streaming import load_streamed
+from slimdeploy.streaming import ShardWriter, load_streamed
 
 SILENT = Progress.silent()
 
@@ -77,11 +78,10 @@ class TestNames:
     def test_a_checkpoint_under_published_names_loads_with_equal_logits(
         self, model: Model, checkpoint: Path, tmp_path: Path
     ) -> None:
-        for file in checkpoint.iterdir():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
+        folder = shutil.copytree(checkpoint, tmp_path / "published")
         weights = {model.arch.hub_name(name): tensor.contiguous() for name, tensor in _parameters(model).items()}
-        save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-        assert torch.equal(logits(load_model(str(tmp_path))), logits(model))
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        assert torch.equal(logits(load_model(str(folder))), logits(model))
 
 
 def _parameters(model: Model) -> dict[str, Tensor]:
@@ -155,20 +155,33 @@ class TestInputs:
 
 
 class TestCompression:
-    def test_blocks_that_stay_on_disk_compute_the_same(self, model: Model, checkpoint: Path) -> None:
+    def test_blocks_that_stay_on_disk_compute_the_same(self, model: Model, checkpoint: Path, tmp_path: Path) -> None:
         streamed = load_streamed(str(checkpoint), dtype="float32")
-        assert torch.equal(logits(streamed), logits(model))
+        torch.testing.assert_close(logits(streamed), logits(model), rtol=1e-4, atol=1e-4)
         samples = samples_for(model, 2)
         stats, expected = (collect_stats(each, samples, "wanda", 2, SILENT) for each in (streamed, model))
-        assert all(torch.equal(stats.input_sq_sum[name], squares) for name, squares in expected.input_sq_sum.items())
+        for name, squares in expected.input_sq_sum.items():
+            torch.testing.assert_close(stats.input_sq_sum[name], squares, rtol=1e-4, atol=1e-4, msg=name)
+        ShardWriter(streamed, tmp_path).finish()
+        assert torch.equal(logits(load_model(str(tmp_path))), logits(model))
 
     def test_statistics_block_by_block_equal_a_plain_forward_pass(self, model: Model) -> None:
-        samples = samples_for(model, 4)
+        samples = samples_for(model, 4, seconds=(1.0,))  # a plain forward pass cannot leave out silence that pads
         stats = collect_stats(model, samples, "wanda", 3, SILENT)
         expected = _with_plain_hooks(model, samples)
         assert set(stats.input_sq_sum) == set(expected) == {layer.name for layer in model.layers()}
         for name, squares in expected.items():
             torch.testing.assert_close(stats.input_sq_sum[name], squares, rtol=1e-4, atol=1e-5, msg=name)
+
+    def test_as_many_tokens_of_the_media_count_as_the_language_model_is_given(self, model: Model) -> None:
+        """What pads shorter media does not."""
+        samples = samples_for(model, 3)
+        tokens = collect_stats(model, samples, "wanda", 3, SILENT).tokens
+        given = int((encode(model, samples)["input_ids"] == model.media_token_id).sum())
+        last = [name for name, _ in model.projector_linears()][-1:]
+        # Tokens that are neither merged nor dropped on their way.
+        if model.arch.model_type in {"paligemma", "instructblip", "qwen2_audio"}:
+            assert [tokens[name] for name in last] == [given]
 
     def test_a_mask_is_zeros_after_pruning_and_after_restoration(self, model: Model) -> None:
         masks = masks_of(model, half(model), "magnitude", Stats())
