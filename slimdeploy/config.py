@@ -242,6 +242,11 @@ class RestoreConfig(Table):
     vision_rank: Positive = Field(4, description="Rank of the adapters of the vision tower.")
     alpha: float = Field(16.0, gt=0, description="Adapters are scaled by alpha / rank.")
     distillation: float = Field(0.5, ge=0, le=1, description="Share of the loss that is KL to the dense logits.")
+    reconstruction_steps: int = Field(
+        0,
+        ge=0,
+        description="Steps before that on each block alone, whose output is to become the dense block's; 0: none.",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
         description='Of the products in forward passes, where the model is float32: "float32", or "bfloat16", which\n'

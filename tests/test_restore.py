@@ -23,7 +23,9 @@ from slimdeploy.progress import Bar, Progress
 from slimdeploy.prune import Masks, Stats, masked, set_weights
 from slimdeploy.restore import PlainLora, RestoreReport, SparseLora, restore
 from slimdeploy.restore.adapters import adapted, teaching
-from slimdeploy.restore.recompute import recomputed
+from slimdeploy.restore.memory import recomputed
+from slimdeploy.restore.reconstruction import reconstruct
+from slimdeploy.restore.states import States
 
 WEIGHT, MASK = torch.randn(6, 5), torch.rand(6, 5) > 0.5
 CONFIG = RestoreConfig(steps=12, batch_size=4, learning_rate=1e-2)
@@ -173,16 +175,17 @@ class Killed(BaseException):
 
 
 class KilledAfter(Progress):
-    """Stops the work once so many steps are done. told: what was done at a time."""
+    """Stops the work once so many steps of a bar are done. told: what was done at a time."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, bar: str = "restore") -> None:
         super().__init__(Console(quiet=True))
         self.steps = steps
+        self.description = bar
         self.told: list[int] = []
 
-    def bar(self, *_: object, **__: object) -> Bar:
+    def bar(self, description: str, total: int) -> Bar:
         self.told.clear()
-        return self
+        return self if description == self.description else super().bar(description, total)
 
     def advance(self, _: str = "", count: int = 1) -> None:
         self.told.append(count)
@@ -192,7 +195,7 @@ class KilledAfter(Progress):
 
 def test_a_killed_restoration_arrives_at_the_same_weights(tiny_model: Model, masks: Masks, tmp_path: Path) -> None:
     dense = {name: tiny_model.linear(name).weight.detach().clone() for name in masks}
-    config = CONFIG.model_copy(update={"steps": 35})
+    config = CONFIG.model_copy(update={"steps": 35, "reconstruction_steps": 3})
 
     def restored(progress: Progress, journal: Path | None) -> tuple[RestoreReport, dict[str, Tensor]]:
         set_weights(tiny_model, dense)
@@ -200,9 +203,10 @@ def test_a_killed_restoration_arrives_at_the_same_weights(tiny_model: Model, mas
         return report, {name: tiny_model.linear(name).weight.detach().clone() for name in masks}
 
     through, weights = restored(Progress.silent(), None)
-    for step in (12, 33):
+    # In reconstruction, which takes the three blocks that are read, the projector and two more; then in training.
+    for bar, step in (("reconstruct", 3), ("reconstruct", 5), ("restore", 12), ("restore", 33)):
         with pytest.raises(Killed):
-            restored(KilledAfter(step), tmp_path)
+            restored(KilledAfter(step, bar), tmp_path)
     went_on, weights_after_kills = restored(Progress.silent(), tmp_path)
     assert went_on == through
     assert all(torch.equal(weights[name], weights_after_kills[name]) for name in masks)
@@ -214,6 +218,39 @@ def test_steps_that_are_saved_are_not_done_again(tiny_model: Model, masks: Masks
         with pytest.raises(Killed):
             restore(tiny_model, masks, make_samples(7), CONFIG, progress, journal=tmp_path)
         assert progress.told == told
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_reconstruction_brings_every_block_nearer_to_the_dense_one(
+    tiny_model: Model, masks: Masks, dtype: Literal["float32", "bfloat16"]
+) -> None:
+    config = CONFIG.model_copy(update={"reconstruction_steps": 15, "dtype": dtype})
+    with adapted(tiny_model, masks, {}, config) as adapters:
+        errors = reconstruct(tiny_model, adapters, make_samples(8), config, Progress.silent(), States())
+    assert list(errors) == [*tiny_model.vision_blocks(), *tiny_model.language_blocks()]
+    assert all(after < 0.9 * before for before, after in errors.values())
+    assert all(not bool(tiny_model.linear(name).weight[~mask].any()) for name, mask in masks.items())
+
+
+def test_training_starts_where_reconstruction_ended(tiny_model: Model, masks: Masks) -> None:
+    dense = {name: tiny_model.linear(name).weight.detach().clone() for name in masks}
+    first = []
+    for steps in (0, 15):
+        set_weights(tiny_model, dense)
+        config = CONFIG.model_copy(update={"reconstruction_steps": steps, "distillation": 1.0})
+        first.append(restore(tiny_model, masks, make_samples(4), config, Progress.silent()).losses[0])
+    assert first[1] < 0.8 * first[0]
+
+
+def test_reconstruction_moves_nothing_of_a_block_without_masks(tiny_model: Model, masks: Masks) -> None:
+    left_dense = tiny_model.language_blocks()[0]
+    masks = {name: mask for name, mask in masks.items() if not name.startswith(f"{left_dense}.")}
+    before = {name: weight.detach().clone() for name, weight in tiny_model.module.named_parameters()}
+    config = CONFIG.model_copy(update={"reconstruction_steps": 2, "steps": 1})
+    report = restore(tiny_model, masks, make_samples(4), config, Progress.silent())
+    assert left_dense not in report.reconstruction
+    for name, parameter in tiny_model.module.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name.removesuffix(".weight") not in masks)
 
 
 def test_ranks_differ_by_tower(tiny_model: Model, masks: Masks) -> None:

@@ -113,21 +113,21 @@ class Walk:
                 stack.enter_context(_standing_in(block, _Player(outputs and iter(outputs), in_tuple)))
             yield
 
-    def _tower(self, paths: Sequence[str], calls: list[list[Call]], read: Sequence[str]) -> Iterator["_TowerBlock"]:
+    def _tower(self, paths: Sequence[str], calls: list[list[Call]], read: Sequence[str]) -> Iterator["TowerBlock"]:
         """calls: by block, as recorded: what is added to the output of the block before. read: whose outputs count."""
         outputs: Outputs = []
         # Blocks behind the features that the projector reads are called and not walked.
         for path, own in zip(paths, calls, strict=False):
             if outputs:
                 own = [replace(call, hidden=call.hidden + hidden) for call, hidden in zip(own, outputs, strict=True)]
-            block = _TowerBlock(self.model, path, own)
+            block = TowerBlock(self.model, path, own)
             yield block
             outputs = block.handed_on
             self._outputs[path] = (outputs if path in read else None, any(call.in_tuple for call in own))
 
 
 @dataclass
-class _TowerBlock:
+class TowerBlock:
     """One module of a tower."""
 
     model: Model
@@ -141,13 +141,17 @@ class _TowerBlock:
     def resident(self) -> AbstractContextManager[None]:
         return self.model.resident(self.path)
 
-    def run(self, observe: Observe | None = None, tokens: Sequence[Tensor] | None = None) -> Outputs:
+    def output_of(self, call: Call) -> Tensor:
+        """For one call, on the model's device; with gradients, unless the caller turns them off."""
         block = self.model.module.get_submodule(self.path)
+        hidden, arguments, keywords = _to(self.model.device, (call.hidden, call.arguments, call.keywords), {})
+        return _hidden_of(block(hidden, *arguments, **keywords))
+
+    def run(self, observe: Observe | None = None, tokens: Sequence[Tensor] | None = None) -> Outputs:
         outputs = []
         for i, call in enumerate(self.calls):
             with _capturing(self.model, self.layers()) as captured, torch.no_grad():
-                inputs, arguments, keywords = _to(self.model.device, (call.hidden, call.arguments, call.keywords), {})
-                output = _hidden_of(block(inputs, *arguments, **keywords)).cpu()
+                output = self.output_of(call).cpu()
             if observe:
                 _tell(observe, captured, tokens[i] if tokens else call.valid)
             outputs.append(output)

@@ -5,7 +5,7 @@ where the search brought one. Knows nothing of policies: the masks say it all.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -20,6 +20,7 @@ from ..progress import Progress
 from ..prune import Masks, apply_masks, set_weights
 from ..samples import Sample
 from .adapters import PlainLora, SparseLora, adapted
+from .reconstruction import Errors, reconstruct
 from .states import States
 from .training import train
 
@@ -32,13 +33,14 @@ _AS_THEY_ARE: Final[Mapping[str, Tensor]] = MappingProxyType({})
 class RestoreReport:
     """What restoration did.
 
-    losses: of every step. answered: share of the samples that have an answer; the others teach by the dense model's
-    predictions alone. kept: weights inside the masks.
+    losses: of every training step. answered: share of the samples that have an answer; the others teach by the dense
+    model's predictions alone. kept: weights inside the masks. reconstruction: errors of the blocks before and after.
     """
 
     losses: tuple[float, ...]
     answered: float
     kept: int
+    reconstruction: Errors = field(default_factory=dict)
 
 
 def restore(
@@ -68,7 +70,11 @@ def restore(
     answered = sum(bool(sample.answers) for sample in samples) / len(samples)
     if answered < 1:
         progress.say(f"{1 - answered:.0%} of the training samples have no answer: the dense model's predictions teach")
+    states = States(journal)
     with adapted(model, masks, start, config) as adapters:
-        losses = train(model, adapters, samples, config, progress, States(journal))
+        errors: Errors = {}
+        if config.reconstruction_steps:
+            errors = reconstruct(model, adapters, samples, config, progress, states)
+        losses = train(model, adapters, samples, config, progress, states)
     assert all(not bool(model.linear(name).weight[~mask.to(model.device)].any()) for name, mask in masks.items())
-    return RestoreReport(tuple(losses), answered, kept)
+    return RestoreReport(tuple(losses), answered, kept, errors)

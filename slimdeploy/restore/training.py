@@ -1,30 +1,25 @@
 """Training of the adapters on questions and answers, with the dense model as a teacher."""
 
-import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from itertools import islice
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from ..config import RestoreConfig
-from ..errors import PruneError
 from ..losses import TextBatch, answer_loss, divergence, text_batch, text_logits
 from ..model import Model
 from ..progress import Progress
 from ..samples import Sample
 from .adapters import Adapters, adapter_tensors, set_adapters, teaching
-from .recompute import recomputed
+from .memory import computing, recomputed
+from .optimization import learning_rate, optimizer_of, take_step
 from .states import States
 
-_WARM_UP = 0.1
-_FINAL_RATE = 0.1
-_LARGEST_GRADIENT_NORM = 1.0
 _STEPS_BETWEEN_STATES = 10
 _TRAINING = "training"
 _LOSSES = "losses"
@@ -42,27 +37,17 @@ def train(
 
     Goes on from what it finds in `states`, and on the CPU it then arrives at the same adapters, bit for bit.
     """
-    parameters = [parameter for adapter in adapters.values() for parameter in adapter.parameters()]
-    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0)
+    optimizer = optimizer_of(adapters)
     losses = _go_on(adapters, optimizer, states)
     batches = _shuffled_batches(samples, config.batch_size, random.Random(config.seed))
     bar = progress.bar("restore", total=config.steps)
     if losses:
         progress.say(f"restoration goes on after step {len(losses)}")
         bar.advance(count=len(losses))
-    with ExitStack() as stack:
-        if config.gradient_checkpointing:
-            stack.enter_context(recomputed(model))
-        for step, batch in enumerate(islice(batches, len(losses), config.steps), len(losses)):
-            optimizer.param_groups[0]["lr"] = config.learning_rate * _rate(step, config.steps)
+    with recomputed(model) if config.gradient_checkpointing else nullcontext():
+        for batch in islice(batches, len(losses), config.steps):
             loss = _loss(model, adapters, batch, config)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            clip_grad_norm_(parameters, _LARGEST_GRADIENT_NORM)
-            optimizer.step()
-            losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                raise PruneError(f"the loss of restoration is {losses[-1]}; lower restore.learning_rate")
+            losses.append(take_step(optimizer, loss, learning_rate(config, len(losses), config.steps)))
             if len(losses) % _STEPS_BETWEEN_STATES == 0:
                 _save(adapters, optimizer, losses, states)
             bar.advance(f"loss {losses[-1]:.3f}")
@@ -108,17 +93,8 @@ def _loss(model: Model, adapters: Adapters, samples: Sequence[Sample], config: R
 
 
 def _logits(model: Model, batch: TextBatch, config: RestoreConfig) -> Tensor:
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+    with computing(model, config):
         return text_logits(model, batch)
-
-
-def _rate(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up, then half a cosine down to a tenth."""
-    warm_up = max(1, round(_WARM_UP * steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    done = (step - warm_up) / max(1, steps - warm_up)
-    return _FINAL_RATE + (1 - _FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _shuffled_batches(samples: Sequence[Sample], size: int, rng: random.Random) -> Iterator[list[Sample]]:

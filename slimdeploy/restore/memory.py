@@ -1,23 +1,25 @@
-"""Gradient checkpointing: memory for time, whatever the family and however its weights are made.
-
-A block keeps its inputs alone; the backward pass runs it again (Chen et al. 2016, "Training Deep Nets with Sublinear
-Memory Cost"). That drops the adapted weights too, which are as large as the model. transformers' own switch works only
-in training mode, which a frozen model with dropout must not be in.
-"""
+"""What training can do with less memory: blocks that are run again for the backward pass, and half the activations."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..config import RestoreConfig
 from ..model import Model
 
 
 @contextmanager
 def recomputed(model: Model) -> Iterator[None]:
-    """The blocks of both towers keep nothing but inputs for the backward pass while the body runs."""
+    """Gradient checkpointing: the blocks of both towers keep nothing but inputs for the backward pass.
+
+    It runs them again (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"), and so drops the adapted
+    weights as well, which are as large as the model. transformers' own switch works in training mode only, which would
+    turn on the dropout of a model that stays frozen.
+    """
     with ExitStack() as stack:
         for path in (*model.vision_blocks(), *model.language_blocks()):
             block = model.module.get_submodule(path)
@@ -25,6 +27,11 @@ def recomputed(model: Model) -> Iterator[None]:
             # A frozen model in evaluation draws no random numbers whose state would have to be kept.
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         yield
+
+
+def computing(model: Model, config: RestoreConfig) -> AbstractContextManager[object]:
+    """Forward passes in the body compute as `restore.dtype` says."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
 
 
 def _give_back(block: nn.Module, own: object) -> None:
