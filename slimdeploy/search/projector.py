@@ -27,7 +27,8 @@ class ProjectorEvolution:
     """train: where the steps are taken. held_out: what must fall for them to be kept, J on other samples.
 
     weights: the parameters as last accepted; empty while they are the checkpoint's. tried: the policies that steps were
-    taken beneath, each time.
+    taken beneath, each time. Steps that do not help cost as much as those that do: after each such try twice as many
+    calls pass without one, 1, 2, 4 and so on, until one helps.
     """
 
     train: ModelJudge
@@ -37,6 +38,8 @@ class ProjectorEvolution:
     ledger: Ledger
     weights: Parameters = field(default_factory=dict)
     tried: list[object] = field(default_factory=list)
+    passes: int = 0
+    next_passes: int = 1
 
     def __post_init__(self) -> None:
         self._checkpoint = self.parameters()
@@ -47,6 +50,9 @@ class ProjectorEvolution:
 
     def refine(self, policies: Sequence[Policy]) -> bool:
         """Take the steps beneath `policies`, all together; True when the projector changed."""
+        if self.passes:
+            self.passes -= 1
+            return False
         of = (self.train.version, [policy.key() for policy in policies])
         # Taken again, they would lead to where they led.
         if not self.config.projector_steps or of in self.tried or not self._linears():
@@ -58,9 +64,10 @@ class ProjectorEvolution:
         self._account(policies, version)
         self.install(stepped, version)
         if sum(self.held_out(policies)) < before:
-            self.weights = stepped
+            self.weights, self.next_passes = stepped, 1
             return True
         self.install(old, old_version)
+        self.passes, self.next_passes = self.next_passes, 2 * self.next_passes
         return False
 
     def parameters(self) -> Parameters:

@@ -176,7 +176,22 @@ def test_projector_steps_that_do_not_help_held_out_samples_are_dropped_and_not_t
     assert evolution.train.version == 0
     evolution.train.pruned.apply(policies[0])
     assert all(torch.equal(parameter, before[name]) for name, parameter in tiny_model.module.named_parameters())
+    assert not evolution.refine(policies), "a call passes without a try"
     assert not evolution.refine(policies), "no third verdict is asked for"
+
+
+def test_tries_become_rarer_while_they_do_not_help(tiny_model: Model, stats: Stats, tmp_path: Path) -> None:
+    asked: list[int] = []
+    calls = iter(range(1, 20))
+
+    def held_out(_: Sequence[Policy]) -> list[float]:
+        asked.append(call)
+        return [1.0]
+
+    evolution = _evolution(tiny_model, stats, tmp_path, SearchConfig(projector_steps=1), held_out)
+    for call in calls:
+        evolution.refine([_uniform(tiny_model, Level(call / 100))])
+    assert asked[::2] == [1, 3, 6, 11]
 
 
 def test_projector_steps_follow_the_mean_loss_of_the_policies(tiny_model: Model, stats: Stats, tmp_path: Path) -> None:
