@@ -91,15 +91,16 @@ def adapted(
 
 
 @contextmanager
-def teaching(adapters: Adapters) -> Iterator[None]:
-    """The model is dense while the body runs."""
+def teaching(adapters: Adapters, teaches: bool = True) -> Iterator[None]:
+    """These layers are dense while the body runs; pruned and adapted where `teaches` is False."""
+    before = [adapter.teaches for adapter in adapters.values()]
     for adapter in adapters.values():
-        adapter.teaches = True
+        adapter.teaches = teaches
     try:
         yield
     finally:
-        for adapter in adapters.values():
-            adapter.teaches = False
+        for adapter, taught in zip(adapters.values(), before, strict=True):
+            adapter.teaches = taught
 
 
 def adapter_tensors(adapters: Adapters) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """Block-wise reconstruction: one block after the other, adapters learn to make its output the dense block's.
 
-No gradient leaves a block, so a step is cheap and no answer is needed. The block is given what the pruned blocks before
-it put out, the target is what the dense one makes of dense inputs: so it also makes up for what was lost before it. The
+No gradient leaves a block, so a step is cheap and no answer is needed. Inputs are those of the dense model. The
 projector is left to the training that follows.
 """
 
@@ -48,19 +47,19 @@ def reconstruct(
     chosen = random.Random(config.seed).sample(samples, min(_SAMPLES, len(samples)))
     starts = range(0, len(chosen), config.batch_size)
     batches = [encode(model, chosen[start : start + config.batch_size], answers=True) for start in starts]
-    dense_walk, pruned_walk = Walk(model, batches), Walk(model, batches)
-    bar = progress.bar("reconstruct", total=len(dense_walk))
-    for dense, pruned in zip(dense_walk, pruned_walk, strict=True):
-        with teaching(adapters), computing(model, config):
-            targets = dense.run()
-        dense.hand_on(targets)
-        own = {name: adapters[name] for name in pruned.layers() if name in adapters}
-        if isinstance(pruned, TowerBlock) and pruned.calls and own and pruned.path not in errors:
-            errors[pruned.path] = _fit(pruned, targets, own, config)
-            states.save(_STATE, _state(adapters, errors))
-        with computing(model, config):
-            pruned.hand_on(pruned.run())
-        bar.advance()
+    walk = Walk(model, batches)
+    bar = progress.bar("reconstruct", total=len(walk))
+    with teaching(adapters):
+        for block in walk:
+            with computing(model, config):
+                outputs = block.run()
+            own = {name: adapters[name] for name in block.layers() if name in adapters}
+            if isinstance(block, TowerBlock) and block.calls and own and block.path not in errors:
+                with teaching(own, False):
+                    errors[block.path] = _fit(block, outputs, own, config)
+                states.save(_STATE, _state(adapters, errors))
+            block.hand_on(outputs)
+            bar.advance()
     states.save(_STATE, _state(adapters, errors) | {_COMPLETE: torch.tensor(True)})
     return errors
 
