@@ -29,9 +29,9 @@ slimdeploy ask FOLDER --image picture.png "What is in the picture?"
 A checkpoint in Hugging Face layout:
 
 ```python
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained(FOLDER)
+model = AutoModelForMultimodalLM.from_pretrained(FOLDER)
 processor = AutoProcessor.from_pretrained(FOLDER)
 ```""",
     "vllm": """\
@@ -48,9 +48,9 @@ first line transformers warns of an unknown quantization type and makes the pack
 
 ```python
 import slimdeploy.transformers_plugin
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained(FOLDER)
+model = AutoModelForMultimodalLM.from_pretrained(FOLDER)
 processor = AutoProcessor.from_pretrained(FOLDER)
 ```"""
 

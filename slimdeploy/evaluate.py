@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -44,7 +45,7 @@ def plain_generation(model: Model) -> Iterator[None]:
     A config given to `generate` is filled up from the model's own, which is why that one has to go for a while. Where
     the language model generates on its own, it has one of its own.
     """
-    generating = [module for module in model.module.modules() if getattr(module, "generation_config", None)]
+    generating: list[Any] = [part for part in model.module.modules() if getattr(part, "generation_config", None)]
     before = [(module, module.generation_config) for module in generating]
     for module, own in before:
         module.generation_config = GenerationConfig(

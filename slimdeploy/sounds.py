@@ -27,7 +27,7 @@ def load_sound(source: SoundSource, rate: int, longest: int) -> NDArray[np.float
         raise DataError(
             f"{name} lasts {len(waveform) / rate:.1f} seconds, and the model hears {longest / rate:.1f}; cut it"
         )
-    return waveform.astype(np.float32)
+    return np.asarray(waveform, np.float32)
 
 
 def check_sound(source: SoundSource) -> None:

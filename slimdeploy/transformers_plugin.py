@@ -121,7 +121,7 @@ def _linear(model: nn.Module, name: str, description: Description) -> nn.Linear:
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
     path, _, own_name = name.rpartition(".")
-    parent = model.get_submodule(path)
+    parent: Any = model.get_submodule(path)
     setattr(parent, own_name, layer)
     # Some families (SigLIP) fill weights by reaching from a module into its layers, where a packed one has none.
     parent._is_hf_initialized = True

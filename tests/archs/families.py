@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from PIL import Image
 from tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, make_samples
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -405,13 +406,20 @@ FAMILIES: dict[str, Family] = {
 
 
 def samples_for(model: Model, count: int, seed: int = 0, seconds: Sequence[float] = (0.3, 0.7, 0.4)) -> list[Sample]:
-    """Questions about noise that the model sees, or hears for that long."""
+    """Questions about noise that the model sees in pictures of several shapes, or hears for that long."""
     samples = make_samples(count, seed)
-    if model.arch.media == "pictures":
-        return samples
     rng = np.random.default_rng(seed)
-    sounds = [noise_wav(rng, seconds[index % len(seconds)]) for index in range(count)]
+    if model.arch.media == "pictures":
+        shapes = ((SIZE, SIZE), (SIZE, 2 * SIZE), (2 * SIZE, SIZE + 8))
+        return [replace(sample, images=(noise_png(rng, shapes[i % 3]),)) for i, sample in enumerate(samples)]
+    sounds = [noise_wav(rng, seconds[i % len(seconds)]) for i in range(count)]
     return [replace(sample, images=(), sounds=(sound,)) for sample, sound in zip(samples, sounds, strict=True)]
+
+
+def noise_png(rng: np.random.Generator, shape: tuple[int, int]) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def noise_wav(rng: np.random.Generator, seconds: float, rate: int = 16_000) -> bytes:

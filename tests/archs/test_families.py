@@ -16,7 +16,7 @@ from tiny import masks_of
 from torch import Tensor, nn
 
 from slimdeploy.config import BudgetConfig, Config, ExportConfig, RestoreConfig, SearchConfig
-from slimdeploy.errors import DataError, ExportError
+from slimdeploy.errors import DataError, ExportError, ModelError
 from slimdeploy.evaluate import greedy_answers
 from slimdeploy.exporters import ExportJob, check, export
 from slimdeploy.losses import text_batch, text_logits
@@ -74,6 +74,11 @@ class TestNames:
     def test_published_names_are_as_documented(self, model: Model, family: str) -> None:
         for ours, published in FAMILIES[family].names.items():
             assert model.arch.hub_name(f"{ours}.weight") == f"{published}.weight"
+
+    def test_a_weight_that_is_not_stored_is_named(self, model: Model) -> None:
+        name = f"{model.layers()[0].name}.weight"
+        with pytest.raises(ModelError, match=f"no weight '{name}'"):
+            model.arch.stored_name(name, {"another.weight"})
 
     def test_a_checkpoint_under_published_names_loads_with_equal_logits(
         self, model: Model, checkpoint: Path, tmp_path: Path
@@ -209,7 +214,8 @@ class TestCompression:
         tokenizer = model.processor.tokenizer
         expected = [tokenizer.decode(token, skip_special_tokens=True).rstrip("\ufffd").strip() for token in likeliest]
         assert greedy_answers(model, samples, 1, 3, SILENT) == expected
-        assert any(greedy_answers(model, samples, 8, 3, SILENT))
+        # With tied embeddings a random model repeats the end of its prompt, which may be a newline.
+        assert any(greedy_answers(model, samples, 8, 3, SILENT)) or model.pretrained.all_tied_weights_keys
 
 
 class TestSaving:

@@ -55,7 +55,7 @@ def test_what_is_not_known_is_said_to_be_so(manifest: Manifest, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", get_args(ExportFormat))
 def test_every_format_says_how_to_load_it(name: ExportFormat, manifest: Manifest, tmp_path: Path) -> None:
-    loading = {"onnx": "slimdeploy serve", "checkpoint": "AutoModelForImageTextToText", "vllm": "vllm serve"}
+    loading = {"onnx": "slimdeploy serve", "checkpoint": "AutoModelForMultimodalLM", "vllm": "vllm serve"}
     assert loading[name] in card_of(replace(manifest, format=name), tmp_path)
 
 
