@@ -87,8 +87,10 @@ class Cell:
         if self.setting.method != "evolution":
             # Formulas read nothing else.
             search = {name: search[name] for name in ("method", "values", "budget")}
-        # A list that names nothing asks for nothing, so that a setting which is new to slimdeploy ages no figure.
-        prune = {name: value for name, value in config.prune.model_dump().items() if value != ()}
+        prune = _prune_inputs(config)
+        if self.setting.method in ("uniform", "ecoflap"):
+            # They ask no criterion, so that all criteria share one policy.
+            del prune["criterion"]
         return {"seed": self.seed, "data": config.data.model_dump(), "prune": prune, "search": search}
 
     def inputs(self, base: Config) -> dict[str, Any]:
@@ -96,10 +98,16 @@ class Cell:
         config = self.setting.config(base, self.seed)
         return {
             **self.policy_inputs(base),
+            "prune": _prune_inputs(config),
             "restore": config.restore.model_dump() if self.setting.restore != "none" else None,
             "int3": self.setting.int3,
             "max_tokens": config.validate_.max_tokens,
         }
+
+
+def _prune_inputs(config: Config) -> dict[str, Any]:
+    """A list that names nothing asks for nothing, so that a setting which is new to slimdeploy ages no figure."""
+    return {name: value for name, value in config.prune.model_dump().items() if value != ()}
 
 
 def key_of(inputs: Mapping[str, Any], model: str) -> str:

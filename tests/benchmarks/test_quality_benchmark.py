@@ -119,6 +119,18 @@ def test_the_key_of_a_cell_follows_all_that_its_figure_depends_on(tmp_path: Path
     assert Workshop(TINY, tmp_path, "model").key(unrestored) == Workshop(longer, tmp_path, "model").key(unrestored)
 
 
+def test_criteria_share_a_policy_that_looks_at_none(tmp_path: Path):
+    from quality_cells import Cell, Setting
+    from quality_measure import Workshop
+
+    workshop = Workshop(TINY, tmp_path, "model")
+    for method, shared in (("ecoflap", True), ("uniform", True), ("owl", False), ("evolution", False)):
+        cells = [Cell(Setting(criterion, sparsity=0.6, method=method), 0) for criterion in ("wanda", "atv")]
+        one, other = (cell.policy_inputs(TINY) for cell in cells)
+        assert (one == other) == shared
+        assert len({workshop.key(cell) for cell in cells}) == 2
+
+
 def test_finished_cells_outlive_the_process_and_can_be_forgotten(tmp_path: Path):
     from quality_cells import Cell, FinishedCells, Setting
 
