@@ -88,7 +88,8 @@ def policy_table(rows: Sequence[dict[str, Any]]) -> Table:
         weights = row["rows"] * row["columns"]
         figures = _size(row["bytes"], weights) if stored else (f"{row['kept']:,}",)
         shape, share = f"{row['rows']} x {row['columns']}", f"{100 * row['sparsity']:.1f}%"
-        table.add_row(row["name"], shape, row["pattern"], share, *figures)
+        level = f"{row['pattern']} {row.get('values', '')}".rstrip()
+        table.add_row(row["name"], shape, level, share, *figures)
     weights = sum(row["rows"] * row["columns"] for row in rows)
     kept = sum(row["kept"] for row in rows)
     total = f"{100 * (1 - kept / weights):.1f}%" if weights else "-"

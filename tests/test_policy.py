@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimdeploy.policy import DENSE, Layer, Level, Policy, available_levels, kept_per_row, weight_budget
+from slimdeploy.policy import DENSE, Layer, Level, Policy, available_levels, describe, kept_per_row, weight_budget
+from slimdeploy.tables import policy_table
 
 
 @given(columns=st.integers(1, 5000), sparsity=st.floats(0, 0.95))
@@ -44,5 +45,12 @@ def test_sparsity_weighs_layers_by_their_size() -> None:
 
 
 def test_a_policy_survives_json() -> None:
-    policy = Policy({"a": Level(0.55), "b": Level(0.5, 4)})
+    policy = Policy({"a": Level(0.55, 0, "int8"), "b": Level(0.5, 4)})
     assert Policy.from_json(policy.to_json()) == policy
+
+
+def test_a_table_of_layers_names_the_type_that_the_policy_chose() -> None:
+    layers = [Layer("a", "language", 10, 100), Layer("b", "vision", 10, 300)]
+    rows = describe(layers, Policy({"a": Level(0.5, 0, "int4"), "b": DENSE}))
+    patterns = list(policy_table(rows).columns[2].cells)
+    assert patterns == ["unstructured int4", "unstructured", ""]
