@@ -70,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 def cells_of(chosen: Sequence[Part], seeds: int | None = None) -> list[Cell]:
     """Each cell once, seed by seed, so that what is finished at any time is balanced.
 
-    What is restored comes last of its seed: it shares its policy with a cell that is not.
+    Of a seed, what takes no search comes first, and what is restored comes last: it shares its policy with a cell
+    that is not.
     """
 
     def every_cell() -> Iterator[Cell]:
@@ -79,7 +80,10 @@ def cells_of(chosen: Sequence[Part], seeds: int | None = None) -> list[Cell]:
                 count = min(part.seeds, seeds or part.seeds) if setting.has_seeds else 1
                 yield from (Cell(setting, seed) for seed in range(count))
 
-    return sorted(dict.fromkeys(every_cell()), key=lambda cell: (cell.seed, cell.setting.restore != "none"))
+    def turn(cell: Cell) -> tuple[int, bool, bool]:
+        return cell.seed, cell.setting.restore != "none", cell.setting.method == "evolution"
+
+    return sorted(dict.fromkeys(every_cell()), key=turn)
 
 
 def measure_all(cells: Sequence[Cell], workshop: Workshop, finished: FinishedCells, progress: Progress) -> None:
