@@ -16,7 +16,7 @@ from .criteria import finite_weight, layer_scores
 from .database import as_stored
 from .masks import Masks
 from .moments import Moments
-from .patterns import mask_at, ranks
+from .patterns import mask_of
 from .sparsegpt import sparsegpt
 from .stats import Stats
 from .tokens import text_and_drifting
@@ -81,7 +81,7 @@ def _select(model: Model, block: Block, levels: Mapping[str, Level], config: Pru
     def solved() -> Solved:
         for name, level in levels.items():
             scores = layer_scores(model, name, config.criterion, stats)
-            mask = mask_at(ranks(scores, level.group, config.compete == "row"), level, config.compete == "row")
-            yield name, as_stored(finite_weight(model, name) * mask, level.values), mask.cpu()
+            mask = mask_of(scores, level, config.compete == "row")
+            yield name, as_stored(model.linear(name).weight.detach() * mask, level.values), mask.cpu()
 
     return outputs, solved()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import assert_never
 
+import torch
 from torch import Tensor
 
 from ..config import Criterion
@@ -18,7 +19,8 @@ def wanda_scores(weight: Tensor, input_sq_sum: Tensor) -> Tensor:
     weight: (out, in).  input_sq_sum: (in,), sum of squared inputs over calibration tokens.
     Returns (out, in), in the weight's unit times the input's norm.
     """
-    return weight.abs() * input_sq_sum.sqrt().to(weight)
+    # float32, as the norms are: in bfloat16 many scores of a row would be equal.
+    return weight.abs() * input_sq_sum.sqrt().to(weight.device, torch.float32)
 
 
 def magnitude_scores(weight: Tensor) -> Tensor:
@@ -35,7 +37,7 @@ def layer_scores(model: Model, name: str, criterion: Criterion, stats: Stats) ->
         case "wanda" | "atv":
             return wanda_scores(weight, _of(stats.input_sq_sum, name))
         case "sparsegpt":
-            return saliency(weight, _of(stats.factor_diagonal, name).to(weight))
+            return saliency(weight, _of(stats.factor_diagonal, name).to(weight.device))
         case _:
             assert_never(criterion)
 
@@ -43,7 +45,7 @@ def layer_scores(model: Model, name: str, criterion: Criterion, stats: Stats) ->
 def finite_weight(model: Model, name: str) -> Tensor:
     """The weights of a layer, (out, in). Raises PruneError where one is NaN or infinite."""
     weight = model.linear(name).weight.detach()
-    if not bool(weight.isfinite().all()):
+    if not all(bool(extreme.isfinite()) for extreme in weight.aminmax()):  # NaN is both
         raise PruneError(f"the weights of {name} hold NaN or infinity; the checkpoint is damaged")
     return weight
 

@@ -9,9 +9,15 @@ from ..errors import PruneError
 from ..progress import Progress
 from .sparsegpt import DAMPING, Curvature, curvature
 
+_COLUMNS = 512
+"""What of a matrix lies above its diagonal is summed up in strips of so many rows."""
+
 
 class Moments:
-    """Of the layers of one block. Layers that were given one tensor (query, key and value) share one matrix."""
+    """Of the layers of one block. Layers that were given one tensor (query, key and value) share one matrix.
+
+    Matrices are symmetric: only the upper triangle is kept up.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -27,7 +33,9 @@ class Moments:
         seen = inputs.float()
         if name not in self._sums:
             self._sums[name] = seen.new_zeros(seen.shape[1], seen.shape[1])
-        self._sums[name].addmm_(seen.t(), seen)
+        for start in range(0, seen.shape[1], _COLUMNS):
+            rows = slice(start, start + _COLUMNS)
+            self._sums[name][rows, start:].addmm_(seen[:, rows].t(), seen[:, start:])
 
     def curvatures(self, progress: Progress) -> Iterator[tuple[list[str], Curvature]]:
         """Layers with what they share; each matrix is given up once it has been handed out.

@@ -10,6 +10,39 @@ from torch import Tensor
 
 from ..policy import Level, kept_per_row
 
+_ROWS = 1024
+"""Rows that are looked at together: what choosing takes beside them is a small part of a matrix."""
+
+
+def mask_of(scores: Tensor, level: Level, per_row: bool = True) -> Tensor:
+    """The mask that `mask_at` makes of `ranks`, for one level alone: weights are divided, not put in order.
+
+    scores and result: (out, in).
+    """
+    rows, columns = scores.shape
+    if not level.group:
+        competing = scores if per_row else scores.reshape(1, -1)
+        return largest(competing, kept_per_row(columns, level) * rows // len(competing)).view(rows, columns)
+    whole = columns // level.group * level.group
+    groups = largest(scores[:, :whole].reshape(-1, level.group), level.kept_per_group)
+    rest = largest(scores[:, whole:], kept_per_row(columns - whole, level))
+    return torch.cat([groups.view(rows, whole), rest], dim=1)
+
+
+def largest(scores: Tensor, kept: int) -> Tensor:
+    """True for the `kept` largest of each row; of equal ones, for the earlier."""
+    if not 0 < kept < scores.shape[1]:
+        return torch.full_like(scores, kept > 0, dtype=torch.bool)
+    masks = []
+    for part in torch.split(scores, _ROWS):
+        least = part.topk(kept, dim=1, sorted=False).values.amin(1, keepdim=True)
+        mask = part >= least
+        tied = mask.sum(1) > kept
+        if bool(tied.any()):
+            mask[tied] = _places(part[tied]) < kept
+        masks.append(mask)
+    return torch.cat(masks)
+
 
 def ranks(scores: Tensor, group: int, per_row: bool = True) -> Tensor:
     """Place of every weight in its row (group 0) or in its group of `group` columns; 0 is the most important.

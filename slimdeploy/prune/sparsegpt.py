@@ -13,13 +13,14 @@ from torch import Tensor
 
 from ..policy import Level, kept_per_row
 from ..quantize import LARGEST_CODE, from_bf16, quantize
+from .patterns import largest
 
 BLOCK = 128
 """Columns whose errors are spread lazily over those behind them; as many share a scale where values are rounded."""
 DAMPING = 0.01
 """Share of the mean second moment that is added to the diagonal."""
 _LARGEST_DAMPING = 1.0
-_SMALLEST_INVERSE = 256
+_SMALLEST_FACTOR = 256
 
 
 @dataclass(frozen=True)
@@ -35,38 +36,53 @@ class Curvature:
 
 
 def curvature(moments: Tensor) -> Curvature | None:
-    """moments: (in, in), Σ x xᵀ over tokens, float32; is overwritten.
+    """moments: (in, in), Σ x xᵀ over tokens, float32, of which the upper triangle is read; is overwritten.
 
     The damping is raised tenfold, up to the whole mean, until H can be inverted; None where that does not help.
     """
     dead = moments.diagonal() == 0
     moments.diagonal()[dead] = 1
     mean = float(moments.diagonal().mean())
-    added, damping = 0.0, DAMPING
+    damping = DAMPING
     while damping <= _LARGEST_DAMPING:
-        moments.diagonal().add_(damping * mean - added)
-        added = damping * mean
-        # P H P = L Lᵀ, where P turns the order round, makes P L P upper and its inverse the factor of H⁻¹.
-        lower, failed = torch.linalg.cholesky_ex(moments.flip(0, 1))
-        if not int(failed) and bool(lower.isfinite().all()):
-            return Curvature(_inverse_of_upper(lower.flip(0, 1)), dead, damping)
+        factor = moments.clone()
+        factor.diagonal().add_(damping * mean)
+        if _factorise(factor):
+            return Curvature(factor, dead, damping)
         damping *= 10
     return None
 
 
-def _inverse_of_upper(upper: Tensor) -> Tensor:
-    """By halves, so that nearly all work is matrix products, and a third of what solving for every column takes."""
-    size = len(upper)
-    if size <= _SMALLEST_INVERSE:
-        identity = torch.eye(size, dtype=upper.dtype, device=upper.device)
-        small: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
-        return small
+def _factorise(matrix: Tensor) -> bool:
+    """Make U of the upper triangle of H, in place, where H⁻¹ = Uᵀ U. False where H is not positive definite.
+
+    By halves, so that nearly all work is matrix products: with H = [A B; Bᵀ C], U's lower half U₂ is C's, its upper one
+    U₁ that of A - X Xᵀ, where X = B U₂ᵀ, and between them stands -U₁ X U₂.
+    """
+    size = len(matrix)
+    if size <= _SMALLEST_FACTOR:
+        return _factorise_small(matrix)
     half = size // 2
-    inverse = torch.zeros_like(upper)
-    inverse[:half, :half] = _inverse_of_upper(upper[:half, :half])
-    inverse[half:, half:] = _inverse_of_upper(upper[half:, half:])
-    inverse[:half, half:] = -(inverse[:half, :half] @ upper[:half, half:]) @ inverse[half:, half:]
-    return inverse
+    first, between, second = matrix[:half, :half], matrix[:half, half:], matrix[half:, half:]
+    if not _factorise(second):
+        return False
+    x = between @ second.t()
+    first.addmm_(x, x.t(), alpha=-1)
+    if not _factorise(first):
+        return False
+    between.copy_((first @ x).neg_() @ second)
+    matrix[half:, :half] = 0
+    return True
+
+
+def _factorise_small(matrix: Tensor) -> bool:
+    # P H P = L Lᵀ, where P turns the order round, makes P L P upper and its inverse the factor of H⁻¹.
+    lower, failed = torch.linalg.cholesky_ex(matrix.flip(0, 1))
+    if int(failed) or not bool(lower.isfinite().all()):
+        return False
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    matrix.copy_(torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True))
+    return True
 
 
 def saliency(weight: Tensor, factor_diagonal: Tensor) -> Tensor:
@@ -151,12 +167,10 @@ def _prune_block(left: Tensor, mask: Tensor, factor: Tensor, quota: _Quota) -> T
 
 def _choose(mask: Tensor, scores: Tensor, kept: int, per_row: bool) -> None:
     """Keep the best `kept` of each row, or of all rows together. mask, scores: (columns, out)."""
-    if not per_row:
-        order = scores.flatten().argsort(descending=True, stable=True)
-        mask.view(-1)[order[kept:]] = False
-        return
-    order = scores.argsort(dim=0, descending=True, stable=True)
-    mask.scatter_(0, order[kept:], False)
+    if per_row:
+        mask.copy_(largest(scores.t().contiguous(), kept).t())
+    else:
+        mask.copy_(largest(scores.reshape(1, -1), kept).view_as(mask))
 
 
 def _scales(weight: Tensor, level: Level) -> Tensor:

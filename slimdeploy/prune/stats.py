@@ -21,6 +21,7 @@ from .tokens import text_and_drifting
 from .walk import Walk, encode_all
 
 _FILE = "statistics.safetensors"
+_TOKENS = 512
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Stats:
     input_sq_sum: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     factor_diagonal: dict[str, Tensor] = field(default_factory=dict)
+    _last: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
 
     def save(self, folder: Path) -> None:
         tensors = {f"input_sq_sum/{name}": tensor.contiguous() for name, tensor in self.input_sq_sum.items()}
@@ -52,14 +54,24 @@ class Stats:
 
     def add(self, name: str, inputs: Tensor) -> None:
         """Count `inputs` (tokens, in) of a layer."""
-        # float64: sums over millions of tokens must not depend on how they were batched.
-        squares = inputs.double().square().sum(0).cpu()
+        if self._last is None or self._last[0] is not inputs:
+            self._last = inputs, _squares(inputs)
+        squares = self._last[1]
         if not bool(torch.isfinite(squares).all()):
             raise PruneError(
                 f"the inputs of {name} hold NaN or infinity; check the checkpoint's weights, or load it as float32"
             )
         self.input_sq_sum[name] = self.input_sq_sum.get(name, torch.zeros_like(squares)) + squares
         self.tokens[name] = self.tokens.get(name, 0) + inputs.shape[0]
+
+
+def _squares(inputs: Tensor) -> Tensor:
+    """Σ x² over tokens, (in,), on the CPU. inputs: (tokens, in).
+
+    In float64, because sums over millions of tokens must not depend on how they were batched, but never all at once.
+    """
+    parts = [part.double().square_().sum(0) for part in torch.split(inputs, _TOKENS)]
+    return torch.stack(parts).sum(0).cpu()
 
 
 def collect_stats(

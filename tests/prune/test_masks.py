@@ -17,7 +17,7 @@ from slimdeploy.policy import DENSE, Level, Policy, available_levels, kept_per_r
 from slimdeploy.progress import Progress
 from slimdeploy.prune import Stats, apply_masks, collect_stats, load_masks, masked, save_masks
 from slimdeploy.prune.criteria import magnitude_scores, wanda_scores
-from slimdeploy.prune.patterns import mask_at, ranks
+from slimdeploy.prune.patterns import mask_at, mask_of, ranks
 
 PATTERNS = ["unstructured", "2:4", "*:8", "5:7", "26:64"]
 
@@ -146,3 +146,11 @@ def test_weights_that_are_not_finite_are_named_by_layer(tiny_model: Model, stats
 def test_statistics_of_another_model_are_refused(tiny_model: Model) -> None:
     with pytest.raises(PruneError, match="the statistics hold nothing on"):
         masks_of(tiny_model, _policy(tiny_model, Level(0.5)), "wanda", Stats())
+
+
+@pytest.mark.parametrize("per_row", [True, False])
+@pytest.mark.parametrize("level", [Level(0.5), Level(0.95), Level(0.0), Level(0.5, 4), Level(2 / 7, 7)], ids=str)
+def test_a_mask_of_one_level_is_the_one_that_ranks_give(level: Level, per_row: bool) -> None:
+    scores = torch.randn(40, 65)
+    for some in (scores, scores.bfloat16(), scores.round()):  # ever more of them are equal
+        assert torch.equal(mask_of(some, level, per_row), mask_at(ranks(some, level.group, per_row), level, per_row))
