@@ -400,7 +400,7 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _gradients_survive(self) -> Self:
-        trains = self.search.budget.binds and self.restore.method != "none"
+        trains = self.search.budget.binds and self.restore.method != "none" and not self.model.streamed
         if self.model.dtype == "float16" and trains:
             raise ValueError(
                 "model.dtype = 'float16' rounds small gradients to zero, so restoration cannot train; "
