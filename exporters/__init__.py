@@ -39,8 +39,9 @@ def export(model: "Model", folder: Path, job: ExportJob, progress: Progress) -> 
     Raises ExportError when the format cannot hold the model, or when what was written differs from it.
     """
     verification = _exporter(job.config.format).export(model, folder, job, progress)
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes for the owner alone, and another user may serve
+    for path in folder.rglob("*"):
+        # safetensors writes for the owner alone, and another user may serve. A folder holds a second tokenizer.
+        path.chmod(0o755 if path.is_dir() else 0o644)
     return verification
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from ..archs import Media, arch_for
 from ..artifact import Manifest
 from ..config import ExportFormat
 from ..policy import Tower
@@ -60,10 +61,12 @@ with slimdeploy: `options.register_custom_ops_library(str(slimdeploy.kernels.lib
 from 1.24 on runs the files without them too, with the same answers: it then unpacks all weights to float32 when it
 loads them, which takes about 33 bytes of memory for each weight of a file."""
 
+_TASKS: dict[Media, str] = {"pictures": "image-text-to-text", "sounds": "audio-text-to-text"}
+
 _CARD = """\
 ---
 library_name: {library}
-pipeline_tag: image-text-to-text
+pipeline_tag: {task}
 tags: [slimdeploy, {family}]
 ---
 
@@ -98,6 +101,7 @@ def write_card(folder: Path, manifest: Manifest) -> None:
         library="onnx" if manifest.format == "onnx" else "transformers",
         model=manifest.model,
         family=manifest.family,
+        task=_TASKS[arch_for({"model_type": manifest.family}, manifest.model).media],
         version=manifest.versions.get("slimdeploy", "(unknown version)"),
         what=f"{manifest.sparsity:.1%} pruned" if manifest.sparsity else "not pruned",
         removed=_removed(manifest),

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Tower = Literal["vision", "projector", "language"]
+"""Where in a model a layer stands; "vision" is the encoder of pictures, or of sounds in a model that hears."""
+
 Values = Literal["", "int8", "int4"]
 UNSTRUCTURED = "unstructured"
 

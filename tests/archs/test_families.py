@@ -236,7 +236,9 @@ class TestSaving:
         apply_masks(model, masks_of(model, half(model), "magnitude", Stats()))
         config = ExportConfig.model_validate({"format": "checkpoint", "checkpoint": {"weights": weights}})
         verification = export(model, tmp_path, ExportJob(config, samples_for(model, 2)), SILENT)
-        assert verification["prompts_with_equal_logits"] == 2 if weights == "dense" else verification
+        assert verification["prompts" if weights == "packed-int8" else "prompts_with_equal_logits"] == 2
+        modes = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_dir()}
+        assert modes <= {0o755}, "another user may serve what was exported"
 
     @pytest.mark.parametrize("name", ["onnx", "vllm"])
     def test_other_exports_refuse_it_by_name(self, model: Model, family: str, name: Any) -> None:

@@ -10,7 +10,9 @@ import torch
 import transformers
 from families import FAMILIES, make_checkpoint, noise_wav, samples_for, vision_settings
 
+from slimdeploy.artifact import Manifest
 from slimdeploy.errors import DataError, ModelError
+from slimdeploy.exporters import write_card
 from slimdeploy.losses import text_batch
 from slimdeploy.model import Model, encode, load_model
 
@@ -98,3 +100,8 @@ def test_rows_of_positions_are_left_to_models_that_count_in_three_dimensions(tmp
     )
     assert counted.shape == (3, *batch["input_ids"].shape)
     assert not torch.equal(counted[1], counted[2]), "rows and columns of a picture differ"
+
+
+def test_the_card_of_a_model_that_hears_says_so(tmp_path: Path) -> None:
+    write_card(tmp_path, Manifest("checkpoint", "any", "qwen2_audio"))
+    assert "pipeline_tag: audio-text-to-text" in (tmp_path / "README.md").read_text()
