@@ -116,7 +116,9 @@ class ProjectorEvolution:
             for name, linear in self._linears()
             for kind, parameter in linear.named_parameters()
         }
-        gradients = torch.autograd.grad(self.train.proxy_loss(part), list(parameters.values()))
+        loss, moving = self.train.proxy_loss(part), list(parameters.values())
+        # Samples without a picture say nothing of the projector.
+        gradients = torch.autograd.grad(loss, moving, allow_unused=True, materialize_grads=True)
         for name, gradient in zip(parameters, gradients, strict=True):
             layer, _, kind = name.rpartition(".")
             yield name, gradient * self.train.pruned.mask_now(layer) if kind == "weight" else gradient

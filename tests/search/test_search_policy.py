@@ -180,6 +180,16 @@ def test_projector_steps_that_do_not_help_held_out_samples_are_dropped_and_not_t
     assert not evolution.refine(policies), "no third verdict is asked for"
 
 
+def test_samples_without_a_picture_do_not_move_the_projector(tiny_model: Model, stats: Stats, tmp_path: Path) -> None:
+    verdicts = iter([[1.0], [0.5]])
+    samples = [replace(sample, images=()) for sample in make_samples(2)]
+    train = _judge(tiny_model, stats, samples)
+    evolution = ProjectorEvolution(train, lambda _: next(verdicts), SearchConfig(), Journal(tmp_path), Ledger())
+    old = evolution.parameters()
+    assert evolution.refine([_uniform(tiny_model, Level(0.5))])
+    assert all(torch.equal(evolution.weights[name], parameter) for name, parameter in old.items())
+
+
 def test_tries_become_rarer_while_they_do_not_help(tiny_model: Model, stats: Stats, tmp_path: Path) -> None:
     asked: list[int] = []
     calls = iter(range(1, 20))
