@@ -93,7 +93,7 @@ class Walk:
         self._outputs: dict[str, tuple[Outputs | None, bool]] = {}
 
     def __len__(self) -> int:
-        return len(self.model.vision_blocks()) + 1 + len(self.model.language_blocks())
+        return len(self.model.vision_blocks()) + 1 + len(self.model.language_blocks()) + bool(self.model.include)
 
     def __iter__(self) -> Iterator[Block]:
         model = self.model
@@ -103,6 +103,8 @@ class Walk:
         yield front
         blocks = model.language_blocks()
         yield from self._tower(blocks, front.handed_on, blocks[-1:])
+        if model.include:
+            yield _Rest(self, self._batches)
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
@@ -110,7 +112,8 @@ class Walk:
         with ExitStack() as stack:
             for path, (outputs, in_tuple) in self._outputs.items():
                 block = self.model.module.get_submodule(path)
-                stack.enter_context(_standing_in(block, _Player(outputs and iter(outputs), in_tuple)))
+                played = None if outputs is None else iter(outputs)
+                stack.enter_context(_standing_in(block, _Player(played, in_tuple)))
             yield
 
     def _tower(self, paths: Sequence[str], calls: list[list[Call]], read: Sequence[str]) -> Iterator["TowerBlock"]:
@@ -188,7 +191,9 @@ class _Front:
                 with _capturing(model, self.layers()) as captured:
                     own = _recorded(model, model.arch.language_blocks, [batch])
                 calls = [before + more for before, more in zip(calls, own, strict=True)] if calls else own
-                for name, seen in captured if observe else []:
+                if not observe:
+                    continue
+                for name, seen in captured:
                     observe(name, _without_padding(seen, model.arch.projector_padding(name, batch)))
         return calls
 
@@ -196,12 +201,44 @@ class _Front:
         self.handed_on = outputs
 
 
+@dataclass
+class _Rest:
+    """Layers that are pruned beside those of blocks and projector: the whole model is run, its blocks replayed."""
+
+    walk: Walk
+    batches: Sequence[Mapping[str, Tensor]]
+    path: str = ""
+    calls: Sequence[Call] = ()
+
+    def layers(self) -> list[str]:
+        return [name for name, _, _ in self.walk.model.included()]
+
+    def resident(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def run(self, observe: Observe | None = None, _: Sequence[Tensor] | None = None) -> Outputs:
+        model = self.walk.model
+        with self.walk.replayed(), torch.no_grad():
+            for batch in self.batches:
+                with _capturing(model, self.layers()) as captured:
+                    model.module(**{name: part for name, part in batch.items() if name != "labels"}, use_cache=False)
+                if not observe:
+                    continue
+                valid = batch["attention_mask"].bool()
+                for name, seen in captured:
+                    observe(name, seen[valid] if seen.shape[:-1] == valid.shape else seen.flatten(0, -2))
+        return []
+
+    def hand_on(self, outputs: Outputs) -> None:
+        """Nothing comes behind it."""
+
+
 def _tell(observe: Observe, captured: list[tuple[str, Tensor]], tokens: Tensor) -> None:
     """Layers that were given one and the same tensor are told of one and the same."""
     chosen: dict[int, Tensor] = {}
     for name, seen in captured:
         if id(seen) not in chosen:
-            chosen[id(seen)] = seen[tokens.to(seen.device)]
+            chosen[id(seen)] = seen.flatten(0, -2) if bool(tokens.all()) else seen[tokens.to(seen.device)]
         observe(name, chosen[id(seen)])
 
 
@@ -245,6 +282,8 @@ def _recorded(model: Model, path: str, batches: Sequence[Mapping[str, Tensor]]) 
             recorders = stack.enter_context(_recording(model.module, path))
             if not language:
                 stack.enter_context(_recording(model.module, model.arch.language_blocks))
+            # Nobody reads logits, and a head has more weights than several blocks.
+            stack.enter_context(_standing_in(model.linear(model.arch.lm_head), lambda hidden: hidden))
             inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
             with torch.no_grad():
                 model.module(**inputs, use_cache=False, logits_to_keep=1)
