@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from .walk import Call
+from .recording import Call
 
 
 def text_and_drifting(calls: Sequence[Call], outputs: Sequence[Tensor]) -> list[Tensor] | None:

@@ -1,7 +1,6 @@
 """The model block by block: vision tower, projector, language model, each fed with what the one before put out.
 
-Activations wait on the CPU, so that only the block at work has to be on the device. What is called, and how, is learnt
-from the model itself: recorders stand in for the blocks while it runs once. Knows no criterion, mask or policy.
+Activations wait on the CPU, so that only the block at work has to be on the device. Knows no criterion, mask or policy.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,29 +15,13 @@ from transformers import BatchFeature
 from ..errors import PruneError
 from ..model import Model, encode
 from ..samples import Sample
+from .recording import Call, Player, capturing, moved_to, recorded, standing_in
 
 Observe = Callable[[str, Tensor], None]
 """Told a layer's name and its inputs, (tokens, in), in the order of the calls."""
 
 Outputs = list[Any]
 """What a block put out, by call, on the CPU."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a block is called with for one batch, on the CPU.
-
-    hidden: (..., tokens, width). valid: (..., tokens), True where it is no padding. is_text: the same shape, True where
-    a token is neither padding nor part of a picture; None in the vision tower. in_tuple: whether the block puts out a
-    tuple that starts with hidden states, as before transformers 5.23.
-    """
-
-    hidden: Tensor
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-    valid: Tensor
-    is_text: Tensor | None = None
-    in_tuple: bool = False
 
 
 class Block(Protocol):
@@ -97,7 +80,7 @@ class Walk:
 
     def __iter__(self) -> Iterator[Block]:
         model = self.model
-        calls = _recorded(model, model.arch.vision_blocks, self._batches)
+        calls = recorded(model, model.arch.vision_blocks, self._batches)
         yield from self._tower(model.vision_blocks(), calls, model.feature_blocks())
         front = _Front(self, self._batches)
         yield front
@@ -113,7 +96,7 @@ class Walk:
             for path, (outputs, in_tuple) in self._outputs.items():
                 block = self.model.module.get_submodule(path)
                 played = None if outputs is None else iter(outputs)
-                stack.enter_context(_standing_in(block, _Player(played, in_tuple)))
+                stack.enter_context(standing_in(block, Player(played, in_tuple)))
             yield
 
     def _tower(self, paths: Sequence[str], calls: list[list[Call]], read: Sequence[str]) -> Iterator["TowerBlock"]:
@@ -147,13 +130,13 @@ class TowerBlock:
     def output_of(self, call: Call) -> Tensor:
         """For one call, on the model's device; with gradients, unless the caller turns them off."""
         block = self.model.module.get_submodule(self.path)
-        hidden, arguments, keywords = _to(self.model.device, (call.hidden, call.arguments, call.keywords), {})
+        hidden, arguments, keywords = moved_to(self.model.device, (call.hidden, call.arguments, call.keywords), {})
         return _hidden_of(block(hidden, *arguments, **keywords))
 
     def run(self, observe: Observe | None = None, tokens: Sequence[Tensor] | None = None) -> Outputs:
         outputs = []
         for i, call in enumerate(self.calls):
-            with _capturing(self.model, self.layers()) as captured, torch.no_grad():
+            with capturing(self.model, self.layers()) as captured, torch.no_grad():
                 output = self.output_of(call).cpu()
             if observe:
                 _tell(observe, captured, tokens[i] if tokens else call.valid)
@@ -188,8 +171,8 @@ class _Front:
         calls: list[list[Call]] = []
         with self.walk.replayed():
             for batch in self.batches:
-                with _capturing(model, self.layers()) as captured:
-                    own = _recorded(model, model.arch.language_blocks, [batch])
+                with capturing(model, self.layers()) as captured:
+                    own = recorded(model, model.arch.language_blocks, [batch])
                 calls = [before + more for before, more in zip(calls, own, strict=True)] if calls else own
                 if not observe:
                     continue
@@ -220,7 +203,7 @@ class _Rest:
         model = self.walk.model
         with self.walk.replayed(), torch.no_grad():
             for batch in self.batches:
-                with _capturing(model, self.layers()) as captured:
+                with capturing(model, self.layers()) as captured:
                     model.module(**{name: part for name, part in batch.items() if name != "labels"}, use_cache=False)
                 if not observe:
                     continue
@@ -253,129 +236,3 @@ def _without_padding(seen: Tensor, valid: Tensor | None) -> Tensor:
 def _hidden_of(output: Any) -> Tensor:
     hidden: Tensor = output if isinstance(output, Tensor) else output[0]
     return hidden
-
-
-@contextmanager
-def _capturing(model: Model, names: Sequence[str]) -> Iterator[list[tuple[str, Tensor]]]:
-    """The inputs of linear layers, as they come while the body runs."""
-    captured: list[tuple[str, Tensor]] = []
-
-    def hook(name: str) -> Any:
-        return lambda _, arguments: captured.append((name, arguments[0]))
-
-    with ExitStack() as stack:
-        for name in names:
-            stack.callback(model.linear(name).register_forward_pre_hook(hook(name)).remove)
-        yield captured
-
-
-def _recorded(model: Model, path: str, batches: Sequence[Mapping[str, Tensor]]) -> list[list[Call]]:
-    """By block of the list at `path`, what the model calls it with, batch by batch.
-
-    Every block's stand-in puts out zeros. So what those after the first are given is what the model itself adds to
-    hidden states between its blocks: nothing, in most families.
-    """
-    language = path == model.arch.language_blocks
-    by_block: list[list[Call]] = []
-    for batch in batches:
-        with ExitStack() as stack:
-            recorders = stack.enter_context(_recording(model.module, path))
-            if not language:
-                stack.enter_context(_recording(model.module, model.arch.language_blocks))
-            # Nobody reads logits, and a head has more weights than several blocks.
-            stack.enter_context(_standing_in(model.linear(model.arch.lm_head), lambda hidden: hidden))
-            inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-            with torch.no_grad():
-                model.module(**inputs, use_cache=False, logits_to_keep=1)
-        by_block = by_block or [[] for _ in recorders]
-        for i in range(len(recorders[0].calls)):
-            valid = batch["attention_mask"].bool().cpu() if language else _seen_by_others(*recorders[0].calls[i])
-            is_text = valid & (batch["input_ids"] != model.media_token_id).cpu() if language else None
-            for own, recorder in zip(by_block, recorders, strict=True):
-                own.append(Call(*recorder.calls[i], valid, is_text, recorder.learnt[0]))
-    return by_block
-
-
-def _seen_by_others(hidden: Tensor, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
-    """Tokens of a tower that are no padding, by its attention mask where it has one: (samples, 1, queries, keys)."""
-    for mask in (*arguments, *keywords.values()):
-        if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[-1] == hidden.shape[-2]:
-            attended = mask if mask.dtype == torch.bool else mask == 0
-            return attended.any(2)[:, 0]
-    return torch.ones(hidden.shape[:-1], dtype=torch.bool)
-
-
-@dataclass(frozen=True)
-class _Recorder:
-    """The forward function of a block that remembers what it would have been called with, and puts out zeros."""
-
-    own: Callable[..., Any]
-    is_first: bool
-    learnt: list[bool]
-    moved: "_Moved"
-    calls: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
-
-    def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor | tuple[Tensor]:
-        added = hidden_states if self.is_first or bool(hidden_states.any()) else hidden_states.new_zeros(())
-        self.calls.append(_to(torch.device("cpu"), (added, arguments, keywords), self.moved))
-        if not self.learnt:
-            # Annotations tell wrong in some families, so the first block tells for all.
-            self.learnt.append(isinstance(self.own(hidden_states, *arguments, **keywords), tuple))
-        zeros = torch.zeros_like(hidden_states)
-        return (zeros,) if self.learnt[0] else zeros
-
-
-@dataclass(frozen=True)
-class _Player:
-    """The forward function of a block that was run before: what it put out then, or its input if that was dropped."""
-
-    outputs: Iterator[Tensor] | None
-    in_tuple: bool
-
-    def __call__(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor]:
-        output = next(self.outputs).to(hidden_states.device) if self.outputs else hidden_states
-        return (output,) if self.in_tuple else output
-
-
-@contextmanager
-def _recording(module: nn.Module, path: str) -> Iterator[list[_Recorder]]:
-    """Let recorders stand in for a list of blocks, which keep their places and classes."""
-    blocks = module.get_submodule(path)
-    assert isinstance(blocks, nn.ModuleList)
-    moved: _Moved = {}
-    learnt: list[bool] = []
-    recorders = [_Recorder(block.forward, i == 0, learnt, moved) for i, block in enumerate(blocks)]
-    with ExitStack() as stack:
-        for block, recorder in zip(blocks, recorders, strict=True):
-            stack.enter_context(_standing_in(block, recorder))
-        yield recorders
-
-
-@contextmanager
-def _standing_in(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another forward function, so that hooks on the block, its class and its properties stay what they are."""
-    own = vars(block).get("forward")
-    block.forward = forward
-    try:
-        yield
-    finally:
-        del block.forward
-        if own is not None:
-            block.forward = own
-
-
-_Moved = dict[int, tuple[Tensor, Tensor]]
-"""Tensors with their copies, by identity: blocks share masks and rotary tables, which are copied once."""
-
-
-def _to(device: torch.device, value: Any, moved: _Moved) -> Any:
-    """`value` with all tensors in it, however deep, on `device`."""
-    if isinstance(value, Tensor):
-        if device == value.device:
-            return value
-        return moved.setdefault(id(value), (value, value.to(device)))[1]
-    if isinstance(value, dict):
-        return {key: _to(device, part, moved) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_to(device, part, moved) for part in value)
-    return value

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from slimdeploy.prune.recording import Call
 from slimdeploy.prune.tokens import text_and_drifting
-from slimdeploy.prune.walk import Call
 
 VALID = torch.tensor([[False, True, True, True, True, True]])
 TEXT = torch.tensor([[False, False, False, False, True, True]])
