@@ -60,7 +60,7 @@ def search_policy(
         case "language":
             policy = language_only(space)
         case "owl":
-            policy = owl(space, sparsity, outlier_shares(model, config.prune.criterion, stats))
+            policy = owl(space, sparsity, outlier_shares(model, stats))
         case "ecoflap":
             scores = zeroth_order_scores(model, samples["search"], config.search.seed, progress)
             policy = ecoflap(space, sparsity, scores)

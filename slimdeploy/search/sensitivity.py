@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 
-from ..config import Criterion
 from ..errors import PruneError
 from ..losses import TextBatch, answer_loss, text_batch, text_logits
 from ..model import Model
@@ -19,12 +18,15 @@ _BATCH = 8
 _STEP = 1e-3
 
 
-def outlier_shares(model: Model, criterion: Criterion, stats: Stats) -> dict[str, float]:
-    """By block, the share of its weights whose score is more than M times the block's mean (OWL; Yin et al. 2024)."""
+def outlier_shares(model: Model, stats: Stats) -> dict[str, float]:
+    """By block, the share of its weights whose score is more than M times the block's mean (OWL; Yin et al. 2024).
+
+    The scores are Wanda's, whatever criterion prunes.
+    """
     shares = {}
     for block, layers in blocks_of(model.layers()).items():
         with model.resident(block):
-            scores = torch.cat([layer_scores(model, layer.name, criterion, stats).flatten() for layer in layers])
+            scores = torch.cat([layer_scores(model, layer.name, "wanda", stats).flatten() for layer in layers])
         shares[block] = float((scores > OWL_OUTLIER * scores.mean()).float().mean())
     return shares
 

@@ -119,7 +119,7 @@ def stats(tiny_model: Model) -> Stats:
 
 
 def test_outliers_are_scores_above_five_times_the_blocks_mean(tiny_model: Model, stats: Stats) -> None:
-    shares = outlier_shares(tiny_model, "wanda", stats)
+    shares = outlier_shares(tiny_model, stats)
     blocks = blocks_of(tiny_model.layers())
     assert shares.keys() == blocks.keys()
     for block, layers in blocks.items():
