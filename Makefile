@@ -4,7 +4,7 @@ CONFIG ?= deploy.toml
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test check format bench-demo bench-kernels bench-quality wheels clean
+.PHONY: install demo test check format bench-demo bench-kernels bench-quality bench-scale wheels clean
 
 KERNELS := slimdeploy/kernels
 
@@ -42,6 +42,10 @@ bench-kernels: .venv/installed
 # Finished cells are kept in benchmarks/results/quality_cells.json; BENCH_ARGS=--fresh measures them again, for hours.
 bench-quality: .venv/installed
 	$(BIN)/python benchmarks/quality.py $(BENCH_ARGS)
+
+# SLIMDEPLOY_BENCH_LLMCOMPRESSOR=PATH/bin/python adds llm-compressor; BENCH_ARGS=--full prunes all of the 7B shape.
+bench-scale: .venv/installed
+	$(BIN)/python benchmarks/prune_scale.py $(BENCH_ARGS)
 
 format: .venv/installed
 	$(BIN)/ruff format .

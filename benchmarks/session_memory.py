@@ -16,7 +16,7 @@ from slimdeploy.kernels.library import library_file
 from slimdeploy.packed import ValueType
 
 OPSET = 21
-PROGRAM = Path(__file__).with_name("session_peak.py")
+PROGRAM = Path(__file__).parent / "programs" / "session_peak.py"
 
 
 def write_model(folder: Path, stack: Stack, values: ValueType, pattern: str, rng: np.random.Generator) -> Path:

@@ -4,13 +4,10 @@ It imports what a device imports, and no more.
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
-
-PEAK = "VmHWM"
-"""In /proc/self/status. getrusage would tell the parent's peak where that was higher."""
+from peak_memory import peak_bytes
 
 model, operators = sys.argv[1:]
 options = onnxruntime.SessionOptions()
@@ -19,5 +16,4 @@ options.register_custom_ops_library(operators)
 session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 inputs = session.get_inputs()[0]
 session.run(None, {inputs.name: np.ones((1, inputs.shape[1]), np.float32)})
-status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-sys.stdout.write(f"{1024 * int(status[PEAK].split()[0])}\n")
+sys.stdout.write(f"{peak_bytes()}\n")

@@ -1,0 +1,36 @@
+"""The program that prune_runs.py measures: prunes a checkpoint with slimdeploy, its blocks left on disk.
+
+python prune_streamed.py CHECKPOINT NEW_FOLDER CRITERION SPARSITY SAMPLES TOWER... prints seconds from loading to the
+written checkpoint, and the peak memory of the process, as JSON. SAMPLES: a file of slimdeploy's entries.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from peak_memory import peak_bytes
+
+from slimdeploy.config import PruneConfig
+from slimdeploy.policy import Level, Policy
+from slimdeploy.progress import Progress
+from slimdeploy.prune import prune_blockwise
+from slimdeploy.records import read_records
+from slimdeploy.streaming import ShardWriter, load_streamed
+
+source, target, criterion, sparsity, samples, *towers = sys.argv[1:]
+start = time.perf_counter()
+calibration = [located.sample for located in read_records(Path(samples), Path(samples).parent)]
+model = load_streamed(source)
+policy = Policy({layer.name: Level(float(sparsity)) for layer in model.layers() if layer.tower in towers})
+config = PruneConfig(criterion=criterion, propagate="pruned")  # type: ignore[arg-type]
+Path(target).mkdir()
+writer = ShardWriter(model, Path(target))
+blocks = [*model.vision_blocks(), "", *model.language_blocks()]
+masks = prune_blockwise(model, policy, config, calibration, 1, Progress.silent())
+for path, _ in zip(blocks, masks, strict=True):
+    if path:
+        writer.write_block(path)
+writer.finish()
+seconds = time.perf_counter() - start
+sys.stdout.write(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes()}) + "\n")
