@@ -26,9 +26,7 @@ policy = Policy({layer.name: Level(float(sparsity)) for layer in model.layers() 
 config = PruneConfig(criterion=criterion, propagate="pruned")  # type: ignore[arg-type]
 Path(target).mkdir()
 writer = ShardWriter(model, Path(target))
-blocks = [*model.vision_blocks(), "", *model.language_blocks()]
-masks = prune_blockwise(model, policy, config, calibration, 1, Progress.silent())
-for path, _ in zip(blocks, masks, strict=True):
+for path, _ in prune_blockwise(model, policy, config, calibration, 1, Progress.silent()):
     if path:
         writer.write_block(path)
 writer.finish()

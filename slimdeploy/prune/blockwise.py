@@ -20,7 +20,7 @@ from .patterns import mask_of
 from .sparsegpt import sparsegpt
 from .stats import Stats
 from .tokens import text_and_drifting
-from .walk import Block, Outputs, Walk, encode_all
+from .walk import Block, Observe, Outputs, Walk, encode_all
 
 Solved = Iterator[tuple[str, Tensor, Tensor]]
 """Names of layers with their pruned weights and their masks, (out, in)."""
@@ -42,6 +42,9 @@ def prune_blockwise(
 
 def _prune_block(model: Model, block: Block, policy: Policy, config: PruneConfig, progress: Progress) -> Masks:
     levels = {name: level for name in block.layers() if (level := policy.levels.get(name, DENSE)) != DENSE}
+    if not levels:
+        block.hand_on(block.run())
+        return {}
     if config.criterion == "sparsegpt":
         outputs, solved = _solve(model, block, levels, config, progress)
     else:
@@ -56,12 +59,20 @@ def _prune_block(model: Model, block: Block, policy: Policy, config: PruneConfig
     return masks
 
 
+def _observed(block: Block, config: PruneConfig, observe: Observe, tokens: Sequence[Tensor] | None = None) -> Outputs:
+    """Outputs of the dense block, if they will be handed on."""
+    if config.propagate == "dense":
+        return block.run(observe, tokens)
+    block.watch(observe, tokens)
+    return []
+
+
 def _solve(
     model: Model, block: Block, levels: Mapping[str, Level], config: PruneConfig, progress: Progress
 ) -> tuple[Outputs, Solved]:
     """By SparseGPT: other weights make up for those that go."""
     moments = Moments()
-    outputs = block.run(lambda name, inputs: moments.add(name, inputs) if name in levels else None)
+    outputs = _observed(block, config, lambda name, inputs: moments.add(name, inputs) if name in levels else None)
 
     def solved() -> Solved:
         for names, known in moments.curvatures(progress):
@@ -76,7 +87,7 @@ def _select(model: Model, block: Block, levels: Mapping[str, Level], config: Pru
     """By scores: those that stay are not changed."""
     stats = Stats()
     tokens = text_and_drifting(block.calls, block.run()) if config.criterion == "atv" else None
-    outputs = block.run(stats.add, tokens)
+    outputs = _observed(block, config, stats.add, tokens)
 
     def solved() -> Solved:
         for name, level in levels.items():

@@ -4,7 +4,7 @@ Forward functions are replaced, not modules: hooks on a block, its class and its
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,19 +45,22 @@ def capturing(model: Model, names: Sequence[str]) -> Iterator[list[tuple[str, Te
         yield captured
 
 
-def recorded(model: Model, path: str, batches: Sequence[Mapping[str, Tensor]]) -> list[list[Call]]:
+def recorded(
+    model: Model, path: str, batches: Sequence[Mapping[str, Tensor]], in_tuple: dict[str, bool]
+) -> list[list[Call]]:
     """By block of the list at `path`, what the model calls it with, batch by batch.
 
     Every block's stand-in puts out zeros. So what those after the first are given is what the model itself adds to
     hidden states between its blocks: nothing, in most families.
+    in_tuple: by path of a list, whether its blocks put out tuples; what is not known yet is filled in.
     """
     language = path == model.arch.language_blocks
     by_block: list[list[Call]] = []
     for batch in batches:
         with ExitStack() as stack:
-            recorders = stack.enter_context(_recording(model.module, path))
+            recorders = stack.enter_context(_recording(model.module, path, in_tuple))
             if not language:
-                stack.enter_context(_recording(model.module, model.arch.language_blocks))
+                stack.enter_context(_recording(model.module, model.arch.language_blocks, in_tuple))
             # Nobody reads logits, and a head has more weights than several blocks.
             stack.enter_context(standing_in(model.linear(model.arch.lm_head), lambda hidden: hidden))
             inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
@@ -68,7 +71,7 @@ def recorded(model: Model, path: str, batches: Sequence[Mapping[str, Tensor]]) -
             valid = batch["attention_mask"].bool().cpu() if language else _seen_by_others(*recorders[0].calls[i])
             is_text = valid & (batch["input_ids"] != model.media_token_id).cpu() if language else None
             for own, recorder in zip(by_block, recorders, strict=True):
-                own.append(Call(*recorder.calls[i], valid, is_text, recorder.learnt[0]))
+                own.append(Call(*recorder.calls[i], valid, is_text, in_tuple[path]))
     return by_block
 
 
@@ -86,19 +89,20 @@ class _Recorder:
     """The forward function of a block that remembers what it would have been called with, and puts out zeros."""
 
     own: Callable[..., Any]
+    path: str
     is_first: bool
-    learnt: list[bool]
+    in_tuple: dict[str, bool]
     moved: "_Moved"
     calls: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor | tuple[Tensor]:
         added = hidden_states if self.is_first or bool(hidden_states.any()) else hidden_states.new_zeros(())
         self.calls.append(moved_to(torch.device("cpu"), (added, arguments, keywords), self.moved))
-        if not self.learnt:
+        if self.path not in self.in_tuple:
             # Annotations tell wrong in some families, so the first block tells for all.
-            self.learnt.append(isinstance(self.own(hidden_states, *arguments, **keywords), tuple))
+            self.in_tuple[self.path] = isinstance(self.own(hidden_states, *arguments, **keywords), tuple)
         zeros = torch.zeros_like(hidden_states)
-        return (zeros,) if self.learnt[0] else zeros
+        return (zeros,) if self.in_tuple[self.path] else zeros
 
 
 @dataclass(frozen=True)
@@ -114,13 +118,12 @@ class Player:
 
 
 @contextmanager
-def _recording(module: nn.Module, path: str) -> Iterator[list[_Recorder]]:
+def _recording(module: nn.Module, path: str, in_tuple: dict[str, bool]) -> Iterator[list[_Recorder]]:
     """Let recorders stand in for a list of blocks."""
     blocks = module.get_submodule(path)
     assert isinstance(blocks, nn.ModuleList)
     moved: _Moved = {}
-    learnt: list[bool] = []
-    recorders = [_Recorder(block.forward, i == 0, learnt, moved) for i, block in enumerate(blocks)]
+    recorders = [_Recorder(block.forward, path, i == 0, in_tuple, moved) for i, block in enumerate(blocks)]
     with ExitStack() as stack:
         for block, recorder in zip(blocks, recorders, strict=True):
             stack.enter_context(standing_in(block, recorder))
@@ -138,6 +141,11 @@ def standing_in(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]
         del block.forward
         if own is not None:
             block.forward = own
+
+
+def silenced(linear: nn.Linear) -> AbstractContextManager[None]:
+    """A linear layer puts out zeros, for which its weights are not read, while the body runs."""
+    return standing_in(linear, lambda hidden: hidden.new_zeros(*hidden.shape[:-1], linear.out_features))
 
 
 _Moved = dict[int, tuple[Tensor, Tensor]]

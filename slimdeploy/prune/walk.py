@@ -15,7 +15,7 @@ from transformers import BatchFeature
 from ..errors import PruneError
 from ..model import Model, encode
 from ..samples import Sample
-from .recording import Call, Player, capturing, moved_to, recorded, standing_in
+from .recording import Call, Player, capturing, moved_to, recorded, silenced, standing_in
 
 Observe = Callable[[str, Tensor], None]
 """Told a layer's name and its inputs, (tokens, in), in the order of the calls."""
@@ -47,6 +47,9 @@ class Block(Protocol):
         tokens: by call, which ones are observed, of `Call.valid`'s shape; all that are valid by default.
         """
 
+    def watch(self, observe: Observe, tokens: Sequence[Tensor] | None = None) -> None:
+        """As `run`, for what is observed alone: what nothing but outputs depends on may be left out."""
+
     def hand_on(self, outputs: Outputs) -> None:
         """Decide what the next block is given; has to be called before the walk goes on."""
 
@@ -74,13 +77,14 @@ class Walk:
         self.model = model
         self._batches = batches
         self._outputs: dict[str, tuple[Outputs | None, bool]] = {}
+        self._in_tuple: dict[str, bool] = {}
 
     def __len__(self) -> int:
         return len(self.model.vision_blocks()) + 1 + len(self.model.language_blocks()) + bool(self.model.include)
 
     def __iter__(self) -> Iterator[Block]:
         model = self.model
-        calls = recorded(model, model.arch.vision_blocks, self._batches)
+        calls = self.recorded(model.arch.vision_blocks, self._batches)
         yield from self._tower(model.vision_blocks(), calls, model.feature_blocks())
         front = _Front(self, self._batches)
         yield front
@@ -88,6 +92,10 @@ class Walk:
         yield from self._tower(blocks, front.handed_on, blocks[-1:])
         if model.include:
             yield _Rest(self, self._batches)
+
+    def recorded(self, path: str, batches: Sequence[Mapping[str, Tensor]]) -> list[list[Call]]:
+        """By block of the list at `path`, what the model calls it with; see `recording.recorded`."""
+        return recorded(self.model, path, batches, self._in_tuple)
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
@@ -143,6 +151,16 @@ class TowerBlock:
             outputs.append(output)
         return outputs
 
+    def watch(self, observe: Observe, tokens: Sequence[Tensor] | None = None) -> None:
+        with ExitStack() as stack, torch.no_grad():
+            for i, call in enumerate(self.calls):
+                with capturing(self.model, self.layers()) as captured:
+                    self.output_of(call)
+                _tell(observe, captured, tokens[i] if tokens else call.valid)
+                if captured and i == 0:
+                    # The layer that was called last is a quarter of a Llama's block.
+                    stack.enter_context(silenced(self.model.linear(captured[-1][0])))
+
     def hand_on(self, outputs: Outputs) -> None:
         self.handed_on = outputs
 
@@ -172,13 +190,16 @@ class _Front:
         with self.walk.replayed():
             for batch in self.batches:
                 with capturing(model, self.layers()) as captured:
-                    own = recorded(model, model.arch.language_blocks, [batch])
+                    own = self.walk.recorded(model.arch.language_blocks, [batch])
                 calls = [before + more for before, more in zip(calls, own, strict=True)] if calls else own
                 if not observe:
                     continue
                 for name, seen in captured:
                     observe(name, _without_padding(seen, model.arch.projector_padding(name, batch)))
         return calls
+
+    def watch(self, observe: Observe, _: Sequence[Tensor] | None = None) -> None:
+        self.run(observe)
 
     def hand_on(self, outputs: Outputs) -> None:
         self.handed_on = outputs
@@ -211,6 +232,9 @@ class _Rest:
                 for name, seen in captured:
                     observe(name, seen[valid] if seen.shape[:-1] == valid.shape else seen.flatten(0, -2))
         return []
+
+    def watch(self, observe: Observe, _: Sequence[Tensor] | None = None) -> None:
+        self.run(observe)
 
     def hand_on(self, outputs: Outputs) -> None:
         """Nothing comes behind it."""

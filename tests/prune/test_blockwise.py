@@ -14,6 +14,7 @@ from slimdeploy.prune import Masks, collect_stats, prune_blockwise
 from slimdeploy.prune.criteria import wanda_scores
 from slimdeploy.prune.database import as_stored
 from slimdeploy.prune.patterns import mask_at, ranks
+from slimdeploy.prune.walk import Walk, encode_all
 
 SAMPLES = make_samples(4)
 HALF = Level(0.5)
@@ -98,3 +99,26 @@ def test_a_weight_that_is_not_finite_is_named(tiny_model: Model, criterion: Crit
 def test_without_samples_nothing_is_pruned(tiny_model: Model) -> None:
     with pytest.raises(PruneError, match="no calibration samples"):
         list(prune_blockwise(tiny_model, _policy(tiny_model), PruneConfig(), [], 2, Progress.silent()))
+
+
+def test_watching_a_block_shows_what_running_it_does_and_leaves_its_last_product_out(tiny_model: Model) -> None:
+    walk = Walk(tiny_model, encode_all(tiny_model, SAMPLES, 1))
+    block = next(iter(walk))
+    seen: tuple[list[tuple[str, torch.Tensor]], ...] = ([], [])
+    outputs = block.run(lambda *told: seen[0].append(told))
+    products = []
+    last = tiny_model.linear(seen[0][-1][0])
+    hook = last.register_forward_hook(lambda _, __, output: products.append(bool(output.any())))
+    block.watch(lambda *told: seen[1].append(told))
+    hook.remove()
+    assert products == [True, False, False, False]
+    for (name, inputs), (watched, shown) in zip(*seen, strict=True):
+        assert name == watched
+        assert torch.equal(inputs, shown)
+    assert all(torch.equal(*pair) for pair in zip(outputs, block.run(), strict=True)), "the block is whole again"
+
+
+def test_blocks_that_stay_dense_hand_on_what_they_put_out(tiny_model: Model) -> None:
+    dense = text_logits(tiny_model, text_batch(tiny_model, SAMPLES))
+    assert not _prune(tiny_model, PruneConfig(propagate="pruned"), _policy(tiny_model, DENSE))
+    assert torch.equal(text_logits(tiny_model, text_batch(tiny_model, SAMPLES)), dense)
