@@ -4,10 +4,12 @@ make bench-quality
 """
 
 import argparse
+import os
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import torch
@@ -91,7 +93,7 @@ def measure_all(cells: Sequence[Cell], workshop: Workshop, finished: FinishedCel
     waiting = [cell for cell in cells if workshop.key(cell) not in finished]
     progress.say(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished")
     bar = progress.bar("cells", total=len(waiting))
-    pool = ProcessPoolExecutor(cores(), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ProcessPoolExecutor(cores(), get_context("spawn"), initializer=_begin_to_work)
     try:
         futures = {pool.submit(measure, cell, workshop): cell for cell in waiting}
         for future in as_completed(futures):
@@ -102,6 +104,19 @@ def measure_all(cells: Sequence[Cell], workshop: Workshop, finished: FinishedCel
             bar.advance()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin_to_work() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """Nobody would take the figure that this process is at work on."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 if __name__ == "__main__":
