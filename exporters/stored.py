@@ -16,9 +16,7 @@ def stored_bytes(model: Model, folder: Path) -> dict[str, int]:
     for layer in model.layers():
         prefixes = model.arch.checkpoint_names(f"{layer.name}.")
         found[layer.name] = sum(
-            size
-            for name, size in sizes.items()
-            if name.startswith(prefixes) and not name.endswith(".bias")
+            size for name, size in sizes.items() if name.startswith(prefixes) and not name.endswith(".bias")
         )
     return found
 
