@@ -45,20 +45,24 @@ class Moments:
         self._last = None
         for owner in list(self._sums):
             sharing = [name for name, other in self._owners.items() if other == owner]
-            moments = self._sums.pop(owner)
-            if not bool(moments.diagonal().isfinite().all()):
-                raise PruneError(
-                    f"the inputs of {owner} hold NaN or infinity; check the checkpoint's weights, or load it as float32"
-                )
-            known = curvature(moments)
-            if known is None:
-                raise PruneError(
-                    f"the second moments of the inputs of {owner} cannot be inverted, even with their mean added to "
-                    "the diagonal; give more calibration samples, or set prune.criterion = 'wanda'"
-                )
+            known = _curvature_of(owner, self._sums.pop(owner))
             if known.damping > DAMPING:
                 progress.say(f"{owner}: damping raised to {known.damping:.0%} to invert the inputs' second moments")
             yield sharing, known
+
+
+def _curvature_of(owner: str, moments: Tensor) -> Curvature:
+    if not bool(moments.diagonal().isfinite().all()):
+        raise PruneError(
+            f"the inputs of {owner} hold NaN or infinity; check the checkpoint's weights, or load it as float32"
+        )
+    known = curvature(moments)
+    if known is None:
+        raise PruneError(
+            f"the second moments of the inputs of {owner} cannot be inverted, even with their mean added to the "
+            "diagonal; give more calibration samples, or set prune.criterion = 'wanda'"
+        )
+    return known
 
 
 def diagonal(known: Curvature) -> Tensor:
