@@ -46,6 +46,10 @@ class RankedWeights:
             for name in self._dense
         }
 
+    def names(self) -> list[str]:
+        """Of the layers in it."""
+        return list(self._dense)
+
     def dense(self, name: str) -> Tensor:
         return self._dense[name]
 

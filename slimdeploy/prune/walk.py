@@ -73,14 +73,16 @@ def encode_all(model: Model, samples: Sequence[Sample], batch_size: int) -> list
 class Walk:
     """Every block in forward order, with inputs that the blocks before it have put out."""
 
-    def __init__(self, model: Model, batches: Sequence[Mapping[str, Tensor]]) -> None:
+    def __init__(self, model: Model, batches: Sequence[Mapping[str, Tensor]], with_included: bool = True) -> None:
+        """with_included: whether what `Model.include` adds to the blocks comes as a last block."""
         self.model = model
+        self._with_included = with_included and bool(model.include)
         self._batches = batches
         self._outputs: dict[str, tuple[Outputs | None, bool]] = {}
         self._in_tuple: dict[str, bool] = {}
 
     def __len__(self) -> int:
-        return len(self.model.vision_blocks()) + 1 + len(self.model.language_blocks()) + bool(self.model.include)
+        return len(self.model.vision_blocks()) + 1 + len(self.model.language_blocks()) + self._with_included
 
     def __iter__(self) -> Iterator[Block]:
         model = self.model
@@ -90,7 +92,7 @@ class Walk:
         yield front
         blocks = model.language_blocks()
         yield from self._tower(blocks, front.handed_on, blocks[-1:])
-        if model.include:
+        if self._with_included:
             yield _Rest(self, self._batches)
 
     def recorded(self, path: str, batches: Sequence[Mapping[str, Tensor]]) -> list[list[Call]]:

@@ -32,12 +32,16 @@ def _policies(model: Model) -> list[Policy]:
     ]
 
 
+@pytest.mark.parametrize("include", [(), ("lm_head",)])
 def test_losses_and_norm_terms_are_those_of_the_model_in_memory(
-    tiny_checkpoint: Path, tiny_model: Model, stats: Stats
+    tiny_checkpoint: Path, tiny_model: Model, include: tuple[str, ...]
 ) -> None:
+    tiny_model.include = include
+    stats = collect_stats(tiny_model, make_samples(3), "wanda", 3, Progress.silent())
     policies = _policies(tiny_model)
     whole = ModelJudge(PrunedModel(tiny_model, RankedWeights(tiny_model, CONFIG, stats, group=0)), PARTS)
-    streamed = StreamedJudge(load_streamed(str(tiny_checkpoint), "float32"), CONFIG, stats, 0, PARTS)
+    on_disk = load_streamed(str(tiny_checkpoint), "float32", include=include)
+    streamed = StreamedJudge(on_disk, CONFIG, stats, 0, PARTS)
     assert (streamed.samples, streamed.tokens) == (whole.samples, whole.tokens)
     for parts in (range(2), range(1, 2)):
         expected = [loss for losses in whole.losses(policies, parts) for loss in losses]
