@@ -1,6 +1,7 @@
 """The policy search: how much of each weight matrix goes, so that the whole meets its budget and loses least."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import assert_never
@@ -15,7 +16,7 @@ from ..samples import Sample, Split
 from .allocation import ecoflap, language_only, owl
 from .cost import Cost, Ledger, in_words
 from .eta import EtaChoice, Ranking
-from .evolution import Generation, Outcome, Plan, evolve
+from .evolution import Change, Generation, Outcome, Plan, evolve
 from .fitness import Judge, ModelJudge, PrunedModel
 from .journal import Journal
 from .out_of_core import StreamedJudge
@@ -43,7 +44,8 @@ def search_policy(
 ) -> SearchResult:
     """The best policy within `search.budget`, and the uniform one where that is better on held-out samples.
 
-    samples: `search` to search on, `validation` to judge on. The model comes dense and is left dense.
+    samples: `search` to search on, `validation` to judge on. The model comes dense and is left dense, by errors
+    too.
     Other methods than "evolution" follow a formula and judge nothing. With the journal of a search that was killed,
     given the same arguments, this one goes on where that one was.
     Deterministic: equal inputs and seeds give equal results. Raises PruneError where the budget cannot be met.
@@ -93,22 +95,33 @@ def _search(
     projector = ProjectorEvolution(judge, accept, settings, journal, ledger) if isinstance(judge, ModelJudge) else None
     bar = progress.bar("search, generation", total=settings.generations)
 
-    def refine(population: Sequence[Policy]) -> bool:
+    def refine(population: Sequence[Policy]) -> Change:
         # Where eta changes, the order of the population does.
-        return eta.choose() or bool(projector and projector.refine(population[: settings.projector_policies]))
+        if eta.choose():
+            return "eta"
+        return "projector" if projector and projector.refine(population[: settings.projector_policies]) else ""
 
     def report(generation: Generation) -> None:
         bar.advance(f"best J {generation.best:.3f}, uniform {generation.uniform:.3f}")
 
     plan = Plan(settings.generations, settings.offspring, settings.survivors, settings.seed, len(ends))
-    outcome = evolve(space, fitness, plan, refine, report)
+    try:
+        found = _better(space, evolve(space, fitness, plan, refine, report), decide, projector)
+    finally:
+        if projector:
+            projector.put_back()
+        judge.release()
+    progress.say(f"search: {in_words(ledger.costs())}")
+    return replace(found, eta=fitness.eta, eta_chosen=eta.after, eta_rankings=eta.rankings, costs=ledger.costs())
+
+
+def _better(space: Space, outcome: Outcome, decide: Verdicts, projector: ProjectorEvolution | None) -> SearchResult:
+    """What was found, with its projector, or the best uniform policy with the checkpoint's; the latter wins a tie."""
     (searched_validation,) = decide([outcome.best])
     if projector:
         projector.put_back()
     uniforms = space.uniforms()
     uniform_validation, best_uniform = min(zip(decide(uniforms), range(len(uniforms)), strict=True))
-    judge.release()
-    progress.say(f"search: {in_words(ledger.costs())}")
     searched_wins = searched_validation < uniform_validation
     return SearchResult(
         policy=outcome.best if searched_wins else uniforms[best_uniform],
@@ -117,10 +130,6 @@ def _search(
         searched_validation=searched_validation,
         history=outcome.history,
         projector=projector.weights if projector and searched_wins else {},
-        eta=fitness.eta,
-        eta_chosen=eta.after,
-        eta_rankings=eta.rankings,
-        costs=ledger.costs(),
     )
 
 

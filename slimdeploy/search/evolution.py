@@ -8,7 +8,7 @@ Deterministic by seed.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from ..policy import Policy
 from .space import Space
@@ -21,18 +21,24 @@ class Fitness(Protocol):
         """stage: 0 is the first and cheapest one."""
 
 
-Refine = Callable[[Sequence[Policy]], bool]
-"""Changes the judge itself around the population, best first; True when what it would say is no longer what it said."""
+Change = Literal["", "eta", "projector"]
+"""What of the judge has changed, so that what it would say is no longer what it said."""
+
+Refine = Callable[[Sequence[Policy]], Change]
+"""Changes the judge itself around the population, best first."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How the search stood after a generation: J of the best policy and of the best uniform one on all samples."""
+    """How the search stood after a generation: J of the best policy and of the best uniform one on all samples.
+
+    changed: what of the judge did in the end, before these were judged.
+    """
 
     index: int
     best: float
     uniform: float
-    refined: bool
+    changed: Change
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def evolve(
     space: Space,
     fitness: Fitness,
     plan: Plan,
-    refine: Refine = lambda _: False,
+    refine: Refine = lambda _: "",
     report: Callable[[Generation], None] = lambda _: None,
 ) -> Outcome:
     """The best policy found from the uniform ones onwards, every candidate within the space's budget."""
@@ -69,10 +75,10 @@ def evolve(
         offspring = [space.mutate(rng.choice(population), rng) for _ in range(plan.offspring)]
         contenders = _different([*population, *_promising(offspring, population, fitness, plan)])
         population = _best(contenders, fitness(contenders, last), plan.survivors)
-        if refined := refine(population):
+        if changed := refine(population):
             population = _best(population, fitness(population, last), plan.survivors)
         best, uniform = fitness(population[:1], last)[0], min(fitness(uniforms, last))
-        history.append(Generation(index + 1, best, uniform, refined))
+        history.append(Generation(index + 1, best, uniform, changed))
         report(history[-1])
     return Outcome(population[0], tuple(history))
 

@@ -48,6 +48,11 @@ class PrunedModel:
             if level != self._levels[name]:
                 self._set(name, level)
 
+    def put_back(self) -> None:
+        """All layers dense, also where something stopped between a weight and the note of its level."""
+        for name in self._levels:
+            self._set(name, DENSE)
+
     def mask_now(self, name: str) -> Tensor:
         """The mask that a layer wears."""
         return self._database.mask(name, self._levels[name])
@@ -145,4 +150,4 @@ class ModelJudge:
         return sum(self.pruned.log_norm_ratio(name, level) for name, level in policy.levels.items())
 
     def release(self) -> None:
-        self.pruned.apply(Policy({layer.name: DENSE for layer in self.pruned.model.layers()}))
+        self.pruned.put_back()

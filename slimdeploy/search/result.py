@@ -50,14 +50,13 @@ class SearchResult:
 
     def summary(self) -> SearchHistory:
         """What a report shows of it."""
-        changed = [generation.index for generation in self.history if generation.refined]
         return SearchHistory(
             best=tuple(generation.best for generation in self.history),
             uniform=tuple(generation.uniform for generation in self.history),
             chosen=self.chosen,
             validation_uniform=self.uniform_validation,
             validation_searched=self.searched_validation,
-            accepted=tuple(index for index in changed if index != self.eta_chosen),
+            accepted=tuple(each.index for each in self.history if each.changed == "projector"),
             eta=self.eta,
             eta_chosen=self.eta_chosen,
             correlations=tuple((ranking.eta, ranking.correlation) for ranking in self.eta_rankings),

@@ -58,8 +58,10 @@ def _slope(model: Model, name: str, batch: TextBatch, generator: torch.Generator
     step = _STEP * torch.randn(own.shape, generator=generator).to(own)
     losses = []
     with torch.inference_mode():
-        for sign in (1, -1):
-            weight.copy_(own + sign * step)
-            losses.append(float(answer_loss(text_logits(model, batch), batch)))
-        weight.copy_(own)
+        try:
+            for sign in (1, -1):
+                weight.copy_(own + sign * step)
+                losses.append(float(answer_loss(text_logits(model, batch), batch)))
+        finally:
+            weight.copy_(own)
     return abs(losses[0] - losses[1]) / (2 * _STEP)

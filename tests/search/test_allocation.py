@@ -18,7 +18,7 @@ from slimdeploy.progress import Progress
 from slimdeploy.prune import Stats, collect_stats
 from slimdeploy.prune.criteria import layer_scores
 from slimdeploy.samples import Sample
-from slimdeploy.search import Journal, search_policy
+from slimdeploy.search import Journal, search_policy, sensitivity
 from slimdeploy.search.allocation import (
     blocks_of,
     ecoflap,
@@ -141,6 +141,17 @@ def test_zeroth_order_scores_come_near_the_directional_derivative(tiny_model: Mo
         gradients = torch.autograd.grad(loss, weights, retain_graph=True)
         slopes = [float((g * torch.randn(g.shape, generator=generator)).sum().abs()) for g in gradients]
         assert found[block] == pytest.approx(sum(slopes), rel=0.05, abs=2e-3)
+
+
+def test_a_measurement_that_fails_leaves_the_weights(tiny_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
+    monkeypatch.setattr(sensitivity, "text_logits", failing)
+    with pytest.raises(KeyboardInterrupt):
+        zeroth_order_scores(tiny_model, make_samples(3), seed=4, progress=Progress.silent())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.module.state_dict().items())
 
 
 def test_ecoflap_without_an_answer_is_refused(tiny_model: Model) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from slimdeploy.config import BudgetConfig, Config, SearchConfig
 from slimdeploy.policy import Layer, Policy
-from slimdeploy.search.evolution import Generation, Outcome, Plan, evolve
+from slimdeploy.search.evolution import Change, Generation, Outcome, Plan, evolve
 from slimdeploy.search.space import search_space
 
 LAYERS = [Layer(f"block.{i}", "language", 64, 64 + 32 * (i % 3)) for i in range(8)]
@@ -70,10 +70,10 @@ def test_a_flat_fitness_keeps_the_uniform_policy() -> None:
 def test_a_changed_judge_voids_old_verdicts() -> None:
     shift = [0.0]
 
-    def refine(population: Sequence[Policy]) -> bool:
+    def refine(population: Sequence[Policy]) -> Change:
         assert [_j(policy) for policy in population] == sorted(_j(policy) for policy in population)
         shift[0] -= 1
-        return True
+        return "projector"
 
     outcome = evolve(SPACE, lambda policies, _: [_j(policy) + shift[0] for policy in policies], PLAN, refine)
     uniform = [generation.uniform for generation in outcome.history]

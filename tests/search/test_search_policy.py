@@ -152,6 +152,46 @@ def test_the_model_comes_out_dense(tiny_model: Model, stats: Stats) -> None:
         assert parameter.grad is None
 
 
+@pytest.mark.parametrize("calls", [1, 5, 9])
+def test_the_model_comes_out_dense_from_a_search_that_fails(
+    tiny_model: Model, stats: Stats, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    before = {name: parameter.detach().clone() for name, parameter in tiny_model.module.named_parameters()}
+    proxy_loss, left = ModelJudge.proxy_loss, iter(range(calls))
+
+    def failing(self: ModelJudge, part: int) -> torch.Tensor:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return proxy_loss(self, part)
+
+    monkeypatch.setattr(ModelJudge, "proxy_loss", failing)
+    with pytest.raises(KeyboardInterrupt):
+        _run(tiny_model, stats, _config(generations=9, projector_learning_rate=1e-2))
+    for name, parameter in tiny_model.module.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_a_weight_that_was_set_without_a_note_of_it_is_put_back(tiny_model: Model, stats: Stats) -> None:
+    judge, name = _judge(tiny_model, stats, make_samples(2)), tiny_model.layers()[0].name
+    weight = tiny_model.linear(name).weight
+    dense = weight.detach().clone()
+    with torch.no_grad():
+        weight.zero_()
+    judge.release()
+    assert torch.equal(weight, dense)
+
+
+@pytest.mark.parametrize(("eta_changes", "accepted"), [(False, (1,)), (True, ())])
+def test_a_projector_counts_as_accepted_unless_eta_took_its_turn(
+    tiny_model: Model, stats: Stats, monkeypatch: pytest.MonkeyPatch, eta_changes: bool, accepted: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(search.EtaChoice, "choose", lambda _: eta_changes)
+    monkeypatch.setattr(ProjectorEvolution, "refine", lambda *_: True)
+    result = _run(tiny_model, stats, _config(generations=1, eta="auto"))
+    assert result.eta_chosen == 1
+    assert result.summary().accepted == accepted
+
+
 def _evolution(
     model: Model,
     stats: Stats,
@@ -243,7 +283,7 @@ def test_nothing_is_judged_twice_and_early_stages_use_fewer_tokens(
     samples = {"search": make_samples(16, seed=1), "validation": make_samples(8, seed=2)}
     config = _config(generations=6, offspring=12, stages=(0.125, 0.5, 1.0), projector_learning_rate=1e-4)
     result = _run(tiny_model, stats, config, samples)
-    assert any(generation.refined for generation in result.history)
+    assert any(generation.changed == "projector" for generation in result.history)
     assert set(seen.values()) == {1}
     costs = {cost.of: cost for cost in result.costs}
     assert sum(cost.tokens for cost in result.costs) == sum(tokens.values()) + costs["projector steps"].tokens
@@ -256,7 +296,7 @@ def test_nothing_is_judged_twice_and_early_stages_use_fewer_tokens(
 def test_projector_steps_that_help_are_kept_and_touch_nothing_else(tiny_model: Model, stats: Stats) -> None:
     result = _run(tiny_model, stats, _config(generations=6, projector_learning_rate=1e-3, projector_steps=8))
     assert result.chosen == "evolution"
-    assert any(generation.refined for generation in result.history)
+    assert any(generation.changed == "projector" for generation in result.history)
     before = {name: parameter.detach().clone() for name, parameter in tiny_model.module.named_parameters()}
     result.apply_projector(tiny_model)
     changed = {name for name, now in tiny_model.module.named_parameters() if not torch.equal(now, before[name])}
