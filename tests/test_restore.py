@@ -347,3 +347,25 @@ def test_a_loss_that_explodes_is_refused(tiny_model: Model, masks: Masks) -> Non
         bias.fill_(float("nan"))
     with pytest.raises(PruneError, match=r"lower restore.learning_rate"):
         restore(tiny_model, masks, make_samples(2), CONFIG, Progress.silent())
+
+
+def test_a_restoration_that_fails_leaves_the_model_dense(tiny_model: Model, masks: Masks) -> None:
+    before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
+    trainable = [parameter.requires_grad for parameter in tiny_model.module.parameters()]
+    start = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in masks.items()}
+    with pytest.raises(Killed):
+        restore(tiny_model, masks, make_samples(6), CONFIG, KilledAfter(3), start)
+    after = tiny_model.module.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert [parameter.requires_grad for parameter in tiny_model.module.parameters()] == trainable
+
+
+def test_adapters_that_cannot_all_be_made_leave_none(tiny_model: Model, masks: Masks) -> None:
+    before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
+    with pytest.raises(KeyError), adapted(tiny_model, {**masks, "no such layer": MASK}, {}, CONFIG):
+        pass
+    after = tiny_model.module.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(parameter.requires_grad for parameter in tiny_model.module.parameters())

@@ -57,7 +57,8 @@ def restore(
     The model comes dense. start: (out, in) by name, weights that pruning changed beyond zeros: training starts from
     them while the dense ones teach. Layers with neither mask nor start stay as they are, and so does everything that is
     no weight matrix. journal: a folder for one set of inputs; what a killed restoration has left there, the
-    next one goes on from. Raises PruneError where there is nothing to learn from.
+    next one goes on from. Whatever is raised, the model is as dense as it came. Raises PruneError where there is
+    nothing to learn from, or the loss is not finite.
     """
     masks = masks | {name: torch.ones_like(weight).bool() for name, weight in start.items() if name not in masks}
     kept = sum(int(mask.sum()) for mask in masks.values())

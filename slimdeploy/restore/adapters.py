@@ -66,28 +66,42 @@ class PlainLora(SparseLora):
 def adapted(
     model: Model, masks: Mapping[str, Tensor], start: Mapping[str, Tensor], config: RestoreConfig
 ) -> Iterator[Adapters]:
-    """Adapters on all masked layers while the body runs; merged into the weights, beneath the masks, when it ends."""
+    """Adapters on all masked layers while the body runs; merged into the weights, beneath the masks, when it ends.
+
+    Where the body raises, nothing is merged: the weights are as they came.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     kind = PlainLora if config.method == "lora" else SparseLora
     towers = {layer.name: layer.tower for layer in model.layers()}
     trainable = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    adapters = {}
-    for name, mask in masks.items():
-        rank = config.vision_rank if towers[name] == "vision" else config.rank
-        before = start[name].to(model.device) if name in start else None
-        adapters[name] = kind(mask.to(model.device), before, rank, config.alpha, generator)
-        parametrize.register_parametrization(model.linear(name), "weight", adapters[name])
+    adapters: Adapters = {}
     try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        for name, mask in masks.items():
+            rank = config.vision_rank if towers[name] == "vision" else config.rank
+            before = start[name].to(model.device) if name in start else None
+            adapter = kind(mask.to(model.device), before, rank, config.alpha, generator)
+            parametrize.register_parametrization(model.linear(name), "weight", adapter)
+            adapters[name] = adapter
         yield adapters
+    except BaseException:
+        _remove(model, adapters, merge=False)
+        raise
+    else:
+        _remove(model, adapters, merge=True)
     finally:
-        for name, adapter in adapters.items():
-            parametrize.remove_parametrizations(model.linear(name), "weight", leave_parametrized=True)
-            with torch.no_grad():
-                model.linear(name).weight.masked_fill_(~adapter.mask, 0)
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+def _remove(model: Model, adapters: Adapters, merge: bool) -> None:
+    for name, adapter in adapters.items():
+        linear = model.linear(name)
+        parametrize.remove_parametrizations(linear, "weight", leave_parametrized=merge)
+        if merge:
+            with torch.no_grad():
+                linear.weight.masked_fill_(~adapter.mask, 0)
 
 
 @contextmanager

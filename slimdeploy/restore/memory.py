@@ -5,11 +5,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import RestoreConfig
 from ..model import Model
+from ..prune.recording import standing_in
 
 
 @contextmanager
@@ -23,19 +23,12 @@ def recomputed(model: Model) -> Iterator[None]:
     with ExitStack() as stack:
         for path in (*model.vision_blocks(), *model.language_blocks()):
             block = model.module.get_submodule(path)
-            stack.callback(_give_back, block, vars(block).get("forward"))
             # A frozen model in evaluation draws no random numbers whose state would have to be kept.
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+            again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+            stack.enter_context(standing_in(block, again))
         yield
 
 
 def computing(model: Model, config: RestoreConfig) -> AbstractContextManager[object]:
     """Forward passes in the body compute as `restore.dtype` says."""
     return torch.autocast(model.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
-
-
-def _give_back(block: nn.Module, own: object) -> None:
-    """own: a forward function that somebody else had set; None where it is the class's."""
-    del block.forward
-    if own is not None:
-        vars(block)["forward"] = own
