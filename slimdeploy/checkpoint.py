@@ -4,6 +4,7 @@ Knows file names and formats; no module, no tensor.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from .packed_config import METHOD
 DEMO = "demo"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+_SETTINGS = ("*.json", "*.txt", "*.jinja", "tokenizer.model")
 # Nothing that Python would execute or unpickle is fetched.
-_HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model"]
+_HUB_PATTERNS = ["*.safetensors", *_SETTINGS]
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -116,6 +118,17 @@ def weight_files(folder: Path) -> list[Path]:
             "save the model as safetensors (save_pretrained does) and give that folder"
         )
     return [folder / WEIGHTS]
+
+
+def settings_files(folder: Path, subfolders: Iterable[str]) -> list[Path]:
+    """What a checkpoint has beside its weights, relative to it: in itself and in those of `subfolders` that it has."""
+    return [
+        file.relative_to(folder)
+        for place in (folder, *(folder / name for name in subfolders))
+        for pattern in _SETTINGS
+        for file in place.glob(pattern)
+        if not file.name.endswith(".index.json")  # of weights
+    ]
 
 
 def _check_weights(file: Path) -> None:

@@ -18,26 +18,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMultimodalLM, GenerationConfig
+from transformers.utils import CHAT_TEMPLATE_DIR
 
 from .archs import Arch
-from .checkpoint import WEIGHTS_INDEX, check_checkpoint, locate_model, model_name, weight_files
+from .checkpoint import WEIGHTS_INDEX, check_checkpoint, locate_model, model_name, settings_files, weight_files
 from .errors import ModelError, first_line
 from .model import DType, Model, quiet_transformers
 from .processor import load_processor
 
-_GENERATION = "generation_config.json"
+_CONFIG, _GENERATION = "config.json", "generation_config.json"
 
 
-def load_streamed(
-    path: str, dtype: DType = "bfloat16", name: str | None = None, include: tuple[str, ...] = ()
-) -> Model:
+def load_streamed(path: str, dtype: DType = "float32", name: str | None = None, include: tuple[str, ...] = ()) -> Model:
     """As `load_model`, with the blocks left on disk. On the CPU, for reading and pruning: its blocks cannot be trained.
 
     Raises ModelError as `load_model` does.
     """
     folder = locate_model(path)
     arch = check_checkpoint(folder)
-    stored = StoredWeights.of(folder, arch, getattr(torch, dtype))
+    stored = StoredWeights.of(folder, arch)
     with quiet_transformers():
         module = _empty_module(folder, getattr(torch, dtype))
         processor = load_processor(folder, arch)
@@ -72,19 +71,21 @@ class StoredWeights:
     """The tensors of a checkpoint by the names that they have in its files. files: where each lies."""
 
     arch: Arch
-    dtype: torch.dtype
     files: dict[str, Path]
 
     @staticmethod
-    def of(folder: Path, arch: Arch, dtype: torch.dtype) -> "StoredWeights":
+    def of(folder: Path, arch: Arch) -> "StoredWeights":
         files: dict[str, Path] = {}
         for file in weight_files(folder):
             with safe_open(file, framework="pt") as opened:
                 files |= dict.fromkeys(opened.keys(), file)
-        return StoredWeights(arch, dtype, files)
+        return StoredWeights(arch, files)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """Parameters of the module by their names there. Raises ModelError for one that the checkpoint lacks."""
+        """Tensors by their names in the module, in pages of the file while the next is not asked for.
+
+        Raises ModelError for one that the checkpoint lacks.
+        """
         by_file: dict[Path, list[tuple[str, str]]] = {}
         for name in names:
             key = self.name_of(name)
@@ -92,16 +93,22 @@ class StoredWeights:
         for file, wanted in by_file.items():
             with safe_open(file, framework="pt") as opened:
                 for name, key in wanted:
-                    # A copy, so that no page of the file stays mapped.
-                    yield name, opened.get_tensor(key).to(self.dtype, copy=True)
+                    yield name, opened.get_tensor(key)
 
     def name_of(self, name: str) -> str:
-        """What a parameter of the module is called in the files."""
+        """What a tensor of the module is called in the files."""
         return self.arch.stored_name(name, self.files)
+
+    def holds(self, name: str) -> bool:
+        """Whether the files have a tensor of the module."""
+        return any(candidate in self.files for candidate in self.arch.checkpoint_names(name))
 
 
 class Streamed:
-    """The residence of a module's blocks. blocks: paths."""
+    """The residence of a module's blocks. blocks: paths.
+
+    kept: names of the tensors that stay in memory: parameters of no block, and buffers that the checkpoint has, of any.
+    """
 
     def __init__(self, module: nn.Module, stored: StoredWeights, blocks: list[str]) -> None:
         self.stored = stored
@@ -112,7 +119,11 @@ class Streamed:
         names = [name for name, _ in module.named_parameters()]
         for name in names:
             stored.name_of(name)  # raises for one that is missing, before hours are spent on the others
-        self._load(name for name in names if not name.startswith(tuple(f"{block}." for block in blocks)))
+        saved = module.state_dict().keys()  # other buffers are computed
+        buffers = [name for name, _ in module.named_buffers() if name in saved and stored.holds(name)]
+        in_blocks = tuple(f"{block}." for block in blocks)
+        self.kept = [name for name in names if not name.startswith(in_blocks)] + buffers
+        self._load(self.kept)
         module.tie_weights()  # type: ignore[operator]
         for path in blocks:
             block = module.get_submodule(path)
@@ -135,20 +146,29 @@ class Streamed:
         finally:
             self._resident.discard(path)
             for name in names:
-                self._set(name, torch.empty_like(self._module.get_parameter(name), device="meta"))
+                self._set(name, torch.empty_like(self.tensor(name), device="meta"))
 
     def parameters_of(self, path: str) -> list[str]:
         """Names of the parameters under a path."""
         return [name for name, _ in self._module.get_submodule(path).named_parameters(prefix=path)]
 
+    def tensor(self, name: str) -> Tensor:
+        """A parameter or buffer of the module, as it is now."""
+        owner, _, leaf = name.rpartition(".")
+        tensor = getattr(self._module.get_submodule(owner), leaf)
+        assert isinstance(tensor, Tensor)
+        return tensor
+
     def _load(self, names: Iterable[str]) -> None:
         for name, tensor in self.stored.read(names):
-            self._set(name, tensor)
+            # A copy, so that no page of the file stays mapped.
+            self._set(name, tensor.to(self.tensor(name).dtype, copy=True))
 
     def _set(self, name: str, tensor: Tensor) -> None:
-        path, _, leaf = name.rpartition(".")
-        owner = self._module.get_submodule(path)
-        setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
+        owner, _, leaf = name.rpartition(".")
+        is_parameter = isinstance(self.tensor(name), nn.Parameter)
+        value = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
+        setattr(self._module.get_submodule(owner), leaf, value)
 
 
 @dataclass(frozen=True)
@@ -190,26 +210,31 @@ class ShardWriter:
         self._write(streamed.parameters_of(path), streamed.blocks.index(path) + 1)
 
     def finish(self) -> None:
-        """Write everything that was not written, the index, and what else the checkpoint has beside its weights."""
+        """Write everything that was not written, the index, and the settings that the checkpoint has."""
         streamed = self._streamed()
-        prefixes = tuple(f"{block}." for block in streamed.blocks)
-        self._write([name for name, _ in self.model.module.named_parameters() if not name.startswith(prefixes)], 0)
+        self._write(streamed.kept, 0)
         for path in streamed.blocks:
             if streamed.stored.name_of(streamed.parameters_of(path)[0]) not in self._places:
                 with streamed.resident(path):
                     self.write_block(path)
         index = {"metadata": {"total_size": self._bytes}, "weight_map": dict(sorted(self._places.items()))}
         (self.folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
-        for file in self.model.source.iterdir():
-            if file.is_dir():  # a second tokenizer
-                shutil.copytree(file, self.folder / file.name)
-            elif not file.name.endswith((".safetensors", ".safetensors.index.json")):
-                shutil.copyfile(file, self.folder / file.name)
+        self._write_settings()
+
+    def _write_settings(self) -> None:
+        """Every part of a processor may have a folder, as the second tokenizer of a Q-Former does."""
+        source = self.model.source
+        for file in settings_files(source, [CHAT_TEMPLATE_DIR, *self.model.processor.get_attributes()]):
+            (self.folder / file).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / file, self.folder / file)
+        dtype = str(self.model.pretrained.dtype).removeprefix("torch.")
+        config = _stored_as(dtype, json.loads((source / _CONFIG).read_text(encoding="utf-8")))
+        (self.folder / _CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
     def _write(self, names: list[str], number: int) -> None:
         streamed = self._streamed()
         file = f"model-{number:05d}-of-{len(streamed.blocks):05d}.safetensors"
-        tensors = {streamed.stored.name_of(name): self.model.module.get_parameter(name).detach() for name in names}
+        tensors = {streamed.stored.name_of(name): streamed.tensor(name).detach() for name in names}
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, self.folder / file, {"format": "pt"})
         self._places |= dict.fromkeys(tensors, file)
         self._bytes += sum(tensor.nbytes for tensor in tensors.values())
@@ -217,3 +242,13 @@ class ShardWriter:
     def _streamed(self) -> Streamed:
         assert self.model.streamed is not None
         return self.model.streamed
+
+
+def _stored_as(dtype: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a model and its parts whose weights are stored as `dtype`, whatever it said before."""
+    parts = {
+        key: _stored_as(dtype, value) if key.endswith("_config") and isinstance(value, dict) else value
+        for key, value in config.items()
+        if key != "torch_dtype"  # its name before transformers 4.56
+    }
+    return parts | {"dtype": dtype}

@@ -1,5 +1,7 @@
 """A streamed model computes what a whole one does, holds one block at a time, and is written as a checkpoint."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import make_samples, make_tiny_llava
+from transformers.models.llama import modeling_llama
 
 from slimdeploy.config import PruneConfig
 from slimdeploy.errors import ModelError
@@ -20,7 +23,7 @@ from slimdeploy.streaming import load_streamed, write_blocks
 
 @pytest.fixture
 def streamed(tiny_checkpoint: Path) -> Model:
-    return load_streamed(str(tiny_checkpoint), "float32")
+    return load_streamed(str(tiny_checkpoint))
 
 
 def _logits(model: Model) -> torch.Tensor:
@@ -41,7 +44,7 @@ def _in_memory(model: Model) -> set[str]:
 @pytest.mark.parametrize("hub_layout", [False, True])
 def test_it_computes_what_the_whole_model_does(tmp_path: Path, hub_layout: bool) -> None:
     folder = str(make_tiny_llava(tmp_path, hub_layout=hub_layout))
-    streamed = load_streamed(folder, "float32")
+    streamed = load_streamed(folder)
     assert torch.equal(_logits(streamed), _logits(load_model(folder)))
     assert streamed.layers() == load_model(folder).layers()
 
@@ -97,4 +100,55 @@ def test_a_weight_that_is_missing_is_named(tiny_checkpoint: Path, tmp_path: Path
     del weights[lost]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight"):
-        load_streamed(str(tmp_path), "float32")
+        load_streamed(str(tmp_path))
+
+
+def test_nothing_of_the_dense_model_is_written_beside_the_pruned_one(tmp_path: Path) -> None:
+    source = make_tiny_llava(tmp_path / "dense")
+    settings = {file.name for file in source.iterdir()} - {"model.safetensors"}
+    for name in ("pytorch_model.bin", "pytorch_model.bin.index.json", "onnx/model.onnx", "onnx/config.json", "a.py"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(b"dense")
+    streamed = load_streamed(str(source))
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tools.jinja").write_text("{{ messages }}")
+    write_blocks(streamed, (), tmp_path / "written")
+    written = {str(file.relative_to(tmp_path / "written")) for file in (tmp_path / "written").rglob("*.*")}
+    weights = {name for name in written if name.endswith((".safetensors", ".safetensors.index.json"))}
+    assert written - weights == settings | {"additional_chat_templates/tools.jinja"}
+
+
+def test_the_configuration_says_in_which_type_weights_are_stored(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "dense"))
+    config = json.loads((source / "config.json").read_text())
+    config["text_config"]["torch_dtype"] = config["torch_dtype"] = "float16"
+    (source / "config.json").write_text(json.dumps(config))
+    write_blocks(load_streamed(str(source), "bfloat16"), (), tmp_path / "written")
+    written = json.loads((tmp_path / "written" / "config.json").read_text())
+    for part in (written, written["text_config"], written["vision_config"]):
+        assert (part["dtype"], part.get("torch_dtype")) == ("bfloat16", None)
+    shards = [load_file(file) for file in (tmp_path / "written").glob("*.safetensors")]
+    assert {tensor.dtype for shard in shards for tensor in shard.values()} == {torch.bfloat16}
+
+
+class _CountingNorm(modeling_llama.LlamaRMSNorm):
+    """Has a buffer that checkpoints hold, beside a weight."""
+
+    def __init__(self, hidden_size: int, eps: float = 1e-6) -> None:
+        super().__init__(hidden_size, eps)
+        self.register_buffer("seen", torch.tensor(0))
+
+
+def test_a_buffer_that_the_checkpoint_holds_is_read_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modeling_llama, "LlamaRMSNorm", _CountingNorm)
+    source = make_tiny_llava(tmp_path / "dense")
+    weights = load_file(source / "model.safetensors")
+    weights = {name: torch.tensor(1001) if name.endswith("seen") else tensor for name, tensor in weights.items()}
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    streamed = load_streamed(str(source), "bfloat16")  # which has no 1001
+    write_blocks(streamed, (), tmp_path / "written")
+    for model in (streamed, load_model(str(tmp_path / "written"))):
+        buffers = [int(buffer) for name, buffer in model.module.named_buffers() if name.endswith("seen")]
+        assert buffers == [1001] * 5

@@ -21,7 +21,7 @@ from slimdeploy.streaming import ShardWriter, load_streamed
 source, target, criterion, sparsity, samples, *towers = sys.argv[1:]
 start = time.perf_counter()
 calibration = [located.sample for located in read_records(Path(samples), Path(samples).parent)]
-model = load_streamed(source)
+model = load_streamed(source, "bfloat16")
 policy = Policy({layer.name: Level(float(sparsity)) for layer in model.layers() if layer.tower in towers})
 config = PruneConfig(criterion=criterion, propagate="pruned")  # type: ignore[arg-type]
 Path(target).mkdir()
