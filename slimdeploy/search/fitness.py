@@ -24,9 +24,16 @@ from ..samples import Sample
 
 
 def log_norm_ratio(weight: Tensor, mask: Tensor) -> float:
-    """log(‖M ⊙ W‖_F / ‖W‖_F); 0 for a dense layer, and for one that is all zeros."""
+    """log(‖M ⊙ W‖_F / ‖W‖_F): 0 for a dense layer, the lower the less a mask keeps, -infinity where it keeps nothing.
+
+    0 as well for a layer that is all zeros, of which no mask takes anything. Lower counts as better in J, so that the
+    limit would win every comparison: no level that a search may take keeps nothing, and `Verdicts` takes an infinite J
+    for the worst.
+    """
     total, kept = float(weight.norm()), float((weight * mask).norm())
-    return math.log(kept / total) if total and kept else 0.0
+    if not total:
+        return 0.0
+    return math.log(kept / total) if kept else -math.inf
 
 
 class PrunedModel:

@@ -1,14 +1,14 @@
 """The policies that a search may visit: a level per matrix, never over budget. Pure arithmetic on `slimdeploy.policy`.
 
 Every policy made here costs at most `budget`, in weights kept or in bytes stored, so that a search never has to reject
-one.
+one. And each keeps something of every row: a matrix that gives nothing is no candidate.
 """
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cache, cached_property
+from functools import cached_property
 
 from ..config import Config
 from ..errors import PruneError
@@ -20,6 +20,7 @@ from ..policy import (
     Policy,
     Values,
     available_levels,
+    kept_per_row,
     kept_weights,
     weight_budget,
 )
@@ -35,7 +36,6 @@ _Steps = Sequence[tuple[int, Level]]
 """Levels of one matrix with their costs, the cheapest first."""
 
 
-@cache
 def stored_bytes(layer: Layer, level: Level) -> int:
     """Bytes of a packed matrix: mask, values and scales; without a mask where that takes less. values: not ""."""
     encoding = ENCODINGS[f"packed-{level.values}"]
@@ -69,8 +69,8 @@ class Space:
         return self.spent(policy) <= self.budget
 
     def policy(self, level: Level) -> Policy:
-        """The same level for all layers that may be pruned."""
-        levels = {layer.name: level for layer in self.layers}
+        """The same level for all layers that may be pruned, as far as it leaves something of them."""
+        levels = {layer.name: self.leaving(layer, level) for layer in self.layers}
         return Policy({**levels, **{layer.name: self.dense for layer in self.skipped}})
 
     def uniforms(self) -> tuple[Policy, ...]:
@@ -87,9 +87,13 @@ class Space:
 
         Raises PruneError where even the sparsest levels are too dense.
         """
+        layers = [layer for layer in self.layers if layer.name in wanted]
 
         def moved(steps: int) -> Policy:
-            levels = {name: self.at_least(sparsity + steps * _GRAIN, values) for name, sparsity in wanted.items()}
+            levels = {
+                layer.name: self.leaving(layer, self.at_least(wanted[layer.name] + steps * _GRAIN, values))
+                for layer in layers
+            }
             return Policy({**self.policy(self.dense).levels, **levels})
 
         too_dense, enough = -round(1 / _GRAIN), round(1 / _GRAIN)
@@ -113,6 +117,15 @@ class Space:
         levels = [level for level in self.levels if level.values == values]
         return next((level for level in levels if level.sparsity >= sparsity - 1e-9), levels[-1])
 
+    def leaving(self, layer: Layer, level: Level) -> Level:
+        """`level`, or the sparsest of its type that keeps a weight of every row where it keeps none."""
+        if kept_per_row(layer.columns, level):
+            return level
+        if self.pattern == UNSTRUCTURED:
+            return replace(level, sparsity=round(1 - 1 / layer.columns, 6))
+        levels = [other for other in self.levels if other.values == level.values]
+        return next(other for other in reversed(levels) if kept_per_row(layer.columns, other))
+
     def dearer(self, layer: Layer, level: Level) -> list[Level]:
         """For each value type the cheapest level that costs more than `level`; none above the dearest."""
         cost = self.cost(layer, level)
@@ -127,13 +140,16 @@ class Space:
 
     @cached_property
     def _steps(self) -> Mapping[tuple[int, int], list[_Steps]]:
-        """By shape, for each value type. Left out: zeros that save nothing, because a mask costs what they free."""
+        """By shape, for each value type. Left out: zeros that save nothing, because a mask costs what they free, and
+        levels that keep nothing.
+        """
         steps = {}
         for layer in {(layer.rows, layer.columns): layer for layer in self.layers}.values():
             types: list[_Steps] = []
             for values in self.values:
                 least: dict[int, Level] = {}
-                for level in (level for level in self.levels if level.values == values):
+                levels = [level for level in self.levels if level.values == values]
+                for level in (level for level in levels if kept_per_row(layer.columns, level)):
                     least.setdefault(self.cost(layer, level), level)
                 types.append(sorted(least.items(), key=lambda step: step[0]))
             steps[layer.rows, layer.columns] = types

@@ -100,10 +100,10 @@ class Verdicts:
             self._known[key] = Scored(tuple(losses), self._judge.norm_term(policy))
 
     def _objective(self, scored: Scored, end: int) -> float:
-        """A policy that gives no number is worth infinitely little."""
+        """A policy that gives no finite number is worth infinitely little."""
         loss = mean_loss(scored.losses[:end], self._judge.samples[:end])
         objective = loss.divergence + loss.answers + self.eta * scored.norm_term
-        return math.inf if math.isnan(objective) else objective
+        return objective if math.isfinite(objective) else math.inf
 
 
 def mean_loss(losses: Sequence[Loss], samples: Sequence[int]) -> Loss:

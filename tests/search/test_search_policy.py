@@ -23,7 +23,7 @@ from slimdeploy.prune import RankedWeights, Stats, collect_stats, masked
 from slimdeploy.samples import Sample, Split
 from slimdeploy.search import Journal, SearchResult, search_policy
 from slimdeploy.search.cost import Ledger
-from slimdeploy.search.fitness import Loss, ModelJudge, PrunedModel
+from slimdeploy.search.fitness import Loss, ModelJudge, PrunedModel, log_norm_ratio
 from slimdeploy.search.projector import ProjectorEvolution
 from slimdeploy.search.verdicts import Verdicts
 
@@ -98,6 +98,30 @@ def test_j_is_divergence_plus_cross_entropy_plus_the_norm_term(
     verdicts = _verdicts(_judge(tiny_model, stats, samples), tmp_path)
     verdicts.eta = eta
     assert verdicts([policy]) == [pytest.approx(expected, rel=1e-4)]
+
+
+def test_the_norm_term_falls_to_minus_infinity_and_such_a_policy_is_the_worst(tmp_path: Path) -> None:
+    weight, nothing = torch.ones(2, 64), torch.zeros(2, 64, dtype=torch.bool)
+    masks = [torch.arange(64).repeat(2, 1) < kept for kept in (64, 32, 1)]
+    ratios = [log_norm_ratio(weight, mask) for mask in masks]
+    assert ratios == pytest.approx([0.0, math.log(1 / 2) / 2, math.log(1 / 64) / 2])
+    assert log_norm_ratio(weight, nothing) == -math.inf
+    assert log_norm_ratio(torch.zeros(2, 64), masks[1]) == 0.0
+
+    class OfNothing:
+        samples, tokens, version = [1], [1], 0
+
+        def losses(self, policies: Sequence[Policy], _: range) -> Iterator[list[Loss]]:
+            yield from ([Loss(1.0, 1.0)] for _ in policies)
+
+        def norm_term(self, _: Policy) -> float:
+            return log_norm_ratio(weight, nothing)
+
+        def release(self) -> None: ...
+
+    verdicts = Verdicts("test", OfNothing(), [1], Journal(tmp_path), Ledger())
+    verdicts.eta = 0.02
+    assert verdicts([Policy({})]) == [math.inf]
 
 
 def test_the_result_is_within_budget_and_repeats_by_seed(tiny_model: Model, stats: Stats) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from slimdeploy.config import BudgetConfig, Config, PruneConfig, SearchConfig
 from slimdeploy.errors import PruneError
-from slimdeploy.policy import DENSE, Layer, Level
+from slimdeploy.policy import DENSE, Layer, Level, kept_per_row
 from slimdeploy.search.space import Space, search_space
 
 LAYERS = (
@@ -59,6 +59,38 @@ def test_uniform_is_the_densest_single_level_within_budget(sparsity: float) -> N
     assert space.fits(uniform)
     denser = Level(round(level.sparsity - 1e-4, 6))
     assert level == DENSE or not space.fits(space.policy(denser))
+
+
+@given(
+    columns=st.lists(st.integers(1, 70), min_size=2, max_size=4),
+    sparsity=st.floats(0, 0.87),
+    pattern=st.sampled_from(["unstructured", "*:64", "*:8", "1:8"]),
+    seed=st.integers(0, 10**6),
+)
+def test_no_policy_takes_all_of_a_row(columns: list[int], sparsity: float, pattern: str, seed: int) -> None:
+    layers = [Layer(f"language.{i}.q", "language", 8, count) for i, count in enumerate(columns)]
+    search = SearchConfig(level_step=0.05, budget=BudgetConfig(sparsity=sparsity))
+    config = Config(prune=PruneConfig(pattern=pattern), search=search)
+    try:
+        space = search_space(layers, config)
+    except PruneError:
+        return
+    rng = random.Random(seed)
+    (policy,) = space.uniforms()
+    policies = [policy, space.policy(space.levels[-1])]
+    for _ in range(8):
+        policy = space.mutate(policy, rng)
+        policies.append(policy)
+    assert all(kept_per_row(layer.columns, each.levels[layer.name]) > 0 for each in policies for layer in layers)
+
+
+def test_the_sparsest_that_a_short_row_can_be_is_one_weight_less_than_nothing() -> None:
+    space = _space(0.5)
+    assert space.leaving(Layer("x", "language", 4, 8), Level(0.95)) == Level(0.875)
+    space = _space(0.5, "*:64")
+    # Of 20 columns, 1:64 would keep round(20/64) = 0 and 2:64 keeps one.
+    assert space.leaving(Layer("x", "language", 4, 20), Level(63 / 64, 64)) == Level(62 / 64, 64)
+    assert _space(0.5, "1:8").leaving(Layer("x", "language", 4, 3), Level(7 / 8, 8)) == DENSE
 
 
 def test_an_n_of_m_pattern_gives_a_uniform_policy_of_that_pattern() -> None:
