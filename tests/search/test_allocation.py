@@ -1,5 +1,6 @@
 """Allocation formulas equal their papers', and every policy made with them just meets the budget."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,34 @@ def test_ecoflap_keeps_the_budget_its_floor_and_the_order_of_the_scores(
     assert all(-1e-9 <= each <= sparsity + 0.1 + 1e-9 for each in found)
     kept = sum((1 - each) * count for each, count in zip(found, weights, strict=True))
     assert kept == pytest.approx((1 - sparsity) * sum(weights), rel=1e-4)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.001, 10), st.integers(1_000_000, 9_000_000)), min_size=1, max_size=20),
+    st.floats(0.2, 0.85),
+)
+def test_ecoflap_is_its_authors_loop(blocks: list[tuple[float, int]], sparsity: float) -> None:
+    """They count whole weights, so that the two differ by a few weights of a block."""
+    scores, weights = [score for score, _ in blocks], [count for _, count in blocks]
+    expected = _ecoflap_in_whole_weights(scores, weights, sparsity)
+    np.testing.assert_allclose(ecoflap_sparsities(scores, weights, sparsity), expected, atol=1e-3)
+
+
+def _ecoflap_in_whole_weights(scores: list[float], weights: list[int], sparsity: float) -> list[float]:
+    """Every block keeps what the highest sparsity of a block, 0.1 above the mean, leaves it. Then, in rounds, what may
+    still be kept is dealt out by each block's share of the scores, and whoever is full deals no more.
+    """
+    budget = int((1 - sparsity) * sum(weights))
+    kept = {block: math.ceil((1 - (sparsity + 0.1)) * count) for block, count in enumerate(weights)}
+    open_blocks = set(kept)
+    while open_blocks and (left := budget - sum(kept.values())) > 0:
+        together = sum(scores[block] for block in open_blocks)
+        for block in sorted(open_blocks):
+            kept[block] += math.ceil(left * scores[block] / together)
+            if kept[block] >= weights[block]:
+                kept[block] = weights[block]
+                open_blocks.remove(block)
+    return [1 - kept[block] / count for block, count in enumerate(weights)]
 
 
 def test_ecoflap_shares_out_by_score_and_fills_no_block_twice() -> None:
@@ -164,7 +193,22 @@ def test_each_formula_gives_a_policy_within_budget(
     tiny_model: Model, stats: Stats, method: SearchMethod, tmp_path: Path
 ) -> None:
     config = Config(search=SearchConfig(method=method, budget=BudgetConfig(sparsity=0.4)))
-    result = search_policy(tiny_model, stats, {"search": make_samples(4)}, config, Progress.silent(), Journal(tmp_path))
+    samples, layers = make_samples(4), tiny_model.layers()
+    result = search_policy(tiny_model, stats, {"search": samples}, config, Progress.silent(), Journal(tmp_path))
     assert result.chosen == method
-    assert result.policy.sparsity(tiny_model.layers()) >= 0.4
-    assert len(set(result.policy.levels.values())) > 1
+    assert result.policy.sparsity(layers) >= 0.4
+    blocks = blocks_of(layers)
+    worth: dict[str, float]
+    match method:
+        case "owl":
+            # Of one tower; the formula compares no others.
+            blocks = {name: own for name, own in blocks.items() if own[0].tower == "language"}
+            worth = outlier_shares(tiny_model, stats)
+        case "ecoflap":
+            scores = zeroth_order_scores(tiny_model, samples, config.search.seed, Progress.silent())
+            worth = {name: scores[name] / sum(layer.weights for layer in own) for name, own in blocks.items()}
+        case _:
+            worth = {name: float(own[0].tower != "language") for name, own in blocks.items()}
+    sparsities = [result.policy.levels[blocks[name][0].name].sparsity for name in sorted(blocks, key=worth.__getitem__)]
+    assert sparsities == sorted(sparsities, reverse=True), "what is worth more keeps more"
+    assert sparsities[0] > sparsities[-1]
