@@ -13,6 +13,8 @@ from tiny import make_samples, make_tiny_llava
 from slimdeploy.errors import ModelError
 from slimdeploy.model import Model, encode, load_model
 
+SUPPORTED = "llava, llava_next, idefics3, smolvlm, qwen2_5_vl, qwen3_vl, paligemma, gemma3, instructblip, qwen2_audio"
+
 
 @pytest.fixture
 def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
@@ -162,11 +164,18 @@ def test_a_damaged_folder_is_refused_in_one_sentence(
 @pytest.mark.parametrize("family", ["llava_llama", "vila", "minigpt4", "prismatic", "openvla", "llama", "clip"])
 def test_a_family_that_is_not_supported_is_named_with_those_that_are(folder: Path, family: str) -> None:
     _configure(model_type=family)(folder)
-    supported = (
-        "llava, llava_next, idefics3, smolvlm, qwen2_5_vl, qwen3_vl, paligemma, gemma3, instructblip, qwen2_audio"
-    )
     with pytest.raises(
-        ModelError, match=f"architecture '{family}', which slimdeploy does not know; supported: {supported}$"
+        ModelError, match=f"architecture '{family}', which slimdeploy does not know; supported: {SUPPORTED}$"
+    ):
+        load_model(str(folder))
+
+
+def test_a_folder_that_transformers_did_not_write_is_told_so_with_the_families_that_are_supported(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["model_type"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ModelError, match=rf"config\.json of {folder} has no model_type, .*; give .* of one of {SUPPORTED}$"
     ):
         load_model(str(folder))
 

@@ -89,6 +89,11 @@ def arch_for(config: dict[str, Any], source: str) -> Arch:
     """The family of a checkpoint, by the `model_type` in its config.json. `source` names it in errors."""
     supported = {arch.model_type: arch for arch in _families()}
     model_type = config.get("model_type")
+    if model_type is None:
+        raise ModelError(
+            f"config.json of {source} has no model_type, which transformers writes, so it is no folder in Hugging Face "
+            f"layout; give a checkpoint that transformers saved, of one of {', '.join(supported)}"
+        )
     if not isinstance(model_type, str) or model_type not in supported:
         raise ModelError(
             f"{source} is of the architecture '{model_type}', which slimdeploy does not know; "
