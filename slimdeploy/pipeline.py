@@ -184,35 +184,23 @@ class Run:
         search, statistics = self.search(), self.statistics()
 
         def produce(folder: Path) -> None:
-            from .prune import RankedWeights, Stats, apply_masks, make_masks, prune_blockwise, save_masks, save_weights
-            from .prune.database import as_stored
-            from .prune.masks import set_weights
+            from .prune import Stats, prune, prune_blockwise
             from .search import SearchResult
             from .streaming import write_blocks
 
             model, found, settings = self._load_to_prune(), SearchResult.load(search.path), self.config.prune
-            calibration, size = self.samples["calibration"], self.config.data.batch_size
-            blocks = prune_blockwise(model, found.policy, settings, calibration, size, self.progress)
+            how = (settings, self.samples["calibration"], self.config.data.batch_size, self.progress)
             if self.config.model.streamed:
+                blocks = prune_blockwise(model, found.policy, *how)
                 write_blocks(model, (path for path, _ in blocks), folder / "checkpoint")
                 return
-            if settings.is_blockwise:
-                found.apply_projector(model)
-                masks = {name: mask for _, block in blocks for name, mask in block.items()}
-                save_masks(masks, folder)
-                save_weights(model, masks, folder)
-                self._save_answers(model, folder)
-                return
-            database = RankedWeights(model, settings, Stats.load(statistics.path), found.policy.group)
-            masks = make_masks(database, found.policy)
-            save_masks(masks, folder)
-            found.apply_projector(model)
-            apply_masks(model, masks)
-            for name, level in found.policy.levels.items():
-                set_weights(model, {name: as_stored(model.linear(name).weight.detach(), level.values)})
+            stats = Stats.load(statistics.path)
+            pruned = prune(model, found.policy, stats, *how, evolve=lambda: found.apply_projector(model))
+            pruned.save(folder)
             self._save_answers(model, folder)
 
-        return self.folder.step("pruned", {"search": search, **self._test_inputs()}, produce)
+        inputs = {"search": search, "streamed": self.config.model.streamed, **self._test_inputs()}
+        return self.folder.step("pruned", inputs, produce)
 
     def restored(self) -> Step:
         """The restored checkpoint and its answers; its zeros are the masks'."""
@@ -225,15 +213,15 @@ class Run:
         }
 
         def produce(folder: Path) -> None:
-            from .prune import load_masks, load_weights
+            from .prune import Pruned
             from .restore import restore
             from .search import SearchResult
 
-            model, masks = self._load(self.source), load_masks(pruned.path)
+            model, start = self._load(self.source), Pruned.load(pruned.path)
             SearchResult.load(search.path).apply_projector(model)
             samples, journal = self.samples["train"], self.folder.journal("restored", inputs)
-            start = load_weights(pruned.path)
-            report = restore(model, masks, samples, self.config.restore, self.progress, start, journal)
+            settings = self.config.restore
+            report = restore(model, start.masks, samples, settings, self.progress, start.weights, journal)
             (folder / _RESTORATION).write_text(json.dumps(asdict(report)))
             model.save(folder / "checkpoint")
             self._save_answers(model, folder)
@@ -320,6 +308,7 @@ class Run:
             "model": self.restored() if self.prunes else self.dense(),
             "name": self.name,
             "export": settings.model_dump(),
+            "include": self.config.prune.include,
             "calibration": self.hashes["calibration"],
         }
 

@@ -28,7 +28,7 @@ from slimdeploy.inspection import evaluate, inspect
 from slimdeploy.model import load_model
 from slimdeploy.pipeline import Run, opened_run, run_pipeline
 from slimdeploy.progress import Progress
-from slimdeploy.prune import apply_masks, load_masks, load_weights
+from slimdeploy.prune import Pruned, apply_masks, set_weights
 from slimdeploy.report import read_json
 from slimdeploy.samples import Sample, Split
 from slimdeploy.validation import validate
@@ -340,11 +340,12 @@ def _with(config: Config, **tables: dict[str, object]) -> Config:
 def test_sparsegpt_restores_from_the_weights_that_it_left(source: Path, tmp_path: Path) -> None:
     config = _with(configure(source, tmp_path / "run"), prune={"criterion": "sparsegpt"}, search={"method": "uniform"})
     with opened_run(config, Progress.silent()) as run:
-        left, masks = load_weights(run.pruned().path), load_masks(run.pruned().path)
+        pruned = Pruned.load(run.pruned().path)
         restored = load_model(str(run.restored().path / "checkpoint"))
         dense = load_model(str(source / "model"))
-    assert left.keys() == masks.keys()
-    for name, mask in masks.items():
+    left = pruned.weights
+    assert left.keys() == pruned.masks.keys()
+    for name, mask in pruned.masks.items():
         assert not left[name][~mask].any()
         # Three small steps from where pruning ended, which is not where the checkpoint was.
         moved, away = (
@@ -363,25 +364,30 @@ def test_a_head_that_is_pruned_is_shipped_without_its_zeros(source: Path, tmp_pa
     assert layers["lm_head"]["bytes"] < restored.numel()  # a byte each, were it stored as it is
 
 
-@pytest.mark.parametrize("method", ["uniform", "evolution"])
-def test_a_model_that_stays_on_disk_is_pruned_as_one_in_memory(source: Path, tmp_path: Path, method: str) -> None:
-    checkpoints = {}
-    for streamed in (False, True):
+@pytest.mark.parametrize(
+    ("method", "prune"),
+    [("uniform", {}), ("evolution", {}), ("uniform", {"criterion": "sparsegpt", "include": ["lm_head"]})],
+)
+def test_a_model_that_stays_on_disk_is_pruned_as_one_in_memory(
+    source: Path, tmp_path: Path, method: str, prune: dict[str, object]
+) -> None:
+    states = []
+    for streamed in (True, False):  # in one folder: what the one has pruned must not pass for the other's
         config = _with(
-            configure(source, tmp_path / str(streamed)),
+            configure(source, tmp_path / "run"),
             model={"streamed": streamed},
+            prune=prune,
             search={"method": method, "projector_steps": 0},
         )
         with opened_run(config, Progress.silent()) as run:
-            pruned, policy = run.pruned(), (run.search().path / "policy.json").read_text()
-            if streamed:
-                model = load_model(str(pruned.path / "checkpoint"))
-            else:
-                model = load_model(str(source / "model"))
-                apply_masks(model, load_masks(pruned.path))
-        checkpoints[streamed] = policy, model.module.state_dict()
-    assert checkpoints[True][0] == checkpoints[False][0]
-    assert all(torch.equal(tensor, checkpoints[False][1][name]) for name, tensor in checkpoints[True][1].items())
+            folder = run.pruned().path
+        model = load_model(str(folder / "checkpoint" if streamed else source / "model"))
+        if not streamed:
+            pruned = Pruned.load(folder)
+            apply_masks(model, pruned.masks)
+            set_weights(model, pruned.weights)
+        states.append(model.module.state_dict())
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
 def test_a_model_that_stays_on_disk_cannot_be_restored(source: Path, tmp_path: Path) -> None:

@@ -2,32 +2,23 @@
 
 from .blockwise import prune_blockwise
 from .database import Database, RankedWeights
-from .masks import (
-    Masks,
-    apply_masks,
-    load_masks,
-    load_weights,
-    make_masks,
-    masked,
-    save_masks,
-    save_weights,
-    set_weights,
-)
+from .masks import Masks, apply_masks, load_masks, make_masks, masked, save_masks, set_weights
+from .pruning import Pruned, prune
 from .stats import Stats, collect_stats
 
 __all__ = [
     "Database",
     "Masks",
+    "Pruned",
     "RankedWeights",
     "Stats",
     "apply_masks",
     "collect_stats",
     "load_masks",
-    "load_weights",
     "make_masks",
     "masked",
+    "prune",
     "prune_blockwise",
     "save_masks",
-    "save_weights",
     "set_weights",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import PruneConfig
+from ..errors import PruneError
 from ..model import Model
 from ..policy import DENSE, Level, Policy
 from ..progress import Progress
@@ -75,10 +76,16 @@ def _solve(
     outputs = _observed(block, config, lambda name, inputs: moments.add(name, inputs) if name in levels else None)
 
     def solved() -> Solved:
+        waiting = set(levels)
         for names, known in moments.curvatures(progress):
             for name in names:
                 weight = finite_weight(model, name)
                 yield name, *sparsegpt(weight, known, levels[name], config.compete == "row")
+            waiting -= set(names)
+        if waiting:
+            raise PruneError(
+                f"no calibration sample reaches {min(waiting)}; name it in prune.skip, or give other samples"
+            )
 
     return outputs, solved()
 

@@ -1,6 +1,6 @@
 """Masks over a model's weight matrices: made from a policy, put on, taken off."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,12 +56,10 @@ def load_masks(folder: Path) -> Masks:
     return dict(load_file(folder / _MASKS))
 
 
-def save_weights(model: Model, names: Iterable[str], folder: Path) -> None:
-    """The weight matrices of a model that pruning has changed, beyond what masks tell."""
-    save_file({name: model.linear(name).weight.detach().contiguous() for name in names}, folder / _WEIGHTS)
+def save_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Weight matrices that pruning has changed, beyond what masks tell."""
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / _WEIGHTS)
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """By name; none where masks tell all."""
-    file = folder / _WEIGHTS
-    return dict(load_file(file)) if file.is_file() else {}
+    return dict(load_file(folder / _WEIGHTS))

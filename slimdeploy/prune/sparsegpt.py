@@ -5,6 +5,7 @@ weight leaves undone is spread over the columns to its right by the inverse of t
 model.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -95,7 +96,8 @@ def sparsegpt(weight: Tensor, known: Curvature, level: Level, per_row: bool = Tr
 
     weight: (out, in). per_row: every row keeps the same number in each block of columns; otherwise, as published, a
     block's weights compete over all rows. Each row (or the matrix) keeps what `policy.kept_per_row` says. With values,
-    survivors end on a grid of one bf16 scale for 128 columns of a row.
+    survivors end on a grid of one bf16 scale for 128 columns of a row, which an export finds again for int4; for int8
+    it may take another one, as fine.
     """
     # Transposed, so that a column lies in one piece.
     left = weight.float().t().contiguous()
@@ -134,8 +136,10 @@ class _Quota:
 
 
 def _blocks(columns: int, level: Level) -> Iterator[tuple[int, int]]:
-    """Ranges of columns; no group of an N:M pattern is cut."""
-    size = max(BLOCK // level.group, 1) * level.group if level.group else BLOCK
+    """Ranges of columns; no group of an N:M pattern is cut, nor one that shares a scale."""
+    size = BLOCK
+    if level.group:
+        size = math.lcm(BLOCK, level.group) if level.values else max(BLOCK // level.group, 1) * level.group
     for start in range(0, columns, size):
         yield start, min(start + size, columns)
 

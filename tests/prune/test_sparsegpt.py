@@ -39,9 +39,9 @@ def _error(candidate: Tensor, weight: Tensor, inputs: Tensor) -> float:
     return float(((candidate - weight) @ inputs.t()).norm())
 
 
-def _published(weight: Tensor, inputs: Tensor, level: Level, block: int = 128) -> tuple[Tensor, Tensor]:
+def _published(weight: Tensor, inputs: Tensor, level: Level, per_row: bool) -> tuple[Tensor, Tensor]:
     """Algorithm 1 of Frantar and Alistarh (2023), column by column in float64, with their choice of masks: over all
-    rows of a block of columns, or the N smallest of M in a row.
+    rows of a block of 128 columns, or the N smallest of M in a row; or, per row, evenly over the blocks of columns.
     """
     w = weight.double().clone()
     h = 2 * inputs.double().t() @ inputs.double() / len(inputs)
@@ -55,23 +55,28 @@ def _published(weight: Tensor, inputs: Tensor, level: Level, block: int = 128) -
             for row in range(len(w)):
                 worst = error[row, group].argsort()[: level.group - level.kept_per_group]
                 mask[row, c + worst] = False
-        if not level.group and c % block == 0:
-            columns = slice(c, min(c + block, w.shape[1]))
+        if not level.group and c % 128 == 0:
+            columns = slice(c, min(c + 128, w.shape[1]))
             scores = error[:, columns]
-            removed = round(level.sparsity * scores.numel())
-            worst = scores.flatten().argsort()[:removed]
-            mask[:, columns].view_as(scores)[worst // scores.shape[1], worst % scores.shape[1]] = False
+            if per_row:
+                share = kept_per_row(w.shape[1], level) / w.shape[1]
+                removed = scores.shape[1] - (round(share * columns.stop) - round(share * columns.start))
+                mask[:, columns] = mask[:, columns].scatter(1, scores.argsort(dim=1)[:, :removed], False)
+            else:
+                worst = scores.flatten().argsort()[: round(level.sparsity * scores.numel())]
+                mask[:, columns].view_as(scores)[worst // scores.shape[1], worst % scores.shape[1]] = False
         remaining = torch.where(mask[:, c], w[:, c], 0.0)
         w[:, c + 1 :] -= torch.outer((w[:, c] - remaining) / upper[c, c], upper[c, c + 1 :])
         w[:, c] = remaining
     return w, mask
 
 
+@pytest.mark.parametrize("per_row", [True, False])
 @pytest.mark.parametrize("level", [Level(0.5), Level(0.7), Level(0.5, 4), Level(38 / 64, 64)], ids=str)
-def test_masks_and_updates_are_the_published_ones(level: Level) -> None:
+def test_masks_and_updates_are_the_published_ones(level: Level, per_row: bool) -> None:
     weight, inputs = _problem()
-    pruned, mask = sparsegpt(weight, _known(inputs), level, per_row=False)
-    expected, expected_mask = _published(weight, inputs, level)
+    pruned, mask = sparsegpt(weight, _known(inputs), level, per_row)
+    expected, expected_mask = _published(weight, inputs, level, per_row)
     assert (mask == expected_mask).double().mean() >= 0.999
     assert (pruned - expected).norm() / expected.norm() < 1e-4
 
@@ -107,10 +112,12 @@ def test_others_make_up_for_what_goes(per_row: bool) -> None:
 
 
 @pytest.mark.parametrize("values", ["int8", "int4"])
-@pytest.mark.parametrize("sparsity", [0.0, 0.5])
-def test_rounded_survivors_are_what_is_packed(values: str, sparsity: float) -> None:
-    weight, inputs = _problem()
-    level = Level(sparsity, values=values)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("sparsity", "group"), [(0.0, 0), (0.5, 0), (0.5, 4), (0.5, 6), (0.5, 48), (0.5, 64), (92 / 192, 192)]
+)
+def test_rounded_survivors_are_what_is_packed(values: str, sparsity: float, group: int) -> None:
+    weight, inputs = _problem(columns=384)
+    level = Level(sparsity, group, values)  # type: ignore[arg-type]
     rounded, mask = sparsegpt(weight, _known(inputs), level)
     stored = unpack(pack(rounded.numpy(), Encoding(values, 128), "unstructured", mask.numpy()))  # type: ignore[arg-type]
     # Eight bits find their own scale again only where a group's largest weight is at the end of its grid.
