@@ -1,0 +1,131 @@
+"""The tables of deploy.toml about what is shipped: export, server, measurement, targets."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from .config_table import Positive, Table
+
+ExportFormat = Literal["onnx", "vllm", "checkpoint"]
+OnnxWeights = Literal[
+    "packed", "packed-int4", "packed-int8", "packed-bf16", "dense-fp32", "dense-fp16", "dense-int8", "dense-int4"
+]
+OtherForm = Literal["none", "dense-fp32", "dense-fp16", "dense-int8", "dense-int4"]
+CheckpointWeights = Literal["dense", "packed", "packed-int4", "packed-int8", "packed-bf16"]
+Metric = Literal["ttft", "tpot", "e2e", "throughput", "accuracy", "accuracy_retention", "artifact_mb"]
+
+
+class OnnxConfig(Table):
+    """The ONNX graphs."""
+
+    weights: OnnxWeights = Field(
+        "packed-int8",
+        description='Without the zeros, for our kernels: "packed-int4", "packed-int8", "packed-bf16"; "packed": each\n'
+        "matrix as the policy says, where search.budget.bytes is set. With them:\n"
+        '"dense-fp32", "dense-fp16", and what onnxruntime has of its own: "dense-int8" (dynamic), "dense-int4".',
+    )
+
+
+class CheckpointConfig(Table):
+    """The transformers checkpoint."""
+
+    weights: CheckpointWeights = Field(
+        "dense",
+        description='"dense" (pruned weights are zeros that are stored), or without the zeros: "packed-int4",\n'
+        '"packed-int8", "packed-bf16", "packed" (as in [export.onnx]). They need slimdeploy where they are loaded.',
+    )
+
+
+class ExportConfig(Table):
+    """The form in which the model is shipped."""
+
+    format: ExportFormat = Field("onnx", description='"onnx" (onnxruntime), "vllm", or "checkpoint" (transformers).')
+    verify_prompts: Positive = Field(32, description="Prompts whose greedy tokens must equal torch's.")
+    onnx: OnnxConfig = OnnxConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def weights(self) -> OnnxWeights | CheckpointWeights:
+        """The setting of the format."""
+        match self.format:
+            case "onnx":
+                return self.onnx.weights
+            case "checkpoint":
+                return self.checkpoint.weights
+            case "vllm":
+                return "dense"
+
+    @property
+    def keeps_dtype(self) -> bool:
+        """Whether weights are stored in the type that they are loaded in; other exports are made from float32."""
+        return self.weights == "dense"
+
+
+class ServeConfig(Table):
+    """The OpenAI-compatible server and its limits."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; the server has no authentication.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    threads: int = Field(0, ge=0, description="Threads of onnxruntime; 0: one per core.")
+    concurrency: Positive = Field(4, description="Requests that generate at the same time; more wait in line.")
+    max_tokens: Positive = Field(512, description="Longest answer, and the default where a request names none.")
+    max_images: Positive = Field(8, description="Images per request.")
+    max_image_mb: float = Field(10.0, gt=0, description="Encoded size of one image.")
+    max_image_megapixels: float = Field(40.0, gt=0, description="Decoded size of one image.")
+    max_body_mb: float = Field(32.0, gt=0, description="Size of a request's body.")
+
+
+class ValidateConfig(Table):
+    """The load under which the targets must hold."""
+
+    requests: Positive = Field(2000, description="Requests: the test split in order, at most all of it.")
+    concurrency: Positive = Field(4, description="Requests in flight at the same time.")
+    max_tokens: Positive = Field(16, description="Longest answer asked for.")
+    warmup: int = Field(4, ge=0, description="Requests sent first and not counted.")
+    timeout_s: float = Field(60.0, gt=0, description="Longest wait for one answer; beyond it the request has failed.")
+    compare: OtherForm = Field(
+        "dense-int8",
+        description="`run` also exports the model in this form of export.onnx.weights, zeros and all, and measures\n"
+        'how much smaller and faster the artifact is. "none" saves the time and memory that it takes.',
+    )
+
+
+class Target(Table):
+    """One promise that the deployment must keep: an upper bound (`max_ms`, `max`) or a lower one (`min`)."""
+
+    metric: Metric
+    percentile: float | None = Field(None, gt=0, le=100)
+    max_ms: float | None = Field(None, gt=0)
+    max: float | None = Field(None, gt=0)
+    min: float | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _one_bound_that_fits(self) -> Self:
+        bound = _BOUNDS[self.metric]
+        given = [name for name in ("max_ms", "max", "min") if getattr(self, name) is not None]
+        if given != [bound]:
+            raise ValueError(f"metric '{self.metric}' takes exactly the bound '{bound}', not {given or 'none'}")
+        if (self.percentile is not None) != (bound == "max_ms"):
+            verb = "needs a" if bound == "max_ms" else "takes no"
+            raise ValueError(f"metric '{self.metric}' {verb} 'percentile'")
+        return self
+
+    @property
+    def goal(self) -> float:
+        """The bound, in the metric's unit (ms, tokens/s, share or MB)."""
+        return float(getattr(self, _BOUNDS[self.metric]))
+
+    @property
+    def is_upper_bound(self) -> bool:
+        return _BOUNDS[self.metric] != "min"
+
+
+_BOUNDS: dict[Metric, Literal["max_ms", "max", "min"]] = {
+    "ttft": "max_ms",
+    "tpot": "max_ms",
+    "e2e": "max_ms",
+    "throughput": "min",
+    "accuracy": "min",
+    "accuracy_retention": "min",
+    "artifact_mb": "max",
+}

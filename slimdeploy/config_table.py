@@ -1,0 +1,28 @@
+"""What the tables of deploy.toml are made of: the table itself, and numbers within bounds."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+
+# Share of removed weights; at 1 a layer would be nothing but zeros.
+Share = Annotated[float, Field(ge=0, lt=1)]
+Stage = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, lt=10)]
+
+
+def _eta(value: object) -> object:
+    if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf):
+        return value
+    raise ValueError(f"{value!r} is neither 'auto' nor a number from 0 on")
+
+
+Eta = Annotated[float | Literal["auto"], PlainValidator(_eta)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Table(BaseModel):
+    """One table of deploy.toml: frozen, strict types, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
