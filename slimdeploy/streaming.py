@@ -32,7 +32,7 @@ _CONFIG, _GENERATION = "config.json", "generation_config.json"
 def load_streamed(path: str, dtype: DType = "float32", name: str | None = None, include: tuple[str, ...] = ()) -> Model:
     """As `load_model`, with the blocks left on disk. On the CPU, for reading and pruning: its blocks cannot be trained.
 
-    Raises ModelError as `load_model` does.
+    Raises ModelError as `load_model` does, and for weights that are quantised.
     """
     folder = locate_model(path)
     arch = check_checkpoint(folder)
@@ -55,6 +55,11 @@ def _empty_module(folder: Path, dtype: torch.dtype) -> nn.Module:
     except Exception as error:  # as in `model`: no list of what a configuration can raise is complete
         raise ModelError(f"{folder} cannot be loaded: {first_line(error)}; download or save the model again") from error
     assert isinstance(module, nn.Module)
+    if getattr(config, "quantization_config", None) is not None:  # its numbers mean nothing without their scales
+        raise ModelError(
+            f"{folder} holds quantised weights, which cannot be read block by block; give the checkpoint that they "
+            "were made from"
+        )
     if (folder / _GENERATION).is_file():  # it says what ends an answer
         module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return module

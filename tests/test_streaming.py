@@ -152,3 +152,11 @@ def test_a_buffer_that_the_checkpoint_holds_is_read_and_written(
     for model in (streamed, load_model(str(tmp_path / "written"))):
         buffers = [int(buffer) for name, buffer in model.module.named_buffers() if name.endswith("seen")]
         assert buffers == [1001] * 5
+
+
+def test_quantised_weights_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "quantised"))
+    config = json.loads((source / "config.json").read_text()) | {"quantization_config": {"quant_method": "fp8"}}
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"{source} holds quantised weights, which cannot be read block by block"):
+        load_streamed(str(source))
