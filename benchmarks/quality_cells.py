@@ -16,6 +16,12 @@ from slimdeploy.config import BudgetConfig, Config, Criterion, PruneConfig, Rest
 from slimdeploy.report import now
 from slimdeploy.search import Cost
 
+METHOD_VERSION = 1
+"""Part of every key: figures and policies of another one are measured again. To be raised whenever a change in
+slimdeploy's pruning, search, restoration, losses or scoring changes what a cell would give. The sources themselves are
+no part of a key, because then every comment would cost hours of measurement.
+"""
+
 Restoration = Literal["none", "lora", "sparse_lora"]
 
 
@@ -23,8 +29,9 @@ Restoration = Literal["none", "lora", "sparse_lora"]
 class Setting:
     """What is done to the demo model; cells of equal settings differ by their seed alone. As it stands here: nothing.
 
-    bytes, values: instead of a sparsity, as in [search.budget] and [search]. norm_term, projector: whether the search
-    has them. int3: the dense model's matrices are rounded to three bits.
+    bytes, values: instead of a sparsity, as in [search.budget] and [search]. eta: weight of the search's norm term; as
+    the configuration has it where it is None. projector: whether the search evolves it. int3: the dense model's
+    matrices are rounded to three bits.
     """
 
     criterion: Criterion = "wanda"
@@ -34,7 +41,7 @@ class Setting:
     restore: Restoration = "none"
     bytes: int = 0
     values: tuple[Literal["int8", "int4"], ...] = ()
-    norm_term: bool = True
+    eta: float | None = None
     projector: bool = True
     int3: bool = False
 
@@ -52,8 +59,8 @@ class Setting:
         }
         if self.values:
             search["values"] = self.values
-        if not self.norm_term:
-            search["eta"] = 0.0
+        if self.eta is not None:
+            search["eta"] = self.eta
         if not self.projector:
             search["projector_steps"] = 0
         return base.model_copy(
@@ -111,8 +118,8 @@ def _prune_inputs(config: Config) -> dict[str, Any]:
 
 
 def key_of(inputs: Mapping[str, Any], model: str) -> str:
-    """sha256 of the inputs, the version and the model's fingerprint."""
-    text = json.dumps({"slimdeploy": __version__, "model": model, **inputs}, sort_keys=True)
+    """sha256 of the inputs, the versions and the model's fingerprint."""
+    text = json.dumps({"slimdeploy": __version__, "methods": METHOD_VERSION, "model": model, **inputs}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

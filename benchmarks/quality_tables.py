@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, get_args
 
+from quality_ablations import Ablations
 from quality_cells import Restoration, Setting
 from quality_estimates import (
     Estimate,
@@ -19,8 +20,7 @@ from quality_estimates import (
     signed,
     within_one_error,
 )
-from results import Row
-from rich import box
+from results import Row, markdown_table
 from rich.table import Table
 
 from slimdeploy.config import Criterion, SearchMethod
@@ -63,7 +63,7 @@ class Part(Protocol):
 
 def parts(layers: Sequence[Layer]) -> dict[str, Part]:
     """By the letter that `--only` takes. layers: the model's prunable matrices."""
-    return {"A": Unrestored(), "B": Restored(), "C": Ablations(), "D": EqualBytes(layers)}
+    return {"A": Unrestored(), "B": Restored(), "C": Ablations(SPARSITIES), "D": EqualBytes(layers)}
 
 
 class Unrestored:
@@ -82,8 +82,8 @@ class Unrestored:
 
     def details(self, figures: Figures) -> Iterator[Table | str]:
         yield f"A. Accuracy without restoration, %; the dense model has {plain(figures.mean(DENSE))}."
-        accuracies = _table("criterion", "sparsity", *_columns(METHODS))
-        differences = _table("criterion", "sparsity", *(f"{name} - uniform" for name in _columns(METHODS[1:])))
+        accuracies = markdown_table("criterion", "sparsity", *_columns(METHODS))
+        differences = markdown_table("criterion", "sparsity", *(f"{name} - uniform" for name in _columns(METHODS[1:])))
         for sparsity in SPARSITIES:
             for criterion in CRITERIA:
                 uniform, *others = (Setting(criterion, sparsity=sparsity, method=method) for method in METHODS)
@@ -94,7 +94,7 @@ class Unrestored:
         yield "Points above uniform, paired by seed."
         yield differences
         yield "Uniform only."
-        patterns = _table("criterion", *UNIFORM_ONLY)
+        patterns = markdown_table("criterion", *UNIFORM_ONLY)
         for criterion in CRITERIA:
             settings = (replace(setting, criterion=criterion) for setting in UNIFORM_ONLY.values())
             patterns.add_row(criterion, *(plain(figures.mean(setting)) for setting in settings))
@@ -119,19 +119,19 @@ class Restored:
 
     def details(self, figures: Figures) -> Iterator[Table | str]:
         yield "B. Accuracy of Wanda before and after restoration, %; won back: of what pruning lost, by sparse_lora."
-        table = _table("policy", "pruned", "lora", "sparse_lora", "sparse_lora - lora", "won back", "of dense")
+        table = markdown_table("policy", "pruned", "lora", "sparse_lora", "sparse_lora - lora", "won back", "of dense")
         for name, setting in RESTORED.items():
             pruned, lora, sparse_lora = _restorations(setting)
             table.add_row(
                 name,
                 *(plain(figures.mean(each)) for each in (pruned, lora, sparse_lora)),
                 signed(figures.difference(sparse_lora, lora)),
-                plain(won_back(figures, setting)),
+                lossless(figures, setting) or plain(won_back(figures, setting)),
                 plain(of_dense(figures, setting)),
             )
         yield table
         yield "Points above the other policy, paired by seed."
-        differences = _table("policies", "pruned", "lora", "sparse_lora")
+        differences = markdown_table("policies", "pruned", "lora", "sparse_lora")
         for one, other in (
             ("search 60%", "uniform 60%"),
             ("search 70%", "uniform 70%"),
@@ -152,7 +152,10 @@ class Restored:
         yield from rows_of(name, difference("search 70%", "uniform 70%"), "points", above)
         for policy in ("uniform 60%", "uniform 70%"):
             name = f"{policy}: won back by sparse_lora of what pruning lost"
-            yield from rows_of(name, won_back(figures, RESTORED[policy]), "%", lambda _: 50)
+            if reason := lossless(figures, RESTORED[policy]):
+                yield Row(name, None, reason, 50, at_most=False)
+            else:
+                yield from rows_of(name, won_back(figures, RESTORED[policy]), "%", lambda _: 50)
         name = "uniform 2:4: kept by sparse_lora of the dense accuracy"
         yield from rows_of(name, of_dense(figures, RESTORED["uniform 2:4"]), "%", lambda _: 95)
         for policy, setting in RESTORED.items():
@@ -164,47 +167,6 @@ class Restored:
             name = f"{stage}: 26:64 below unstructured 59.375% by one standard error at most"
             lost = difference("uniform 59.375%", "uniform 26:64", restore)
             yield from rows_of(name, lost, "points", within_one_error, at_most=True)
-
-
-class Ablations:
-    """What the norm term and projector evolution are worth to the search."""
-
-    seeds = 5
-
-    def settings(self) -> Iterator[Setting]:
-        for sparsity in SPARSITIES:
-            yield from self._variants(sparsity).values()
-
-    def details(self, figures: Figures) -> Iterator[Table | str]:
-        yield "C. The search without its parts: Wanda, no restoration. Accuracy, %, and points below the full search."
-        table = _table("sparsity", "search", "accuracy", "full search above it")
-        for sparsity in SPARSITIES:
-            variants = self._variants(sparsity)
-            full = variants["full"]
-            for name, setting in variants.items():
-                lost = "" if setting == full else signed(figures.difference(full, setting))
-                table.add_row(f"{sparsity:.0%}", name, plain(figures.mean(setting)), lost)
-        yield table
-        yield "What a search costs, mean over seeds; seconds of one core."
-        costs = _table("search", "what for", "evaluations", "tokens forward, millions", "seconds")
-        for sparsity in SPARSITIES:
-            for cost in figures.costs(self._variants(sparsity)["full"]):
-                numbers = (f"{cost.evaluations}", f"{cost.tokens / 1e6:.2f}", f"{cost.seconds:.1f}")
-                costs.add_row(f"Wanda {sparsity:.0%}", cost.of, *numbers)
-        yield costs
-
-    def rows(self, _: Figures) -> Iterator[Row]:
-        """Ablations tell, they promise nothing."""
-        yield from ()
-
-    def _variants(self, sparsity: float) -> dict[str, Setting]:
-        full = Setting(sparsity=sparsity, method="evolution")
-        return {
-            "uniform, no search": Setting(sparsity=sparsity),
-            "full": full,
-            "without the norm term": replace(full, norm_term=False),
-            "without projector evolution": replace(full, projector=False),
-        }
 
 
 class EqualBytes:
@@ -233,7 +195,7 @@ class EqualBytes:
             f"D. Equal bytes: Wanda, no restoration. Accuracy, %; dense has {plain(figures.mean(DENSE))}, and as dense "
             f"int8, in {self._int8 / 1e6:.3f} MB, {reference}."
         )
-        table = _table("size of", "MB", "bits a weight", "choice", "sparsity", "accuracy", f"{_JOINT} above it")
+        table = markdown_table("size of", "MB", "bits a weight", "choice", "sparsity", "accuracy", f"{_JOINT} above it")
         for size, choices in self._sizes().items():
             for name, setting in choices.items():
                 # What int3 would take is reckoned; it is no type of the packed format.
@@ -284,15 +246,22 @@ class EqualBytes:
 
 
 def won_back(figures: Figures, setting: Setting) -> Estimate | None:
-    """Percent of what pruning lost, by sparse_lora. None where it lost nothing."""
+    """Percent of what pruning lost, by sparse_lora. None where with some seed it lost nothing."""
     pruned, _, sparse_lora = _restorations(setting)
-    if any(lost >= dense for dense, lost in figures.accuracies(DENSE, pruned)):
+    if lossless(figures, setting):
         return None
 
     def share(dense: float, lost: float, restored: float) -> float:
         return 100 * (restored - lost) / (dense - lost)
 
     return figures.paired(share, DENSE, pruned, sparse_lora)
+
+
+def lossless(figures: Figures, setting: Setting) -> str:
+    """Why there is no share to win back, in words: with some seed pruning alone lost nothing. Empty where there is."""
+    pruned, _, sparse_lora = _restorations(setting)
+    found = [lost >= dense for dense, lost, _ in figures.accuracies(DENSE, pruned, sparse_lora)]
+    return f"not applicable: pruning lost nothing with {sum(found)} of {len(found)} seeds" if any(found) else ""
 
 
 def of_dense(figures: Figures, setting: Setting) -> Estimate | None:
@@ -307,7 +276,3 @@ def _restorations(setting: Setting) -> list[Setting]:
 
 def _columns(methods: Sequence[SearchMethod]) -> list[str]:
     return ["search" if method == "evolution" else method for method in methods]
-
-
-def _table(*columns: str) -> Table:
-    return Table(*columns, box=box.MARKDOWN)

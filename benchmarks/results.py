@@ -19,17 +19,26 @@ _WIDTH = 200
 
 @dataclass(frozen=True)
 class Row:
-    """One figure that has a goal. goal: a bound in `unit`; at_most: whether it is an upper one."""
+    """One figure that has a goal. goal: a bound in `unit`; at_most: whether it is an upper one.
+
+    value: None where there is no such figure; then `unit` says in words why, and the goal is missed.
+    """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     goal: float
     at_most: bool
 
     @property
     def met(self) -> bool:
+        if self.value is None:
+            return False
         return self.value <= self.goal if self.at_most else self.value >= self.goal
+
+
+def markdown_table(*columns: str) -> Table:
+    return Table(*columns, box=box.MARKDOWN)
 
 
 def publish(
@@ -39,10 +48,11 @@ def publish(
 
     details: what was measured beside the goals. keep: False for a trial, whose figures mean nothing.
     """
-    table = Table("figure", "value", "goal", "met", box=box.MARKDOWN)
+    table = markdown_table("figure", "value", "goal", "met")
     for row in rows:
         bound = "at most" if row.at_most else "at least"
-        table.add_row(row.name, f"{row.value:.4g} {row.unit}", f"{bound} {row.goal:g}", "yes" if row.met else "no")
+        value = row.unit if row.value is None else f"{row.value:.4g} {row.unit}"
+        table.add_row(row.name, value, f"{bound} {row.goal:g}", "yes" if row.met else "no")
     console = Console(width=_WIDTH)
     with console.capture() as capture:
         for part in (*details, table):

@@ -110,13 +110,25 @@ def test_the_key_of_a_cell_follows_all_that_its_figure_depends_on(tmp_path: Path
         Workshop(TINY, tmp_path, "model").key(Cell(cell.setting, 1)),
         *(
             Workshop(TINY, tmp_path, "model").key(Cell(replace(cell.setting, **change), 0))
-            for change in ({"norm_term": False}, {"projector": False}, {"sparsity": 0.7}, {"criterion": "atv"})
+            for change in ({"eta": 0.0}, {"eta": 0.02}, {"projector": False}, {"sparsity": 0.7}, {"criterion": "atv"})
         ),
     }
-    assert len(other) == 8
+    assert len(other) == 9
     assert key not in other
     unrestored = Cell(Setting(sparsity=0.6), 0)
     assert Workshop(TINY, tmp_path, "model").key(unrestored) == Workshop(longer, tmp_path, "model").key(unrestored)
+
+
+def test_another_version_of_the_methods_ages_every_cell_and_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import quality_cells
+    from quality_cells import Cell, Setting, key_of
+    from quality_measure import Workshop
+
+    cell = Cell(Setting(sparsity=0.6), 0)
+    keys = [(Workshop(TINY, tmp_path, "model").key(cell), key_of(cell.policy_inputs(TINY), "model"))]
+    monkeypatch.setattr(quality_cells, "METHOD_VERSION", quality_cells.METHOD_VERSION + 1)
+    keys.append((Workshop(TINY, tmp_path, "model").key(cell), key_of(cell.policy_inputs(TINY), "model")))
+    assert len({key for pair in keys for key in pair}) == 4
 
 
 def test_criteria_share_a_policy_that_looks_at_none(tmp_path: Path):
@@ -202,6 +214,47 @@ def test_a_goal_that_is_missed_is_a_row_that_says_no():
     assert not rows["uniform 60%: sparse_lora above lora at equal steps"].met
     assert not rows["Wanda 70%, restored: search above uniform"].met, "equal is not above"
     assert rows["Wanda 60%, restored: search not below uniform by two standard errors"].met
+
+
+def test_where_pruning_lost_nothing_the_goal_of_winning_back_is_missed_in_words(
+    capsys: pytest.CaptureFixture[str],
+):
+    from quality_tables import parts
+    from results import publish
+
+    tables = parts(LAYERS)
+    figures = every_figure(lambda cell: 0.9 if cell.setting.has_seeds and cell.seed else 0.98)
+    rows = [row for row in tables["B"].rows(figures) if "won back" in row.name]
+    words = "not applicable: pruning lost nothing with 1 of 3 seeds"
+    assert len(rows) == 2
+    assert all(row.value is None and not row.met and row.unit == words for row in rows)
+    assert words in printed(tables["B"].details(figures))
+    publish("quality", rows, keep=False)
+    assert f"| {words} | at least 50 | no " in capsys.readouterr().out
+
+
+def test_the_norm_term_is_compared_at_a_weight_that_is_not_zero():
+    from quality_cells import Cell
+    from quality_estimates import Figures
+    from quality_tables import parts
+
+    ablations = parts(LAYERS)["C"]
+    searches = {setting for setting in ablations.settings() if setting.method == "evolution"}
+    assert {setting.config(TINY, 0).search.eta for setting in searches} == {"auto", 0.0, 0.02}
+    cells = [Cell(setting, seed) for setting in searches for seed in range(5)]
+    text = printed(
+        ablations.details(
+            Figures(
+                {
+                    cell: figure(
+                        0.5 + 0.01 * (cell.setting.eta == 0.02) + 0.001 * cell.seed, eta=0.05 if cell.seed > 2 else 0.0
+                    )
+                    for cell in cells
+                }
+            )
+        )
+    )
+    assert text.count("| +1.00 ± 0.00, better | with 3 of 5 seeds |") == 2
 
 
 def test_tables_of_a_run_that_has_just_begun_are_blank_and_promise_nothing():
