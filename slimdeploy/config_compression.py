@@ -141,6 +141,10 @@ class SearchConfig(Table):
         description='"evolution" (structural risk minimisation, uniform always in the race); or without a search:\n'
         '"uniform", "language" (uniform in the language model, the rest dense), "owl", "ecoflap".',
     )
+    start: tuple[Literal["owl", "ecoflap"], ...] = Field(
+        ("owl", "ecoflap"),
+        description="Formulas whose policies the evolution starts from, beside uniform; none for a budget in bytes.",
+    )
     generations: Positive = Field(20, description="Rounds of the evolution.")
     offspring: Positive = Field(32, description="Candidates per round.")
     survivors: Positive = Field(4, description="Candidates that live on to the next round.")

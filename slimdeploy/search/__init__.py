@@ -1,10 +1,10 @@
 """The policy search: how much of each weight matrix goes, so that the whole meets its budget and loses least."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
-from typing import assert_never
+from typing import Literal, assert_never
 
 from ..config import Config
 from ..errors import PruneError
@@ -28,6 +28,8 @@ from .verdicts import Verdicts
 
 __all__ = ["Cost", "Generation", "Journal", "Outcome", "Ranking", "SearchResult", "Space", "search_policy"]
 
+Formula = Literal["uniform", "language", "owl", "ecoflap"]
+
 # Samples per forward pass at most. They are also the folds that eta is chosen on.
 _BATCH = 16
 # By then some dozens of policies have been judged on all samples, and most of the search is still to come.
@@ -50,25 +52,51 @@ def search_policy(
     given the same arguments, this one goes on where that one was.
     Deterministic: equal inputs and seeds give equal results. Raises PruneError where the budget cannot be met.
     """
-    space = search_space(model.layers(), config)
-    sparsity, method = config.search.budget.sparsity, config.search.method
+    space, ledger = search_space(model.layers(), config), Ledger()
     if not config.search.budget.binds:
         return SearchResult(space.policy(DENSE), "uniform", 0.0, 0.0)
-    match method:
-        case "evolution":
-            return _search(model, stats, samples, config, progress, space, journal)
-        case "uniform":
-            policy = space.uniforms()[0]
-        case "language":
-            policy = language_only(space)
-        case "owl":
-            policy = owl(space, sparsity, outlier_shares(model, stats))
-        case "ecoflap":
-            scores = zeroth_order_scores(model, samples["search"], config.search.seed, progress)
-            policy = ecoflap(space, sparsity, scores)
-        case _:
-            assert_never(method)
-    return SearchResult(policy, method, 0.0, 0.0)
+
+    def by_formula(formula: Formula) -> Policy:
+        sparsity = config.search.budget.sparsity
+        match formula:
+            case "uniform":
+                return space.uniforms()[0]
+            case "language":
+                return language_only(space)
+            case "owl":
+                return owl(space, sparsity, outlier_shares(model, stats))
+            case "ecoflap":
+                if (noted := journal.recall("ecoflap")) is None:
+                    scores, cost = zeroth_order_scores(model, samples["search"], config.search.seed, progress)
+                    noted = {"scores": scores, "cost": asdict(cost)}
+                    journal.note("ecoflap", noted)
+                ledger.add(**noted["cost"])
+                return ecoflap(space, sparsity, noted["scores"])
+            case _:
+                assert_never(formula)
+
+    method = config.search.method
+    if method != "evolution":
+        policy = by_formula(method)
+        return SearchResult(policy, method, 0.0, 0.0, costs=ledger.costs())
+    starts = [by_formula(formula) for formula in _starts(model, samples["search"], config, progress)]
+    return _search(model, stats, samples, config, progress, space, journal, ledger, starts)
+
+
+def _starts(
+    model: Model, samples: Sequence[Sample], config: Config, progress: Progress
+) -> Sequence[Literal["owl", "ecoflap"]]:
+    """The formulas of `search.start` that can be computed here; says which cannot, and why."""
+    if config.search.budget.bytes:
+        return ()  # as the setting's description says: they are about sparsities
+    hindrance = ""
+    if model.streamed:
+        hindrance = "a model that stays on disk would be read for each of its matrices"
+    elif not any(sample.answers for sample in samples):
+        hindrance = "no search sample has an answer"
+    if hindrance and "ecoflap" in config.search.start:
+        progress.say(f"the search does not start from ECoFLaP's policy as well: {hindrance}")
+    return [formula for formula in config.search.start if formula != "ecoflap" or not hindrance]
 
 
 def _search(
@@ -79,9 +107,11 @@ def _search(
     progress: Progress,
     space: Space,
     journal: Journal,
+    ledger: Ledger,
+    starts: Sequence[Policy],
 ) -> SearchResult:
     settings = config.search
-    judge_on, ledger = _judges(model, config, stats, group=space.levels[-1].group), Ledger()
+    judge_on = _judges(model, config, stats, group=space.levels[-1].group)
     search, held_out, final = _parts(samples)
     # While the model is dense: a judge notes what the dense model says about its samples.
     ends = _ends(settings.stages, len(search))
@@ -106,7 +136,7 @@ def _search(
 
     plan = Plan(settings.generations, settings.offspring, settings.survivors, settings.seed, len(ends))
     try:
-        found = _better(space, evolve(space, fitness, plan, refine, report), decide, projector)
+        found = _better(space, evolve(space, fitness, plan, refine, report, starts), decide, projector)
     finally:
         if projector:
             projector.put_back()

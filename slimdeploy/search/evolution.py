@@ -64,12 +64,14 @@ def evolve(
     plan: Plan,
     refine: Refine = lambda _: "",
     report: Callable[[Generation], None] = lambda _: None,
+    starts: Sequence[Policy] = (),
 ) -> Outcome:
-    """The best policy found from the uniform ones onwards, every candidate within the space's budget."""
+    """The best policy found from the uniform ones and `starts` onwards, every candidate within the space's budget."""
     rng = random.Random(plan.seed)
     last = plan.stages - 1
     uniforms = space.uniforms()
-    population = _best(uniforms, fitness(uniforms, last), plan.survivors)
+    first = _different([*uniforms, *starts])
+    population = _best(first, fitness(first, last), plan.survivors)
     history = []
     for index in range(plan.generations):
         offspring = [space.mutate(rng.choice(population), rng) for _ in range(plan.offspring)]

@@ -1,5 +1,6 @@
 """What allocation formulas are told of a model: shares of outliers, and how much the loss moves with the weights."""
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from ..prune import Stats
 from ..prune.criteria import layer_scores
 from ..samples import Sample
 from .allocation import OWL_OUTLIER, blocks_of
+from .cost import Cost
 
 _SAMPLES = 32
 _BATCH = 8
@@ -31,15 +33,18 @@ def outlier_shares(model: Model, stats: Stats) -> dict[str, float]:
     return shares
 
 
-def zeroth_order_scores(model: Model, samples: Sequence[Sample], seed: int, progress: Progress) -> dict[str, float]:
+def zeroth_order_scores(
+    model: Model, samples: Sequence[Sample], seed: int, progress: Progress
+) -> tuple[dict[str, float], Cost]:
     """By block, the sum over its matrices of |L(W + εz) - L(W - εz)| / 2ε, with normal z (ECoFLaP; Sung et al. 2024).
 
     L is the cross-entropy of the answers; one z for every batch of at most 32 samples in all. The model is left as it
-    came. Raises PruneError where no sample has an answer.
+    came. Also returns what it cost. Raises PruneError where no sample has an answer.
     """
+    began = time.perf_counter()
     answered = [sample for sample in samples if sample.answers][:_SAMPLES]
     if not answered:
-        raise PruneError("search.method = 'ecoflap' measures the loss of answers, but no search sample has one")
+        raise PruneError("ECoFLaP measures the loss of answers, but no search sample has one; take another formula")
     batches = [text_batch(model, answered[start : start + _BATCH]) for start in range(0, len(answered), _BATCH)]
     generator = torch.Generator().manual_seed(seed)
     blocks = blocks_of(model.layers())
@@ -49,7 +54,9 @@ def zeroth_order_scores(model: Model, samples: Sequence[Sample], seed: int, prog
         for layer in layers:
             scores[block] += sum(_slope(model, layer.name, batch, generator) for batch in batches)
             bar.advance()
-    return scores
+    losses = 2 * sum(map(len, blocks.values()))
+    tokens = losses * sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
+    return scores, Cost("ecoflap", losses, tokens, time.perf_counter() - began)
 
 
 def _slope(model: Model, name: str, batch: TextBatch, generator: torch.Generator) -> float:

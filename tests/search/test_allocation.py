@@ -160,7 +160,7 @@ def test_outliers_are_scores_above_five_times_the_blocks_mean(tiny_model: Model,
 def test_zeroth_order_scores_come_near_the_directional_derivative(tiny_model: Model) -> None:
     samples = make_samples(3)
     before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
-    found = zeroth_order_scores(tiny_model, samples, seed=4, progress=Progress.silent())
+    found, _ = zeroth_order_scores(tiny_model, samples, seed=4, progress=Progress.silent())
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.module.state_dict().items())
 
     batch, generator = text_batch(tiny_model, samples), torch.Generator().manual_seed(4)
@@ -184,7 +184,7 @@ def test_a_measurement_that_fails_leaves_the_weights(tiny_model: Model, monkeypa
 
 
 def test_ecoflap_without_an_answer_is_refused(tiny_model: Model) -> None:
-    with pytest.raises(PruneError, match=r"ecoflap.*no search sample has one"):
+    with pytest.raises(PruneError, match=r"ECoFLaP.*no search sample has one"):
         zeroth_order_scores(tiny_model, [Sample("s", "What?")], seed=0, progress=Progress.silent())
 
 
@@ -205,7 +205,7 @@ def test_each_formula_gives_a_policy_within_budget(
             blocks = {name: own for name, own in blocks.items() if own[0].tower == "language"}
             worth = outlier_shares(tiny_model, stats)
         case "ecoflap":
-            scores = zeroth_order_scores(tiny_model, samples, config.search.seed, Progress.silent())
+            scores, _ = zeroth_order_scores(tiny_model, samples, config.search.seed, Progress.silent())
             worth = {name: scores[name] / sum(layer.weights for layer in own) for name, own in blocks.items()}
         case _:
             worth = {name: float(own[0].tower != "language") for name, own in blocks.items()}

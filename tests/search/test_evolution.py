@@ -34,6 +34,14 @@ def test_it_finds_better_than_uniform_and_never_falls_back() -> None:
     assert SPACE.fits(outcome.best)
 
 
+def test_it_goes_on_from_the_policies_that_it_is_given() -> None:
+    start = _run(STAGED).best
+    assert _j(start) < _j(SPACE.uniforms()[0])
+    outcome = evolve(SPACE, _fitness, Plan(generations=1, offspring=1, survivors=1, seed=1), starts=[start])
+    assert _j(outcome.best) <= _j(start)
+    assert outcome.history[0].uniform == _j(SPACE.uniforms()[0])  # it stays in the race
+
+
 def test_equal_seeds_give_equal_policies_and_others_do_not() -> None:
     assert _run() == _run()
     assert _run().best != _run(Plan(12, 8, 3, seed=2)).best

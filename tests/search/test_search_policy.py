@@ -133,6 +133,21 @@ def test_the_result_is_within_budget_and_repeats_by_seed(tiny_model: Model, stat
     assert first.policy.sparsity(tiny_model.layers()) >= 0.5
 
 
+def test_a_search_ends_no_worse_than_the_formulas_that_it_starts_from(tiny_model: Model, stats: Stats) -> None:
+    short = {"generations": 1, "offspring": 1, "survivors": 1, "eta": 0.0, "projector_steps": 0}
+    judge = _judge(tiny_model, stats, SAMPLES["search"])
+
+    def j(policy: Policy) -> float:
+        (loss,) = next(iter(judge.losses([policy], range(1))))
+        return loss.divergence + loss.answers
+
+    formulas = [_run(tiny_model, stats, _config(method=method)).policy for method in ("owl", "ecoflap")]
+    found = {start: _run(tiny_model, stats, _config(start=start, **short)) for start in ((), ("owl", "ecoflap"))}
+    assert found["owl", "ecoflap"].history[0].best <= min(map(j, formulas)) + 1e-6
+    assert found["owl", "ecoflap"].history[0].uniform == found[()].history[0].uniform
+    assert {cost.of for cost in found["owl", "ecoflap"].costs} - {cost.of for cost in found[()].costs} == {"ecoflap"}
+
+
 def test_a_search_that_was_killed_goes_on_where_it_was(
     tiny_model: Model, stats: Stats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,7 +325,8 @@ def test_nothing_is_judged_twice_and_early_stages_use_fewer_tokens(
     assert any(generation.changed == "projector" for generation in result.history)
     assert set(seen.values()) == {1}
     costs = {cost.of: cost for cost in result.costs}
-    assert sum(cost.tokens for cost in result.costs) == sum(tokens.values()) + costs["projector steps"].tokens
+    unjudged = costs["projector steps"].tokens + costs["ecoflap"].tokens
+    assert sum(cost.tokens for cost in result.costs) == sum(tokens.values()) + unjudged
     stages = [costs[f"on {count} search samples"] for count in (2, 8, 16)]
     each = [cost.tokens / cost.evaluations for cost in stages]
     assert each[0] < 0.5 * each[1] < 0.5 * each[2]
