@@ -21,8 +21,9 @@ install: .venv/installed
 demo: .venv/installed
 	$(BIN)/slimdeploy run $(CONFIG)
 
+# A worker for each core; worksteal keeps tests that share a fixture together until a worker has nothing left to do.
 test: .venv/installed
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 # mypy reads the installed package: it cannot follow the mapping of exporters/ and serve/ under one name.
 check: .venv/installed

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 if TYPE_CHECKING:
+    from made_once import MakeOnce
+
     from slimdeploy.model import Model
 
 # What the tests with a marker run, and the Debian packages that hold it.
@@ -60,11 +63,21 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> "MakeOnce":
+    """Makes a thing for all of pytest-xdist's workers, whose own folders lie beside each other."""
+    from made_once import made_once
+
+    own = tmp_path_factory.getbasetemp()
+    return partial(made_once, own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
+
+
+@pytest.fixture(scope="session")
+def wheel(make_once: "MakeOnce") -> Path:
     """For this machine; without the kernels' library where there is no C++ compiler."""
     from wheels import build_wheel
 
-    return build_wheel(tmp_path_factory.mktemp("wheel"))
+    built: Path = make_once("wheel", build_wheel)
+    return built
 
 
 @pytest.fixture

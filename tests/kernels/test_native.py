@@ -10,17 +10,20 @@ from pathlib import Path
 
 import pytest
 from kernel_cases import write_vectors
+from made_once import MakeOnce
 
 KERNELS = Path(__file__).parents[2] / "slimdeploy" / "kernels" / "csrc"
 X86_SETS = ("amx", "avx512_bf16", "avx512", "avx2_vnni", "avx2", "portable")
 QEMU = ("qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu")
 
 
-@pytest.fixture(scope="module")
-def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("vectors") / "vectors"
-    write_vectors(file)
-    return file
+@pytest.fixture(scope="session")
+def vectors(make_once: MakeOnce) -> Path:
+    def write(folder: Path) -> Path:
+        write_vectors(folder / "vectors")
+        return folder / "vectors"
+
+    return make_once("vectors", write)
 
 
 def build(folder: Path, *options: str) -> Path:
@@ -52,19 +55,19 @@ def run_vectors(*command: str | Path) -> None:
         pytest.skip(output.splitlines()[0])
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("plain"))
+@pytest.fixture(scope="session")
+def plain(make_once: MakeOnce) -> Path:
+    return make_once("plain_driver", lambda folder: build(folder))
 
 
-@pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("sanitized"), "-DSLIMDEPLOY_SANITIZE=address,undefined")
+@pytest.fixture(scope="session")
+def sanitized(make_once: MakeOnce) -> Path:
+    return make_once("sanitized_driver", lambda folder: build(folder, "-DSLIMDEPLOY_SANITIZE=address,undefined"))
 
 
-@pytest.fixture(scope="module")
-def arm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("arm"), f"-DCMAKE_TOOLCHAIN_FILE={KERNELS / 'aarch64.cmake'}")
+@pytest.fixture(scope="session")
+def arm(make_once: MakeOnce) -> Path:
+    return make_once("arm_driver", lambda folder: build(folder, f"-DCMAKE_TOOLCHAIN_FILE={KERNELS / 'aarch64.cmake'}"))
 
 
 @pytest.mark.compiler
