@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from made_once import MakeOnce
+    from traced_once import Traces
 
     from slimdeploy.model import Model
 
@@ -78,6 +80,22 @@ def wheel(make_once: "MakeOnce") -> Path:
 
     built: Path = make_once("wheel", build_wheel)
     return built
+
+
+@pytest.fixture(scope="session")
+def traces() -> "Traces":
+    return {}
+
+
+@pytest.fixture(scope="module")
+def traced_once(traces: "Traces") -> Iterator[None]:
+    """For modules that export a model of one shape again and again; test_export_onnx.py traces it every time."""
+    import torch
+    from traced_once import export_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", partial(export_once, traces, torch.onnx.export))
+        yield
 
 
 @pytest.fixture

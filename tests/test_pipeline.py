@@ -33,6 +33,8 @@ from slimdeploy.report import read_json
 from slimdeploy.samples import Sample, Split
 from slimdeploy.validation import validate
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 MAX_TOKENS = 4
 COUNTS: dict[Split, int] = {"calibration": 6, "search": 6, "train": 8, "validation": 6, "test": 10}
 

@@ -33,6 +33,8 @@ from slimdeploy.prune import RankedWeights, Stats, set_weights
 from slimdeploy.samples import Sample
 from slimdeploy.search.space import Space, search_space
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 EXPORTS = {
     "onnx": ExportConfig(onnx=OnnxConfig(weights="packed")),
     "checkpoint": ExportConfig(format="checkpoint", checkpoint=CheckpointConfig(weights="packed")),

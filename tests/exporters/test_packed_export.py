@@ -32,6 +32,7 @@ GRAPHS = (VISION_ENCODER, EMBED_TOKENS, DECODER)
 # "packed" stores what a policy says: test_mixed_values.py.
 FORMS = tuple(form for form in get_args(OnnxWeights) if form not in ("dense-fp32", "packed"))
 PACKED = tuple(form for form in FORMS if form.startswith("packed-"))
+pytestmark = pytest.mark.usefixtures("traced_once")
 needs_kernels = pytest.mark.skipif(library_file() is None, reason="the kernels were not built")
 
 
@@ -43,7 +44,7 @@ def exported_as(weights: OnnxWeights, model: Model, prompts: list[Sample], folde
     return Exported(folder, export(model, folder, job_of(weights, prompts), Progress.silent()))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def forms(model: Model, prompts: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
     """An export of the pruned model in every form but float32, each verified while it was made."""
     return {form: exported_as(form, model, prompts, tmp_path_factory.mktemp(form)) for form in FORMS}

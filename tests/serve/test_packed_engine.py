@@ -18,6 +18,8 @@ from slimdeploy.kernels.library import FORCED, LayoutChoice, instruction_set_in_
 from slimdeploy.progress import Progress
 from slimdeploy.serve.runtime import LoadedModel
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 WARNING = "save neither memory nor time here: no compiler"
 
 
