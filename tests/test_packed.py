@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from packed_weights import (
@@ -73,7 +73,6 @@ def test_every_finite_fp16_is_kept_to_the_bit() -> None:
 
 
 @given(data=st.data(), encoding=st.sampled_from(ENCODINGS), pattern=st.sampled_from(PATTERNS))
-@settings(deadline=None)
 def test_any_shape_survives_memory(data: st.DataObject, encoding: Encoding, pattern: str) -> None:
     rows, columns = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 300))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -35,7 +35,6 @@ def pruned_normal(rng: np.random.Generator, rows: int, columns: int, sparsity: f
 
 @kinds
 @given(weight=weights)
-@settings(deadline=None)
 def test_codes_and_scales_are_in_range(largest: int, group: int, weight: np.ndarray) -> None:
     codes, scales = quantize(weight, largest, group)
     assert codes.shape == weight.shape
@@ -48,7 +47,6 @@ def test_codes_and_scales_are_in_range(largest: int, group: int, weight: np.ndar
 
 @kinds
 @given(weight=weights)
-@settings(deadline=None)
 def test_what_was_quantised_is_quantised_again_without_loss(largest: int, group: int, weight: np.ndarray) -> None:
     codes, scales = quantize(weight, largest, group)
     once = -errors(np.zeros_like(weight), codes, scales, group)
@@ -64,7 +62,6 @@ def test_an_int8_weight_is_at_most_half_a_step_away(weight: np.ndarray) -> None:
 
 @pytest.mark.parametrize("group", [128, 32])
 @given(weight=weights)
-@settings(deadline=None)
 def test_int4_scales_are_never_worse_than_the_largest_weight_by_seven(group: int, weight: np.ndarray) -> None:
     codes, scales = quantize(weight, 7, group)
     for start in range(0, weight.shape[1], group):

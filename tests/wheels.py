@@ -39,22 +39,23 @@ def copy_tree(folder: Path) -> Path:
 def build_wheel(folder: Path, *options: str, **environment: str) -> Path:
     source = copy_tree(folder / "source")
     offline = ("--no-deps", "--no-build-isolation", "--no-cache-dir")
-    pip(sys.executable, "wheel", *offline, *options, "--wheel-dir", folder, source, environment=environment)
+    pip("wheel", *offline, *options, "--wheel-dir", folder, source, environment=environment)
     (built,) = folder.glob("*.whl")
     return built
 
 
 def install(wheel: Path, folder: Path) -> Path:
     """A new environment with the wheel, which borrows what slimdeploy depends on. Returns its folder of programs."""
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     (packages,) = folder.glob("lib/python*/site-packages")
     # A folder named in a .pth file comes last, and .pth files inside it, such as an editable install's, do not count.
     (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
-    pip(folder / "bin" / "python", "install", "--no-deps", "--no-index", wheel)
+    pip("--python", folder, "install", "--no-deps", "--no-index", wheel)
     return folder / "bin"
 
 
-def pip(python: Path | str, *arguments: object, environment: Mapping[str, str] | None = None) -> None:
-    command = [str(python), "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
+def pip(*arguments: object, environment: Mapping[str, str] | None = None) -> None:
+    """This environment's pip, which `--python FOLDER` lets install into another one."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})})
     assert result.returncode == 0, result.stderr[-2000:]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from exported import Exported
+from made_once import MakeOnce
 from PIL import Image
 from tiny import make_tiny_llava
 
@@ -52,11 +53,10 @@ def _picture(seed: int) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def onnx_export(model: Model, prompts: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def onnx_export(model: Model, prompts: list[Sample], make_once: MakeOnce) -> Exported:
     """Of plain float32 weights."""
-    folder = tmp_path_factory.mktemp("onnx")
     job = ExportJob(ExportConfig(onnx=OnnxConfig(weights="dense-fp32")), prompts)
-    return Exported(folder, export(model, folder, job, Progress.silent()))
+    return make_once("onnx_export", lambda folder: Exported(folder, export(model, folder, job, Progress.silent())))
 
 
 @pytest.fixture(scope="session")

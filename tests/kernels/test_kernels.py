@@ -83,7 +83,7 @@ def test_large_matrices_equal_float64(encoding: Encoding, pattern: str) -> None:
             assert error < tolerance(name, encoding), f"{name}, batch {batch}: {error:.1e}"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(ENCODINGS),
     st.sampled_from(PATTERNS),
@@ -107,7 +107,7 @@ def test_a_batch_equals_its_rows(
     assert (np.abs(together - alone) <= tolerance(name, encoding) * terms + 1e-25).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(ENCODINGS),
     st.sampled_from(SETS),

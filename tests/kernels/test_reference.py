@@ -105,7 +105,7 @@ def test_nan_or_infinity_spoils_its_whole_row_and_no_other(encoding: Encoding, b
 
 @encodings
 @given(data=st.data())
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_the_product_is_near_the_unrounded_one(encoding: Encoding, data: st.DataObject) -> None:
     packed = packed_weight(encoding, rows=6, columns=data.draw(st.sampled_from([1, 63, 65, 255])))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))

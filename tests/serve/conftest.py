@@ -9,6 +9,7 @@ import pytest
 from artifacts import new_artifact
 from echo_engine import EchoEngine
 from live_server import Serve, live_server
+from made_once import MakeOnce
 from requests_to_send import client_of
 from tiny import make_samples, make_tiny_llava
 
@@ -29,15 +30,17 @@ def hub_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def artifact(checkpoint: Path, make_once: MakeOnce) -> Artifact:
     from slimdeploy.exporters import ExportJob, export
     from slimdeploy.model import load_model
 
-    path = tmp_path_factory.mktemp("artifacts") / "tiny"
-    with new_artifact(path, Manifest("onnx", "tiny", "llava")) as folder:
-        config = ExportConfig(onnx=OnnxConfig(weights="dense-fp32"))  # so that answers equal transformers'
-        export(load_model(str(checkpoint)), folder, ExportJob(config, make_samples(2)), Progress.silent())
-    return open_artifact(path)
+    def make(parent: Path) -> Artifact:
+        with new_artifact(parent / "tiny", Manifest("onnx", "tiny", "llava")) as folder:
+            config = ExportConfig(onnx=OnnxConfig(weights="dense-fp32"))  # so that answers equal transformers'
+            export(load_model(str(checkpoint)), folder, ExportJob(config, make_samples(2)), Progress.silent())
+        return open_artifact(parent / "tiny")
+
+    return make_once("served_artifact", make)
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ FIELDS = st.sampled_from(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(st.dictionaries(FIELDS, JSON_VALUE, max_size=3), JSON_VALUE)
 def test_no_body_breaks_the_server(url: str, fields: dict[str, Any], content: Any) -> None:
     body = {"model": "echo", "messages": user(content)} | fields
