@@ -4,6 +4,7 @@ from .blockwise import prune_blockwise
 from .database import Database, RankedWeights
 from .masks import Masks, apply_masks, load_masks, make_masks, masked, save_masks, set_weights
 from .pruning import Pruned, prune
+from .solved import SolvedWeights, dense_curvatures
 from .stats import Stats, collect_stats
 
 __all__ = [
@@ -11,9 +12,11 @@ __all__ = [
     "Masks",
     "Pruned",
     "RankedWeights",
+    "SolvedWeights",
     "Stats",
     "apply_masks",
     "collect_stats",
+    "dense_curvatures",
     "load_masks",
     "make_masks",
     "masked",

@@ -27,12 +27,16 @@ from slimdeploy.search.fitness import Loss, ModelJudge, PrunedModel, log_norm_ra
 from slimdeploy.search.projector import ProjectorEvolution
 from slimdeploy.search.verdicts import Verdicts
 
-SAMPLES: dict[Split, Sequence[Sample]] = {"search": make_samples(4, seed=1), "validation": make_samples(8, seed=2)}
+SAMPLES: dict[Split, Sequence[Sample]] = {
+    "calibration": make_samples(3),
+    "search": make_samples(4, seed=1),
+    "validation": make_samples(8, seed=2),
+}
 
 
 @pytest.fixture
 def stats(tiny_model: Model) -> Stats:
-    return collect_stats(tiny_model, make_samples(3), "wanda", 3, Progress.silent())
+    return collect_stats(tiny_model, SAMPLES["calibration"], "wanda", 3, Progress.silent())
 
 
 def _config(**settings: Any) -> Config:
