@@ -4,7 +4,7 @@ from .blockwise import prune_blockwise
 from .database import Database, RankedWeights
 from .masks import Masks, apply_masks, load_masks, make_masks, masked, save_masks, set_weights
 from .pruning import Pruned, prune
-from .solved import SolvedWeights, dense_curvatures
+from .solved import SolvedWeights, dense_curvatures, solved_bytes
 from .stats import Stats, collect_stats
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "prune_blockwise",
     "save_masks",
     "set_weights",
+    "solved_bytes",
 ]

@@ -80,7 +80,7 @@ def _solve(
         for names, known in moments.curvatures(progress):
             for name in names:
                 weight = finite_weight(model, name)
-                yield name, *sparsegpt(weight, known, levels[name], config.compete == "row")
+                yield name, *sparsegpt(weight, known, levels[name], config.per_row)
             waiting -= set(names)
         if waiting:
             raise PruneError(
@@ -99,7 +99,7 @@ def _select(model: Model, block: Block, levels: Mapping[str, Level], config: Pru
     def solved() -> Solved:
         for name, level in levels.items():
             scores = layer_scores(model, name, config.criterion, stats)
-            mask = mask_of(scores, level, config.compete == "row")
+            mask = mask_of(scores, level, config.per_row)
             yield name, as_stored(model.linear(name).weight.detach() * mask, level.values), mask.cpu()
 
     return outputs, solved()

@@ -20,13 +20,12 @@ class SolvedWeights:
     """A database whose matrices are solved when they are first asked for, and kept.
 
     With them a search judges what SparseGPT will ship, as EvoPress does (Sieberling et al. 2024); a mask alone says
-    little of weights that make up for others. They take much memory, beside the model's: 4 · in² bytes for each input
-    that layers share, and the weights with a byte more each for every level that was asked for.
+    little of weights that make up for others. They take memory: see `solved_bytes`.
     """
 
     def __init__(self, model: Model, config: PruneConfig, curvatures: Mapping[str, Curvature]) -> None:
         """curvatures: by layer, as `dense_curvatures` gives them. The model is dense."""
-        self._per_row = config.compete == "row"
+        self._per_row = config.per_row
         self._curvatures = curvatures
         self._dense = {layer.name: finite_weight(model, layer.name).clone() for layer in model.layers()}
         self._solved: dict[tuple[str, Level], tuple[Tensor, Tensor]] = {}
@@ -48,6 +47,12 @@ class SolvedWeights:
             solved, mask = sparsegpt(weight, self._curvatures[name], level, self._per_row)
             self._solved[name, level] = solved.to(weight.dtype), mask
         return self._solved[name, level]
+
+
+def solved_bytes(model: Model, levels: int) -> int:
+    """About what all matrices take at so many levels: weights, masks, and the factors to make them with."""
+    each = sum(layer.weights * (model.linear(layer.name).weight.element_size() + 1) for layer in model.layers())
+    return levels * each + sum(4 * layer.columns**2 for layer in model.layers())
 
 
 def dense_curvatures(
