@@ -306,6 +306,19 @@ def test_samples_without_a_picture_do_not_move_the_projector(tiny_model: Model, 
     assert all(torch.equal(evolution.weights[name], parameter) for name, parameter in old.items())
 
 
+def test_steps_that_are_too_small_for_the_models_type_add_up(tiny_model: Model, stats: Stats, tmp_path: Path) -> None:
+    tiny_model.module.to(torch.bfloat16)
+    verdicts = iter([[1.0], [0.5]])
+    settings = SearchConfig(projector_steps=3, projector_learning_rate=1e-6)
+    evolution = _evolution(tiny_model, stats, tmp_path, settings, lambda _: next(verdicts))
+    old = evolution.parameters()
+    assert evolution.refine([_uniform(tiny_model, DENSE)])
+    (name, *_) = (name for name in old if name.endswith("linear_2.weight"))
+    moved = (evolution.weights[name] - old[name]).abs().mean()
+    assert 1e-6 < float(moved) < 4e-6, "three steps of Adam, each about as long as the learning rate"
+    assert tiny_model.linear(name.removesuffix(".weight")).weight.dtype == torch.bfloat16
+
+
 def test_tries_become_rarer_while_they_do_not_help(tiny_model: Model, stats: Stats, tmp_path: Path) -> None:
     asked: list[int] = []
     calls = iter(range(1, 20))
