@@ -11,7 +11,7 @@ from ..policy import DENSE, Level
 from ..progress import Progress
 from ..samples import Sample
 from .criteria import finite_weight
-from .moments import Moments
+from .moments import Moments, unreached
 from .sparsegpt import Curvature, sparsegpt
 from .walk import Walk, encode_all
 
@@ -43,6 +43,8 @@ class SolvedWeights:
         weight = self._dense[name]
         if level.sparsity == DENSE.sparsity and not level.values:
             return weight, torch.ones_like(weight, dtype=torch.bool)
+        if name not in self._curvatures:
+            raise unreached(name)
         if (name, level) not in self._solved:
             solved, mask = sparsegpt(weight, self._curvatures[name], level, self._per_row)
             self._solved[name, level] = solved.to(weight.dtype), mask

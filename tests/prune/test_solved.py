@@ -5,6 +5,7 @@ import torch
 from tiny import make_samples
 
 from slimdeploy.config import PruneConfig
+from slimdeploy.errors import PruneError
 from slimdeploy.model import Model
 from slimdeploy.policy import DENSE, Level, Policy
 from slimdeploy.progress import Progress
@@ -38,6 +39,15 @@ def test_they_are_what_pruning_ships(tiny_model: Model, levels: tuple[Level, ...
     for name, level in policy.levels.items():
         assert torch.equal(database.pruned(name, level), tiny_model.linear(name).weight)
         assert torch.equal(database.mask(name, level), masks.get(name, torch.ones_like(database.mask(name, level))))
+
+
+def test_a_layer_that_no_sample_reaches_is_named_where_it_is_to_be_pruned(tiny_model: Model) -> None:
+    curvatures = dense_curvatures(tiny_model, SAMPLES, 2, Progress.silent())
+    del curvatures[PROJECTOR]
+    database = SolvedWeights(tiny_model, CONFIG, curvatures)
+    assert torch.equal(database.pruned(PROJECTOR, DENSE), tiny_model.linear(PROJECTOR).weight)
+    with pytest.raises(PruneError, match=f"no calibration sample reaches {PROJECTOR}; name it in prune.skip"):
+        database.mask(PROJECTOR, Level(0.5))
 
 
 def test_a_judge_with_them_says_what_the_pruned_model_loses(tiny_model: Model) -> None:
