@@ -2,7 +2,7 @@
 
 from .blockwise import prune_blockwise
 from .database import Database, RankedWeights
-from .masks import Masks, apply_masks, load_masks, make_masks, masked, save_masks, set_weights
+from .masks import Masks, apply_masks, load_masks, make_masks, save_masks, set_weights
 from .pruning import Pruned, prune
 from .solved import SolvedWeights, dense_curvatures, solved_bytes
 from .stats import Stats, collect_stats
@@ -19,7 +19,6 @@ __all__ = [
     "dense_curvatures",
     "load_masks",
     "make_masks",
-    "masked",
     "prune",
     "prune_blockwise",
     "save_masks",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_samples, masks_of
+from tiny import make_samples, masked, masks_of
 from torch.nn.functional import cross_entropy
 
 from slimdeploy import search
@@ -19,7 +19,7 @@ from slimdeploy.errors import PruneError
 from slimdeploy.model import IGNORED_LABEL, Model, encode
 from slimdeploy.policy import DENSE, Level, Policy
 from slimdeploy.progress import Progress
-from slimdeploy.prune import Database, RankedWeights, SolvedWeights, Stats, collect_stats, dense_curvatures, masked
+from slimdeploy.prune import Database, RankedWeights, SolvedWeights, Stats, collect_stats, dense_curvatures
 from slimdeploy.samples import Sample, Split
 from slimdeploy.search import Journal, SearchResult, search_policy
 from slimdeploy.search.cost import Ledger
