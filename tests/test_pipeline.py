@@ -293,7 +293,7 @@ def kill_when(condition: Callable[[], bool], config: Config) -> None:
     """Start the run in a process of its own and kill it, hard, once the condition holds."""
     process = multiprocessing.get_context("fork").Process(target=run_silently, args=(config,))
     process.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert process.is_alive(), "the run ended before it could be killed"
         assert time.monotonic() < deadline
