@@ -8,6 +8,7 @@ from quality_estimates import Figures, plain, signed
 from results import Row, markdown_table
 from rich.table import Table
 
+CRITERION = Setting().criterion
 FIXED_ETA = 0.02
 """The norm term is judged at this weight: a chosen one may be 0, and then there would be nothing to compare."""
 
@@ -17,7 +18,7 @@ _FULL, _WITH_NORM, _WITHOUT_NORM = "full, eta auto", f"eta {FIXED_ETA}, with the
 class Ablations:
     """What the norm term and projector evolution are worth to the search."""
 
-    seeds = 5
+    seeds = 3
 
     def __init__(self, sparsities: Sequence[float]) -> None:
         self._sparsities = sparsities
@@ -27,7 +28,10 @@ class Ablations:
             yield from self._variants(sparsity).values()
 
     def details(self, figures: Figures) -> Iterator[Table | str]:
-        yield "C. The search without its parts: Wanda, no restoration. Accuracy, %, and points below the full search."
+        yield (
+            f"C. The search without its parts: {CRITERION}, no restoration. Accuracy, %, and points below the full "
+            "search."
+        )
         table = markdown_table("sparsity", "search", "accuracy", "full search above it")
         for sparsity in self._sparsities:
             variants = self._variants(sparsity)
@@ -48,7 +52,7 @@ class Ablations:
         for sparsity in self._sparsities:
             for cost in figures.costs(self._variants(sparsity)[_FULL]):
                 numbers = (f"{cost.evaluations}", f"{cost.tokens / 1e6:.2f}", f"{cost.seconds:.1f}")
-                costs.add_row(f"Wanda {sparsity:.0%}", cost.of, *numbers)
+                costs.add_row(f"{CRITERION} {sparsity:.0%}", cost.of, *numbers)
         yield costs
 
     def rows(self, _: Figures) -> Iterator[Row]:

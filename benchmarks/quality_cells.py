@@ -34,7 +34,7 @@ class Setting:
     matrices are rounded to three bits.
     """
 
-    criterion: Criterion = "wanda"
+    criterion: Criterion = PruneConfig().criterion
     pattern: str = "unstructured"
     sparsity: float = 0.0
     method: SearchMethod = "uniform"

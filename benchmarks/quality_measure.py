@@ -24,8 +24,7 @@ from slimdeploy.data import load_samples
 from slimdeploy.evaluate import greedy_answers
 from slimdeploy.model import Model, load_model
 from slimdeploy.progress import Progress
-from slimdeploy.prune import RankedWeights, Stats, collect_stats, make_masks, prune_blockwise, set_weights
-from slimdeploy.prune.database import as_stored
+from slimdeploy.prune import Stats, collect_stats, prune, set_weights
 from slimdeploy.restore import restore
 from slimdeploy.samples import SPLITS, Sample, Split
 from slimdeploy.scoring import score
@@ -84,7 +83,7 @@ def measure(cell: Cell, workshop: Workshop) -> Figure:
     with watch.timed("policy"):
         found = policy(cell, workshop, model, samples, stats)
     with watch.timed("pruning and restoration"):
-        compress(model, config, found, stats, samples)
+        model = compress(model, config, found, stats, samples)
         if cell.setting.int3:
             round_to_int3(model)
     with watch.timed("answers"):
@@ -132,27 +131,17 @@ def policy(cell: Cell, workshop: Workshop, model: Model, samples: Samples, stats
     return SearchResult.load(made_once(workshop.folder / "policies" / key, make))
 
 
-def compress(model: Model, config: Config, found: SearchResult, stats: Stats, samples: Samples) -> None:
-    """Prune in place, and restore where that is asked for."""
-    settings, progress = config.prune, Progress.silent()
-    if settings.is_blockwise:
-        assert config.restore.method == "none", "no cell restores what SparseGPT made"
-        found.apply_projector(model)
-        for _ in prune_blockwise(
-            model, found.policy, settings, samples["calibration"], config.data.batch_size, progress
-        ):
-            pass
-        return
-    database = RankedWeights(model, settings, stats, found.policy.group)
-    found.apply_projector(model)
-    if config.restore.method != "none":
-        restore(model, make_masks(database, found.policy), samples["train"], config.restore, progress)
-        return
-    pruned = {
-        name: as_stored(model.linear(name).weight.detach() * database.mask(name, level), level.values)
-        for name, level in found.policy.levels.items()
-    }
-    set_weights(model, pruned)
+def compress(model: Model, config: Config, found: SearchResult, stats: Stats, samples: Samples) -> Model:
+    """Prune in place; where restoration is asked for, the model that it makes of another dense one."""
+    progress = Progress.silent()
+    how = (config.prune, samples["calibration"], config.data.batch_size, progress)
+    pruned = prune(model, found.policy, stats, *how, evolve=lambda: found.apply_projector(model))
+    if config.restore.method == "none":
+        return model
+    restored = load_model(config.model.path)
+    found.apply_projector(restored)
+    restore(restored, pruned.masks, samples["train"], config.restore, progress, pruned.weights)
+    return restored
 
 
 def round_to_int3(model: Model) -> None:

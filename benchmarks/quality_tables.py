@@ -47,6 +47,8 @@ RESTORED: Mapping[str, Setting] = {
     "search *:64, 59.375%": replace(UNIFORM_ONLY["26:64"], method="evolution"),
     "uniform 2:4": UNIFORM_ONLY["2:4"],
 }
+RESTORED_CRITERIA: Sequence[Criterion] = ("sparsegpt", "wanda")
+"""The default, and what restoration was published with."""
 BITS_OF_THE_SMALLEST = 2.5
 _JOINT = "joint search"
 
@@ -102,9 +104,11 @@ class Unrestored:
 
     def rows(self, figures: Figures) -> Iterator[Row]:
         for sparsity in SPARSITIES:
-            gained = figures.difference(Setting(sparsity=sparsity, method="evolution"), Setting(sparsity=sparsity))
-            name = f"Wanda {sparsity:.0%}, unrestored: search above uniform by two standard errors"
-            yield from rows_of(name, gained, "points", clearly_above)
+            for criterion in CRITERIA:
+                uniform = Setting(criterion, sparsity=sparsity)
+                gained = figures.difference(replace(uniform, method="evolution"), uniform)
+                name = f"{criterion} {sparsity:.0%}, unrestored: search above uniform by two standard errors"
+                yield from rows_of(name, gained, "points", clearly_above)
 
 
 class Restored:
@@ -114,13 +118,21 @@ class Restored:
 
     def settings(self) -> Iterator[Setting]:
         yield DENSE
-        for setting in RESTORED.values():
-            yield from _restorations(setting)
+        for criterion in RESTORED_CRITERIA:
+            for setting in _restored(criterion).values():
+                yield from _restorations(setting)
 
     def details(self, figures: Figures) -> Iterator[Table | str]:
-        yield "B. Accuracy of Wanda before and after restoration, %; won back: of what pruning lost, by sparse_lora."
+        for criterion in RESTORED_CRITERIA:
+            yield (
+                f"B. Accuracy of {criterion} before and after restoration, %; won back: of what pruning lost, by "
+                "sparse_lora."
+            )
+            yield from self._tables(figures, _restored(criterion))
+
+    def _tables(self, figures: Figures, restored: Mapping[str, Setting]) -> Iterator[Table | str]:
         table = markdown_table("policy", "pruned", "lora", "sparse_lora", "sparse_lora - lora", "won back", "of dense")
-        for name, setting in RESTORED.items():
+        for name, setting in restored.items():
             pruned, lora, sparse_lora = _restorations(setting)
             table.add_row(
                 name,
@@ -138,35 +150,43 @@ class Restored:
             ("search *:64, 59.375%", "uniform 26:64"),
             ("uniform 26:64", "uniform 59.375%"),
         ):
-            pairs = zip(_restorations(RESTORED[one]), _restorations(RESTORED[other]), strict=True)
+            pairs = zip(_restorations(restored[one]), _restorations(restored[other]), strict=True)
             differences.add_row(f"{one} - {other}", *(signed(figures.difference(*pair)) for pair in pairs))
         yield differences
 
     def rows(self, figures: Figures) -> Iterator[Row]:
-        def difference(one: str, other: str, restore: Restoration = "sparse_lora") -> Estimate | None:
-            return figures.difference(*(replace(RESTORED[name], restore=restore) for name in (one, other)))
+        for criterion in RESTORED_CRITERIA:
+            yield from self._rows(figures, criterion, _restored(criterion))
 
-        name = "Wanda 60%, restored: search not below uniform by two standard errors"
+    def _rows(self, figures: Figures, criterion: Criterion, restored: Mapping[str, Setting]) -> Iterator[Row]:
+        def difference(one: str, other: str, restore: Restoration = "sparse_lora") -> Estimate | None:
+            return figures.difference(*(replace(restored[name], restore=restore) for name in (one, other)))
+
+        name = f"{criterion} 60%, restored: search not below uniform by two standard errors"
         yield from rows_of(name, difference("search 60%", "uniform 60%"), "points", not_below)
-        name = "Wanda 70%, restored: search above uniform"
+        name = f"{criterion} 70%, restored: search above uniform"
         yield from rows_of(name, difference("search 70%", "uniform 70%"), "points", above)
         for policy in ("uniform 60%", "uniform 70%"):
-            name = f"{policy}: won back by sparse_lora of what pruning lost"
-            if reason := lossless(figures, RESTORED[policy]):
+            name = f"{criterion}, {policy}: won back by sparse_lora of what pruning lost"
+            if reason := lossless(figures, restored[policy]):
                 yield Row(name, None, reason, 50, at_most=False)
             else:
-                yield from rows_of(name, won_back(figures, RESTORED[policy]), "%", lambda _: 50)
-        name = "uniform 2:4: kept by sparse_lora of the dense accuracy"
-        yield from rows_of(name, of_dense(figures, RESTORED["uniform 2:4"]), "%", lambda _: 95)
-        for policy, setting in RESTORED.items():
+                yield from rows_of(name, won_back(figures, restored[policy]), "%", lambda _: 50)
+        name = f"{criterion}, uniform 2:4: kept by sparse_lora of the dense accuracy"
+        yield from rows_of(name, of_dense(figures, restored["uniform 2:4"]), "%", lambda _: 95)
+        for policy, setting in restored.items():
             _, lora, sparse_lora = _restorations(setting)
-            name = f"{policy}: sparse_lora above lora at equal steps"
+            name = f"{criterion}, {policy}: sparse_lora above lora at equal steps"
             yield from rows_of(name, figures.difference(sparse_lora, lora), "points", above)
         stages: dict[str, Restoration] = {"unrestored": "none", "restored": "sparse_lora"}
         for stage, restore in stages.items():
-            name = f"{stage}: 26:64 below unstructured 59.375% by one standard error at most"
+            name = f"{criterion}, {stage}: 26:64 below unstructured 59.375% by one standard error at most"
             lost = difference("uniform 59.375%", "uniform 26:64", restore)
             yield from rows_of(name, lost, "points", within_one_error, at_most=True)
+
+
+def _restored(criterion: Criterion) -> dict[str, Setting]:
+    return {name: replace(setting, criterion=criterion) for name, setting in RESTORED.items()}
 
 
 class EqualBytes:
@@ -192,8 +212,8 @@ class EqualBytes:
     def details(self, figures: Figures) -> Iterator[Table | str]:
         reference = plain(figures.mean(self._reference()))
         yield (
-            f"D. Equal bytes: Wanda, no restoration. Accuracy, %; dense has {plain(figures.mean(DENSE))}, and as dense "
-            f"int8, in {self._int8 / 1e6:.3f} MB, {reference}."
+            f"D. Equal bytes: {DENSE.criterion}, no restoration. Accuracy, %; dense has {plain(figures.mean(DENSE))}, "
+            f"and as dense int8, in {self._int8 / 1e6:.3f} MB, {reference}."
         )
         table = markdown_table("size of", "MB", "bits a weight", "choice", "sparsity", "accuracy", f"{_JOINT} above it")
         for size, choices in self._sizes().items():

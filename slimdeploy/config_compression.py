@@ -58,18 +58,19 @@ class PruneConfig(Table):
     """Which weights are removed."""
 
     criterion: Criterion = Field(
-        "wanda",
-        description='"wanda" (weight times input norm), "atv" (the same over text and the visual tokens that change\n'
-        'most), "sparsegpt" (the weights that stay make up for those that go), or "magnitude".',
+        "sparsegpt",
+        description='"sparsegpt" (weights that stay make up for those that go), "wanda" (weight times input norm),\n'
+        '"atv" (the same over text and the visual tokens that change most), or "magnitude".',
     )
     pattern: str = Field(
         "unstructured",
         pattern=r"^(unstructured|([1-9]\d*|\*):[1-9]\d*)$",
         description='"unstructured", "N:M" (N of every M weights kept, as "2:4"), or "*:M" (N chosen per matrix).',
     )
-    compete: Literal["row", "matrix"] = Field(
-        "row",
-        description='Among which weights an unstructured pattern chooses: those of a "row", or the whole "matrix".',
+    compete: Literal["auto", "row", "matrix"] = Field(
+        "auto",
+        description='Among which weights an unstructured pattern chooses: those of a "row", or the whole "matrix".\n'
+        '"auto" is what was published: rows for wanda and atv, the matrix for sparsegpt and magnitude.',
     )
     propagate: Literal["dense", "pruned"] = Field(
         "dense",
@@ -92,6 +93,11 @@ class PruneConfig(Table):
     def is_blockwise(self) -> bool:
         """Masks cannot be told from the dense model's statistics alone."""
         return self.criterion == "sparsegpt" or (self.propagate == "pruned" and self.criterion != "magnitude")
+
+    @property
+    def per_row(self) -> bool:
+        """Whether the weights of an unstructured pattern compete within their row."""
+        return self.compete == "row" or (self.compete == "auto" and self.criterion in ("wanda", "atv"))
 
     @property
     def highest_sparsity(self) -> float:
@@ -171,6 +177,12 @@ class SearchConfig(Table):
     )
     projector_policies: Positive = Field(2, description="How many of the best candidates those steps help together.")
     projector_learning_rate: Rate = Field(1e-3, description="Their learning rate.")
+    solved_gb: float = Field(
+        8.0,
+        ge=0,
+        description="GB of memory for what SparseGPT makes of every matrix at every level, for the search to judge;\n"
+        "where that takes more, or model.streamed is set, its masks alone are judged.",
+    )
     seed: Seed = Field(0, description="Equal seeds give equal policies.")
     budget: BudgetConfig = BudgetConfig()
 

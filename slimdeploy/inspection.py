@@ -41,7 +41,7 @@ def evaluate(path: str, config: Config, progress: Progress) -> tuple[Accuracy, A
     from .evaluate import greedy_answers
     from .model import load_model
 
-    model, limit = load_model(path, device=config.model.device), config.validate_.max_tokens
+    model, limit = load_model(path, config.model.dtype, config.model.device), config.validate_.max_tokens
     return score(samples, greedy_answers(model, samples, limit, config.data.batch_size, progress)), dense
 
 

@@ -1,11 +1,18 @@
 """Greedy answers are what the model's highest logits spell, whatever the batches."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
 import torch
 from tiny import make_samples
 
+from slimdeploy.config import Config, DataConfig, ModelConfig
 from slimdeploy.evaluate import greedy_answers
+from slimdeploy.inspection import evaluate
 from slimdeploy.model import Model, encode
 from slimdeploy.progress import Progress
+from slimdeploy.samples import Sample
 
 
 def test_answers_are_the_highest_logits_token_by_token(tiny_model: Model) -> None:
@@ -38,3 +45,19 @@ def test_batches_change_nothing_and_order_is_kept(tiny_model: Model) -> None:
     alone = greedy_answers(tiny_model, samples, 4, 1, Progress.silent())
     assert greedy_answers(tiny_model, samples, 4, 3, Progress.silent()) == alone
     assert len(set(alone)) > 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_checkpoint_is_held_in_the_type_that_the_settings_name(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    held = []
+
+    def answers(model: Model, samples: Sequence[Sample], *_: object) -> list[str]:
+        held.append(model.module.dtype)
+        return [""] * len(samples)
+
+    monkeypatch.setattr("slimdeploy.evaluate.greedy_answers", answers)
+    config = Config(data=DataConfig(test=2), model=ModelConfig(dtype=dtype))  # type: ignore[arg-type]
+    evaluate(str(tiny_checkpoint), config, Progress.silent())
+    assert held == [getattr(torch, dtype)]

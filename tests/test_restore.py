@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 import torch
 from rich.console import Console
-from tiny import make_samples, masks_of
+from tiny import make_samples, masked, masks_of
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -20,7 +20,7 @@ from slimdeploy.losses import answer_loss, text_batch, text_logits
 from slimdeploy.model import DType, Model, load_model
 from slimdeploy.policy import Level, Policy
 from slimdeploy.progress import Bar, Progress
-from slimdeploy.prune import Masks, Stats, masked, set_weights
+from slimdeploy.prune import Masks, Stats, set_weights
 from slimdeploy.restore import PlainLora, RestoreReport, SparseLora, restore
 from slimdeploy.restore.adapters import adapted, teaching
 from slimdeploy.restore.memory import recomputed

@@ -4,6 +4,8 @@ grouped-query attention, tokenizer, image processor, chat template) at sizes tha
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from transformers import (
 from slimdeploy.config import Criterion, PruneConfig
 from slimdeploy.model import Model
 from slimdeploy.policy import Policy
-from slimdeploy.prune import Masks, RankedWeights, Stats, make_masks
+from slimdeploy.prune import Masks, RankedWeights, Stats, apply_masks, make_masks, set_weights
 from slimdeploy.samples import Sample
 
 IMAGE_SIZE = 24
@@ -178,6 +180,15 @@ def make_samples(count: int, seed: int = 0, answered: bool = True) -> list[Sampl
 
 def masks_of(model: Model, policy: Policy, criterion: Criterion, stats: Stats) -> Masks:
     return make_masks(RankedWeights(model, PruneConfig(criterion=criterion), stats, policy.group), policy)
+
+
+@contextmanager
+def masked(model: Model, masks: Masks) -> Iterator[None]:
+    """The pruned model while the body runs, the dense one afterwards."""
+    dense = {name: model.linear(name).weight.detach().clone() for name in masks}
+    apply_masks(model, masks)
+    yield
+    set_weights(model, dense)
 
 
 def _noise_png(rng: np.random.Generator) -> bytes:

@@ -2,8 +2,9 @@
 
 from .blockwise import prune_blockwise
 from .database import Database, RankedWeights
-from .masks import Masks, apply_masks, load_masks, make_masks, masked, save_masks, set_weights
+from .masks import Masks, apply_masks, load_masks, make_masks, save_masks, set_weights
 from .pruning import Pruned, prune
+from .solved import SolvedWeights, dense_curvatures, solved_bytes
 from .stats import Stats, collect_stats
 
 __all__ = [
@@ -11,14 +12,16 @@ __all__ = [
     "Masks",
     "Pruned",
     "RankedWeights",
+    "SolvedWeights",
     "Stats",
     "apply_masks",
     "collect_stats",
+    "dense_curvatures",
     "load_masks",
     "make_masks",
-    "masked",
     "prune",
     "prune_blockwise",
     "save_masks",
     "set_weights",
+    "solved_bytes",
 ]

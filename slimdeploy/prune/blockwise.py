@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..config import PruneConfig
-from ..errors import PruneError
 from ..model import Model
 from ..policy import DENSE, Level, Policy
 from ..progress import Progress
@@ -16,7 +15,7 @@ from ..samples import Sample
 from .criteria import finite_weight, layer_scores
 from .database import as_stored
 from .masks import Masks
-from .moments import Moments
+from .moments import Moments, unreached
 from .patterns import mask_of
 from .sparsegpt import sparsegpt
 from .stats import Stats
@@ -81,12 +80,10 @@ def _solve(
         for names, known in moments.curvatures(progress):
             for name in names:
                 weight = finite_weight(model, name)
-                yield name, *sparsegpt(weight, known, levels[name], config.compete == "row")
+                yield name, *sparsegpt(weight, known, levels[name], config.per_row)
             waiting -= set(names)
         if waiting:
-            raise PruneError(
-                f"no calibration sample reaches {min(waiting)}; name it in prune.skip, or give other samples"
-            )
+            raise unreached(min(waiting))
 
     return outputs, solved()
 
@@ -100,7 +97,7 @@ def _select(model: Model, block: Block, levels: Mapping[str, Level], config: Pru
     def solved() -> Solved:
         for name, level in levels.items():
             # Scores are twice a bfloat16 matrix; without a name they are gone when the mask is made.
-            mask = mask_of(layer_scores(model, name, config.criterion, stats), level, config.compete == "row")
+            mask = mask_of(layer_scores(model, name, config.criterion, stats), level, config.per_row)
             yield name, as_stored(model.linear(name).weight.detach() * mask, level.values), mask.cpu()
 
     return outputs, solved()

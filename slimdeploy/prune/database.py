@@ -37,7 +37,7 @@ class RankedWeights:
         self, model: Model, config: PruneConfig, stats: Stats, group: int, names: Iterable[str] | None = None
     ) -> None:
         """group: M of the N:M patterns among the levels, 0 for none. names: of the layers; by default of all."""
-        self._per_row = config.compete == "row"
+        self._per_row = config.per_row
         if names is None:
             names = [layer.name for layer in model.layers()]
         self._dense = {name: model.linear(name).weight.detach().clone() for name in names}

@@ -1,7 +1,6 @@
-"""Masks over a model's weight matrices: made from a policy, put on, taken off."""
+"""Masks over a model's weight matrices: made from a policy, put on, kept in files."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -24,11 +23,12 @@ def make_masks(database: Database, policy: Policy) -> Masks:
     return {name: database.mask(name, level) for name, level in policy.levels.items() if level.sparsity}
 
 
-def apply_masks(model: Model, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Set everything outside the masks to zero. Returns the dense weights, by name, for `set_weights`."""
-    dense = {name: model.linear(name).weight.detach().clone() for name in masks}
-    set_weights(model, {name: weight * masks[name].to(weight.device) for name, weight in dense.items()})
-    return dense
+def apply_masks(model: Model, masks: Mapping[str, Tensor]) -> None:
+    """Set everything outside the masks to zero, in place."""
+    with torch.no_grad():
+        for name, mask in masks.items():
+            weight = model.linear(name).weight
+            weight.mul_(mask.to(weight.device))
 
 
 def set_weights(model: Model, weights: Mapping[str, Tensor]) -> None:
@@ -36,16 +36,6 @@ def set_weights(model: Model, weights: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, weight in weights.items():
             model.linear(name).weight.copy_(weight)
-
-
-@contextmanager
-def masked(model: Model, masks: Mapping[str, Tensor]) -> Iterator[None]:
-    """The pruned model while the body runs, the dense one afterwards."""
-    dense = apply_masks(model, masks)
-    try:
-        yield
-    finally:
-        set_weights(model, dense)
 
 
 def save_masks(masks: Mapping[str, Tensor], folder: Path) -> None:

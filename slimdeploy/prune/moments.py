@@ -65,6 +65,10 @@ def _curvature_of(owner: str, moments: Tensor) -> Curvature:
     return known
 
 
+def unreached(name: str) -> PruneError:
+    return PruneError(f"no calibration sample reaches {name}; name it in prune.skip, or give other samples")
+
+
 def diagonal(known: Curvature) -> Tensor:
     """(in,) on the CPU: U_cc, and infinity for inputs that are always zero, whose weights count for nothing."""
     return known.factor.diagonal().masked_fill(known.dead, torch.inf).cpu()

@@ -1,8 +1,7 @@
 """From scores to masks: which weights of a row, or of a group of M, are kept at a level.
 
-Weights compete within their row (within their group for N:M) unless the whole matrix is asked for: Wanda found rows to
-work best, and rows of equal counts are what a packed format and its kernels like. Masks are nested over levels: one
-rank per weight holds all of them, and a mask is a comparison.
+Weights compete within their row or over the whole matrix, and within their group for N:M. Masks are nested over levels:
+one rank per weight holds all of them, and a mask is a comparison.
 """
 
 import torch

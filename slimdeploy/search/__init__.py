@@ -1,5 +1,6 @@
 """The policy search: how much of each weight matrix goes, so that the whole meets its budget and loses least."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -11,7 +12,7 @@ from ..errors import PruneError
 from ..model import Model
 from ..policy import DENSE, Policy
 from ..progress import Progress
-from ..prune import RankedWeights, Stats
+from ..prune import RankedWeights, SolvedWeights, Stats, dense_curvatures, solved_bytes
 from ..samples import Sample, Split
 from .allocation import ecoflap, language_only, owl
 from .cost import Cost, Ledger, in_words
@@ -46,10 +47,9 @@ def search_policy(
 ) -> SearchResult:
     """The best policy within `search.budget`, and the uniform one where that is better on held-out samples.
 
-    samples: `search` to search on, `validation` to judge on. The model comes dense and is left dense, by errors
-    too.
-    Other methods than "evolution" follow a formula and judge nothing. With the journal of a search that was killed,
-    given the same arguments, this one goes on where that one was.
+    samples: `search` to search on, `validation` to judge on, `calibration` for SparseGPT. The model comes dense and is
+    left dense, by errors too. Other methods than "evolution" follow a formula and judge nothing. With the journal of a
+    search that was killed, given the same arguments, this one goes on where that one was.
     Deterministic: equal inputs and seeds give equal results. Raises PruneError where the budget cannot be met.
     """
     space, ledger = search_space(model.layers(), config), Ledger()
@@ -111,7 +111,7 @@ def _search(
     starts: Sequence[Policy],
 ) -> SearchResult:
     settings = config.search
-    judge_on = _judges(model, config, stats, group=space.levels[-1].group)
+    judge_on = _judges(model, config, stats, samples, space, progress, ledger)
     search, held_out, final = _parts(samples)
     # While the model is dense: a judge notes what the dense model says about its samples.
     ends = _ends(settings.stages, len(search))
@@ -163,11 +163,39 @@ def _better(space: Space, outcome: Outcome, decide: Verdicts, projector: Project
     )
 
 
-def _judges(model: Model, config: Config, stats: Stats, group: int) -> Callable[[Iterable[Sequence[Sample]]], Judge]:
+def _judges(
+    model: Model,
+    config: Config,
+    stats: Stats,
+    samples: Mapping[Split, Sequence[Sample]],
+    space: Space,
+    progress: Progress,
+    ledger: Ledger,
+) -> Callable[[Iterable[Sequence[Sample]]], Judge]:
     """Judges that share what they hold of the model."""
+    settings, group = config.prune, space.levels[-1].group
+    solves = settings.criterion == "sparsegpt"
+    if solves and (reason := _masks_alone(model, config, space)):
+        progress.say(f"policies are judged by SparseGPT's masks alone: {reason}")
+        solves = False
     if model.streamed:
-        return partial(StreamedJudge, model, config.prune, stats, group)
-    return partial(ModelJudge, PrunedModel(model, RankedWeights(model, config.prune, stats, group)))
+        return partial(StreamedJudge, model, settings, stats, group)
+    if not solves:
+        return partial(ModelJudge, PrunedModel(model, RankedWeights(model, settings, stats, group)))
+    began = time.perf_counter()
+    curvatures = dense_curvatures(model, samples["calibration"], config.data.batch_size, progress)
+    ledger.add("second moments", 0, max(stats.tokens.values()), time.perf_counter() - began)
+    return partial(ModelJudge, PrunedModel(model, SolvedWeights(model, settings, curvatures)))
+
+
+def _masks_alone(model: Model, config: Config, space: Space) -> str:
+    """Why policies cannot be judged by the weights that SparseGPT makes for them; nothing where they can."""
+    if model.streamed:
+        return "the model stays on disk"
+    needed, limit = solved_bytes(model, len(space.levels)) / 1e9, config.search.solved_gb
+    if needed > limit:
+        return f"its matrices at every level may take {needed:.1f} GB, and search.solved_gb = {limit:g}"
+    return ""
 
 
 def _parts(samples: Mapping[Split, Sequence[Sample]]) -> tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]:

@@ -8,7 +8,7 @@ answers, where they are known. Knows no search.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol
 
@@ -70,7 +70,11 @@ class PrunedModel:
 
     def replace_dense(self, name: str, weight: Tensor) -> None:
         """Give a layer other dense weights; its masks stay those of the weights that it came with."""
-        self._replaced[name] = weight.detach().to(self.model.linear(name).weight, copy=True)
+        moved = weight.detach().to(self.model.linear(name).weight, copy=True)
+        if torch.equal(moved, self._database.dense(name)):
+            self._replaced.pop(name, None)
+        else:
+            self._replaced[name] = moved
         self.log_norm_ratio.cache_clear()
         self._set(name, self._levels[name])
 
@@ -82,7 +86,10 @@ class PrunedModel:
     def _pruned(self, name: str, level: Level) -> Tensor:
         if name not in self._replaced:
             return self._database.pruned(name, level)
-        return as_stored(self._replaced[name] * self._database.mask(name, level), level.values)
+        # What other weights make up for those that went is taken over as it is.
+        bare = replace(level, values="")
+        moved = (self._replaced[name] - self._database.dense(name)) * self._database.mask(name, bare)
+        return as_stored(self._database.pruned(name, bare) + moved, level.values)
 
     def _log_norm_ratio(self, name: str, level: Level) -> float:
         return log_norm_ratio(self.dense(name), self._database.mask(name, level))

@@ -71,13 +71,13 @@ class ProjectorEvolution:
         return False
 
     def parameters(self) -> Parameters:
-        """What the projector has now."""
+        """What the projector has now, in float32: steps that are too small for the model's type have to add up."""
         found = {}
         for name, linear in self._linears():
-            found[f"{name}.weight"] = self.train.pruned.dense(name).detach().clone()
+            found[f"{name}.weight"] = self.train.pruned.dense(name)
             if linear.bias is not None:
-                found[f"{name}.bias"] = linear.bias.detach().clone()
-        return found
+                found[f"{name}.bias"] = linear.bias
+        return {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in found.items()}
 
     def install(self, parameters: Mapping[str, Tensor], version: int) -> None:
         """Make these the projector's, beneath whatever policy is applied."""

@@ -203,7 +203,11 @@ class TestCompression:
         budget = BudgetConfig(sparsity=0.5)
         settings = SearchConfig(generations=1, offspring=2, survivors=1, projector_steps=1, budget=budget)
         stats = collect_stats(model, samples_for(model, 2), "wanda", 2, SILENT)
-        samples: dict[Any, Any] = {"search": samples_for(model, 2, seed=1), "validation": samples_for(model, 4, seed=2)}
+        samples: dict[Any, Any] = {
+            "calibration": samples_for(model, 2),
+            "search": samples_for(model, 2, seed=1),
+            "validation": samples_for(model, 4, seed=2),
+        }
         found = search_policy(model, stats, samples, Config(search=settings), SILENT, Journal(tmp_path))
         assert found.policy.sparsity(model.layers()) >= 0.5
 

@@ -49,7 +49,7 @@ def test_a_block_is_pruned_for_what_the_blocks_before_it_put_out(
 ) -> None:
     query = f"{tiny_model.language_blocks()[-1]}.self_attn.q_proj"
     weight = tiny_model.linear(query).weight.detach().clone()
-    masks = _prune(tiny_model, PruneConfig(propagate=propagate))  # type: ignore[arg-type]
+    masks = _prune(tiny_model, PruneConfig(criterion="wanda", propagate=propagate))  # type: ignore[arg-type]
     # The blocks before it are pruned by now, so this is what it saw.
     seen = collect_stats(tiny_model, SAMPLES, "wanda", 2, Progress.silent()).input_sq_sum[query]
     expected = mask_at(ranks(wanda_scores(weight, seen), 0), Level(0.5))

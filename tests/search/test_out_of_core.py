@@ -14,7 +14,7 @@ from slimdeploy.search.fitness import ModelJudge, PrunedModel
 from slimdeploy.search.out_of_core import StreamedJudge
 from slimdeploy.streaming import load_streamed
 
-CONFIG = PruneConfig()
+CONFIG = PruneConfig(criterion="wanda")
 PARTS = [make_samples(3, seed=1), make_samples(2, seed=2)]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_samples, masks_of
+from tiny import make_samples, masked, masks_of
 from torch.nn.functional import cross_entropy
 
 from slimdeploy import search
@@ -19,20 +19,26 @@ from slimdeploy.errors import PruneError
 from slimdeploy.model import IGNORED_LABEL, Model, encode
 from slimdeploy.policy import DENSE, Level, Policy
 from slimdeploy.progress import Progress
-from slimdeploy.prune import RankedWeights, Stats, collect_stats, masked
+from slimdeploy.prune import Database, RankedWeights, SolvedWeights, Stats, collect_stats, dense_curvatures
 from slimdeploy.samples import Sample, Split
 from slimdeploy.search import Journal, SearchResult, search_policy
 from slimdeploy.search.cost import Ledger
 from slimdeploy.search.fitness import Loss, ModelJudge, PrunedModel, log_norm_ratio
 from slimdeploy.search.projector import ProjectorEvolution
+from slimdeploy.search.space import search_space
 from slimdeploy.search.verdicts import Verdicts
 
-SAMPLES: dict[Split, Sequence[Sample]] = {"search": make_samples(4, seed=1), "validation": make_samples(8, seed=2)}
+WANDA = PruneConfig(criterion="wanda")
+SAMPLES: dict[Split, Sequence[Sample]] = {
+    "calibration": make_samples(3),
+    "search": make_samples(4, seed=1),
+    "validation": make_samples(8, seed=2),
+}
 
 
 @pytest.fixture
 def stats(tiny_model: Model) -> Stats:
-    return collect_stats(tiny_model, make_samples(3), "wanda", 3, Progress.silent())
+    return collect_stats(tiny_model, SAMPLES["calibration"], "wanda", 3, Progress.silent())
 
 
 def _config(**settings: Any) -> Config:
@@ -42,7 +48,7 @@ def _config(**settings: Any) -> Config:
         "survivors": 2,
         "budget": BudgetConfig(sparsity=0.5),
     } | settings
-    return Config(search=SearchConfig(**values))
+    return Config(prune=WANDA, search=SearchConfig(**values))
 
 
 def _run(
@@ -57,7 +63,7 @@ def _run(
 
 
 def _judge(model: Model, stats: Stats, *parts: Sequence[Sample]) -> ModelJudge:
-    return ModelJudge(PrunedModel(model, RankedWeights(model, PruneConfig(), stats, group=0)), parts)
+    return ModelJudge(PrunedModel(model, RankedWeights(model, WANDA, stats, group=0)), parts)
 
 
 def _verdicts(judge: ModelJudge, journal: Path, stages: Sequence[int] = ()) -> Verdicts:
@@ -146,6 +152,37 @@ def test_a_search_ends_no_worse_than_the_formulas_that_it_starts_from(tiny_model
     assert found["owl", "ecoflap"].history[0].best <= min(map(j, formulas)) + 1e-6
     assert found["owl", "ecoflap"].history[0].uniform == found[()].history[0].uniform
     assert {cost.of for cost in found["owl", "ecoflap"].costs} - {cost.of for cost in found[()].costs} == {"ecoflap"}
+
+
+@pytest.mark.parametrize("solved_gb", [8.0, 0.0])
+def test_with_sparsegpt_the_weights_that_it_makes_are_judged_or_where_they_take_too_much_the_masks(
+    tiny_model: Model, solved_gb: float
+) -> None:
+    criterion = PruneConfig(criterion="sparsegpt")
+    stats = collect_stats(tiny_model, SAMPLES["calibration"], "sparsegpt", 3, Progress.silent())
+    config = _config(generations=1, projector_steps=0, eta=0.0, solved_gb=solved_gb)
+    before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
+    said: list[str] = []
+    with tempfile.TemporaryDirectory() as folder, Progress.silent() as progress:
+        progress.say = said.append  # type: ignore[method-assign]
+        result = search_policy(
+            tiny_model, stats, SAMPLES, config.model_copy(update={"prune": criterion}), progress, Journal(Path(folder))
+        )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.module.state_dict().items())
+    alone = [words for words in said if "masks alone" in words]
+    assert bool(alone) == (solved_gb == 0), "and it says so"
+    assert ("second moments" in {cost.of for cost in result.costs}) == (solved_gb > 0)
+
+    database: Database = RankedWeights(tiny_model, criterion, stats, group=0)
+    if solved_gb:
+        curvatures = dense_curvatures(tiny_model, SAMPLES["calibration"], 3, Progress.silent())
+        database = SolvedWeights(tiny_model, criterion, curvatures)
+    decisive = [SAMPLES["validation"][4:6], SAMPLES["validation"][6:]]
+    judge = ModelJudge(PrunedModel(tiny_model, database), decisive)
+    (uniform,) = search_space(tiny_model.layers(), config).uniforms()
+    (losses,) = judge.losses([uniform], range(2))
+    mean = sum(loss.divergence + loss.answers for loss in losses) / 2
+    assert result.uniform_validation == pytest.approx(mean, rel=1e-5)
 
 
 def test_a_search_that_was_killed_goes_on_where_it_was(
@@ -269,6 +306,19 @@ def test_samples_without_a_picture_do_not_move_the_projector(tiny_model: Model, 
     assert all(torch.equal(evolution.weights[name], parameter) for name, parameter in old.items())
 
 
+def test_steps_that_are_too_small_for_the_models_type_add_up(tiny_model: Model, stats: Stats, tmp_path: Path) -> None:
+    tiny_model.module.to(torch.bfloat16)
+    verdicts = iter([[1.0], [0.5]])
+    settings = SearchConfig(projector_steps=3, projector_learning_rate=1e-6)
+    evolution = _evolution(tiny_model, stats, tmp_path, settings, lambda _: next(verdicts))
+    old = evolution.parameters()
+    assert evolution.refine([_uniform(tiny_model, DENSE)])
+    (name, *_) = (name for name in old if name.endswith("linear_2.weight"))
+    moved = (evolution.weights[name] - old[name]).abs().mean()
+    assert 1e-6 < float(moved) < 4e-6, "three steps of Adam, each about as long as the learning rate"
+    assert tiny_model.linear(name.removesuffix(".weight")).weight.dtype == torch.bfloat16
+
+
 def test_tries_become_rarer_while_they_do_not_help(tiny_model: Model, stats: Stats, tmp_path: Path) -> None:
     asked: list[int] = []
     calls = iter(range(1, 20))
@@ -368,7 +418,9 @@ def test_what_needs_no_search_is_not_searched(tiny_model: Model, settings: dict[
 @pytest.mark.parametrize("pattern", ["2:4", "*:8"])
 def test_patterns_in_groups_are_searched(tiny_model: Model, stats: Stats, pattern: str) -> None:
     config = _config(generations=1, budget=BudgetConfig(sparsity=0.4))
-    result = _run(tiny_model, stats, config.model_copy(update={"prune": PruneConfig(pattern=pattern)}))
+    result = _run(
+        tiny_model, stats, config.model_copy(update={"prune": PruneConfig(criterion="wanda", pattern=pattern)})
+    )
     assert {level.group for level in result.policy.levels.values()} <= {0, int(pattern[2:])}
     assert result.policy.sparsity(tiny_model.layers()) >= 0.4
 
