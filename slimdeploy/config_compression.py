@@ -219,7 +219,7 @@ class RestoreConfig(Table):
     )
     steps: Positive = Field(200, description="Training steps.")
     batch_size: Positive = Field(32, description="Samples per step.")
-    learning_rate: Rate = Field(8e-3, description="Peak of the cosine schedule (1e-4 suits billions of weights).")
+    learning_rate: Rate = Field(4e-3, description="Peak of the cosine schedule (1e-4 suits billions of weights).")
     rank: Positive = Field(8, description="Rank of the adapters of the language model and projector.")
     vision_rank: Positive = Field(4, description="Rank of the adapters of the vision tower.")
     alpha: float = Field(16.0, gt=0, description="Adapters are scaled by alpha / rank.")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +193,8 @@ class Run:
             how = (settings, self.samples["calibration"], self.config.data.batch_size, self.progress)
             if self.config.model.streamed:
                 blocks = prune_blockwise(model, found.policy, *how)
-                write_blocks(model, (path for path, _ in blocks), folder / "checkpoint")
+                # No name holds a block's masks while the next one is pruned.
+                write_blocks(model, map(itemgetter(0), blocks), folder / "checkpoint")
                 return
             stats = Stats.load(statistics.path)
             pruned = prune(model, found.policy, stats, *how, evolve=lambda: found.apply_projector(model))

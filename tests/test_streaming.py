@@ -1,6 +1,8 @@
 """A streamed model computes what a whole one does, holds one block at a time, and is written as a checkpoint."""
 
 import json
+import platform
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +63,20 @@ def test_one_block_at_a_time_is_in_memory(streamed: Model) -> None:
     collect_stats(streamed, make_samples(3), "wanda", 2, Progress.silent())
     assert max(seen) == 1
     assert not _in_memory(streamed)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc for what others do unasked")
+def test_holes_that_a_block_leaves_in_the_heap_go_back_to_the_system(streamed: Model) -> None:
+    assert streamed.streamed is not None
+    with streamed.streamed.resident(streamed.streamed.blocks[0]):
+        pieces = [b"x" * 100_000 for _ in range(1000)]
+        del pieces[:-1]  # the last one lies behind the hole
+        held = _resident_bytes()
+    assert held - _resident_bytes() > 80_000_000
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @pytest.mark.parametrize("criterion", ["wanda", "sparsegpt", "atv"])

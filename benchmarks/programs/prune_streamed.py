@@ -7,6 +7,7 @@ written checkpoint, and the peak memory of the process, as JSON. SAMPLES: a file
 import json
 import sys
 import time
+from operator import itemgetter
 from pathlib import Path
 
 from peak_memory import peak_bytes
@@ -16,7 +17,7 @@ from slimdeploy.policy import Level, Policy
 from slimdeploy.progress import Progress
 from slimdeploy.prune import prune_blockwise
 from slimdeploy.records import read_records
-from slimdeploy.streaming import ShardWriter, load_streamed
+from slimdeploy.streaming import load_streamed, write_blocks
 
 source, target, criterion, sparsity, samples, *towers = sys.argv[1:]
 start = time.perf_counter()
@@ -24,11 +25,7 @@ calibration = [located.sample for located in read_records(Path(samples), Path(sa
 model = load_streamed(source, "bfloat16")
 policy = Policy({layer.name: Level(float(sparsity)) for layer in model.layers() if layer.tower in towers})
 config = PruneConfig(criterion=criterion, propagate="pruned")  # type: ignore[arg-type]
-Path(target).mkdir()
-writer = ShardWriter(model, Path(target))
-for path, _ in prune_blockwise(model, policy, config, calibration, 1, Progress.silent()):
-    if path:
-        writer.write_block(path)
-writer.finish()
+blocks = prune_blockwise(model, policy, config, calibration, 1, Progress.silent())
+write_blocks(model, map(itemgetter(0), blocks), Path(target))
 seconds = time.perf_counter() - start
 sys.stdout.write(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes()}) + "\n")

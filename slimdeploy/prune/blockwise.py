@@ -53,6 +53,7 @@ def _prune_block(model: Model, block: Block, policy: Policy, config: PruneConfig
     for name, weight, mask in solved:
         with torch.no_grad():
             model.linear(name).weight.copy_(weight)
+        del weight  # before the next one is made
         if levels[name].sparsity:
             masks[name] = mask
     block.hand_on(outputs if config.propagate == "dense" else block.run())
@@ -95,8 +96,8 @@ def _select(model: Model, block: Block, levels: Mapping[str, Level], config: Pru
 
     def solved() -> Solved:
         for name, level in levels.items():
-            scores = layer_scores(model, name, config.criterion, stats)
-            mask = mask_of(scores, level, config.per_row)
+            # Scores are twice a bfloat16 matrix; without a name they are gone when the mask is made.
+            mask = mask_of(layer_scores(model, name, config.criterion, stats), level, config.per_row)
             yield name, as_stored(model.linear(name).weight.detach() * mask, level.values), mask.cpu()
 
     return outputs, solved()

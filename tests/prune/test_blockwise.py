@@ -1,5 +1,7 @@
 """Pruning block by block: what a block is pruned for, and that it ends at the policy."""
 
+import weakref
+
 import pytest
 import torch
 from tiny import make_samples, masks_of
@@ -41,6 +43,16 @@ def test_for_dense_inputs_the_masks_are_those_of_the_statistics(tiny_model: Mode
     masks = _prune(tiny_model, PruneConfig(criterion=criterion))
     assert masks.keys() == expected.keys()
     assert all(torch.equal(masks[name], mask) for name, mask in expected.items())
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
+def test_it_holds_no_masks_of_the_blocks_before(tiny_model: Model, criterion: Criterion) -> None:
+    before: list[weakref.ref[torch.Tensor]] = []
+    policy, config = _policy(tiny_model), PruneConfig(criterion=criterion)
+    for _, masks in prune_blockwise(tiny_model, policy, config, SAMPLES, 2, Progress.silent()):
+        assert not any(mask() is not None for mask in before)
+        before = [weakref.ref(mask) for mask in masks.values()]
+        del masks
 
 
 @pytest.mark.parametrize(("propagate", "equal"), [("pruned", True), ("dense", False)])
