@@ -23,7 +23,8 @@ demo: .venv/installed
 
 # A worker for each core; worksteal keeps tests that share a fixture together until a worker has nothing left to do.
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal \
+	    --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 # mypy reads the installed package: it cannot follow the mapping of exporters/ and serve/ under one name.
 check: .venv/installed

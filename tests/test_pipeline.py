@@ -117,8 +117,13 @@ def test_torch_the_export_and_the_endpoint_agree(finished: Config) -> None:
     report = json.loads((Path(finished.out) / "report.json").read_text())
     agreement = report["agreement"]
     assert agreement["onnx_endpoint"] == 1.0
-    # torch answers with float32 weights, the export with eight bits; logits of a random model lie close together.
-    assert agreement["torch_onnx"] == agreement["torch_endpoint"] >= 0.8
+    # torch answers with float32 weights, the export with eight bits, and logits of a random model lie close together.
+    # The export was held against torch with rounded weights, token for token; here equal answers have to be counted.
+    torch_answers, onnx_answers = (
+        json.loads((Path(finished.out) / step / "answers.json").read_text()) for step in ("restored", "engine")
+    )
+    equal = sum(one == other for one, other in zip(torch_answers, onnx_answers, strict=True))
+    assert agreement["torch_onnx"] == agreement["torch_endpoint"] == equal / COUNTS["test"] > 0
 
 
 def test_the_artifact_is_as_sparse_as_the_budget_asks(finished: Config) -> None:
