@@ -76,6 +76,10 @@ class Setting:
         return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) != each.default}
 
 
+DENSE = Setting()
+SPARSITY_OF_26_64 = 0.59375
+
+
 @dataclass(frozen=True)
 class Cell:
     """A setting with a seed: the slice of samples that it sees, and the seed of search and restoration."""

@@ -5,21 +5,20 @@ A table is made from whatever has been measured; what is missing stays blank, an
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, get_args
+from typing import Protocol
 
 from quality_ablations import Ablations
-from quality_cells import Restoration, Setting
+from quality_cells import DENSE, SPARSITY_OF_26_64, Setting
 from quality_estimates import (
     Estimate,
     Figures,
-    above,
     clearly_above,
     not_below,
     plain,
     rows_of,
     signed,
-    within_one_error,
 )
+from quality_restored import Restored
 from results import Row, markdown_table
 from rich.table import Table
 
@@ -27,28 +26,14 @@ from slimdeploy.config import Criterion, SearchMethod
 from slimdeploy.policy import Layer, Level
 from slimdeploy.search.space import stored_bytes
 
-DENSE = Setting()
 CRITERIA: Sequence[Criterion] = ("magnitude", "wanda", "atv", "sparsegpt")
 METHODS: Sequence[SearchMethod] = ("uniform", "owl", "ecoflap", "evolution")
 SPARSITIES = (0.6, 0.7)
-SPARSITY_OF_26_64 = 0.59375
 UNIFORM_ONLY: Mapping[str, Setting] = {
     "50%": Setting(sparsity=0.5),
     "2:4": Setting(pattern="2:4", sparsity=0.5),
     "26:64": Setting(pattern="*:64", sparsity=SPARSITY_OF_26_64),
 }
-RESTORED: Mapping[str, Setting] = {
-    "uniform 60%": Setting(sparsity=0.6),
-    "search 60%": Setting(sparsity=0.6, method="evolution"),
-    "uniform 70%": Setting(sparsity=0.7),
-    "search 70%": Setting(sparsity=0.7, method="evolution"),
-    "uniform 59.375%": Setting(sparsity=SPARSITY_OF_26_64),
-    "uniform 26:64": UNIFORM_ONLY["26:64"],
-    "search *:64, 59.375%": replace(UNIFORM_ONLY["26:64"], method="evolution"),
-    "uniform 2:4": UNIFORM_ONLY["2:4"],
-}
-RESTORED_CRITERIA: Sequence[Criterion] = ("sparsegpt", "wanda")
-"""The default, and what restoration was published with."""
 BITS_OF_THE_SMALLEST = 2.5
 _JOINT = "joint search"
 
@@ -109,84 +94,6 @@ class Unrestored:
                 gained = figures.difference(replace(uniform, method="evolution"), uniform)
                 name = f"{criterion} {sparsity:.0%}, unrestored: search above uniform by two standard errors"
                 yield from rows_of(name, gained, "points", clearly_above)
-
-
-class Restored:
-    """What restoration wins back, and whether training under the masks beats masking in the end."""
-
-    seeds = 3
-
-    def settings(self) -> Iterator[Setting]:
-        yield DENSE
-        for criterion in RESTORED_CRITERIA:
-            for setting in _restored(criterion).values():
-                yield from _restorations(setting)
-
-    def details(self, figures: Figures) -> Iterator[Table | str]:
-        for criterion in RESTORED_CRITERIA:
-            yield (
-                f"B. Accuracy of {criterion} before and after restoration, %; won back: of what pruning lost, by "
-                "sparse_lora."
-            )
-            yield from self._tables(figures, _restored(criterion))
-
-    def _tables(self, figures: Figures, restored: Mapping[str, Setting]) -> Iterator[Table | str]:
-        table = markdown_table("policy", "pruned", "lora", "sparse_lora", "sparse_lora - lora", "won back", "of dense")
-        for name, setting in restored.items():
-            pruned, lora, sparse_lora = _restorations(setting)
-            table.add_row(
-                name,
-                *(plain(figures.mean(each)) for each in (pruned, lora, sparse_lora)),
-                signed(figures.difference(sparse_lora, lora)),
-                lossless(figures, setting) or plain(won_back(figures, setting)),
-                plain(of_dense(figures, setting)),
-            )
-        yield table
-        yield "Points above the other policy, paired by seed."
-        differences = markdown_table("policies", "pruned", "lora", "sparse_lora")
-        for one, other in (
-            ("search 60%", "uniform 60%"),
-            ("search 70%", "uniform 70%"),
-            ("search *:64, 59.375%", "uniform 26:64"),
-            ("uniform 26:64", "uniform 59.375%"),
-        ):
-            pairs = zip(_restorations(restored[one]), _restorations(restored[other]), strict=True)
-            differences.add_row(f"{one} - {other}", *(signed(figures.difference(*pair)) for pair in pairs))
-        yield differences
-
-    def rows(self, figures: Figures) -> Iterator[Row]:
-        for criterion in RESTORED_CRITERIA:
-            yield from self._rows(figures, criterion, _restored(criterion))
-
-    def _rows(self, figures: Figures, criterion: Criterion, restored: Mapping[str, Setting]) -> Iterator[Row]:
-        def difference(one: str, other: str, restore: Restoration = "sparse_lora") -> Estimate | None:
-            return figures.difference(*(replace(restored[name], restore=restore) for name in (one, other)))
-
-        name = f"{criterion} 60%, restored: search not below uniform by two standard errors"
-        yield from rows_of(name, difference("search 60%", "uniform 60%"), "points", not_below)
-        name = f"{criterion} 70%, restored: search above uniform"
-        yield from rows_of(name, difference("search 70%", "uniform 70%"), "points", above)
-        for policy in ("uniform 60%", "uniform 70%"):
-            name = f"{criterion}, {policy}: won back by sparse_lora of what pruning lost"
-            if reason := lossless(figures, restored[policy]):
-                yield Row(name, None, reason, 50, at_most=False)
-            else:
-                yield from rows_of(name, won_back(figures, restored[policy]), "%", lambda _: 50)
-        name = f"{criterion}, uniform 2:4: kept by sparse_lora of the dense accuracy"
-        yield from rows_of(name, of_dense(figures, restored["uniform 2:4"]), "%", lambda _: 95)
-        for policy, setting in restored.items():
-            _, lora, sparse_lora = _restorations(setting)
-            name = f"{criterion}, {policy}: sparse_lora above lora at equal steps"
-            yield from rows_of(name, figures.difference(sparse_lora, lora), "points", above)
-        stages: dict[str, Restoration] = {"unrestored": "none", "restored": "sparse_lora"}
-        for stage, restore in stages.items():
-            name = f"{criterion}, {stage}: 26:64 below unstructured 59.375% by one standard error at most"
-            lost = difference("uniform 59.375%", "uniform 26:64", restore)
-            yield from rows_of(name, lost, "points", within_one_error, at_most=True)
-
-
-def _restored(criterion: Criterion) -> dict[str, Setting]:
-    return {name: replace(setting, criterion=criterion) for name, setting in RESTORED.items()}
 
 
 class EqualBytes:
@@ -263,35 +170,6 @@ class EqualBytes:
             "dense int3": {"dense int3": Setting(int3=True), **sparse(self._int3)},
             f"{BITS_OF_THE_SMALLEST} bits a weight": sparse(self._smallest),
         }
-
-
-def won_back(figures: Figures, setting: Setting) -> Estimate | None:
-    """Percent of what pruning lost, by sparse_lora. None where with some seed it lost nothing."""
-    pruned, _, sparse_lora = _restorations(setting)
-    if lossless(figures, setting):
-        return None
-
-    def share(dense: float, lost: float, restored: float) -> float:
-        return 100 * (restored - lost) / (dense - lost)
-
-    return figures.paired(share, DENSE, pruned, sparse_lora)
-
-
-def lossless(figures: Figures, setting: Setting) -> str:
-    """Why there is no share to win back, in words: with some seed pruning alone lost nothing. Empty where there is."""
-    pruned, _, sparse_lora = _restorations(setting)
-    found = [lost >= dense for dense, lost, _ in figures.accuracies(DENSE, pruned, sparse_lora)]
-    return f"not applicable: pruning lost nothing with {sum(found)} of {len(found)} seeds" if any(found) else ""
-
-
-def of_dense(figures: Figures, setting: Setting) -> Estimate | None:
-    """Percent of the dense accuracy, with sparse_lora."""
-    return figures.paired(lambda dense, kept: 100 * kept / dense, DENSE, replace(setting, restore="sparse_lora"))
-
-
-def _restorations(setting: Setting) -> list[Setting]:
-    """Pruned only, with plain LoRA, with SparseLoRA."""
-    return [replace(setting, restore=method) for method in get_args(Restoration)]
 
 
 def _columns(methods: Sequence[SearchMethod]) -> list[str]:

@@ -214,8 +214,8 @@ def test_a_goal_that_is_missed_is_a_row_that_says_no():
     )
     rows = {row.name: row for row in tables["B"].rows(figures)}
     assert not rows["wanda, uniform 60%: sparse_lora above lora at equal steps"].met
-    assert not rows["wanda 70%, restored: search above uniform"].met, "equal is not above"
-    assert rows["wanda 60%, restored: search not below uniform by two standard errors"].met
+    assert not rows["70%, restored: search above uniform"].met, "equal is not above"
+    assert rows["60%, restored: search not below uniform by two standard errors"].met
 
 
 def test_where_pruning_lost_nothing_the_goal_of_winning_back_is_missed_in_words(
