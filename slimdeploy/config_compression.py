@@ -7,7 +7,9 @@ from pydantic import Field, model_validator
 from .config_table import Eta, Positive, Rate, Seed, Share, Stage, Table
 
 Criterion = Literal["wanda", "magnitude", "atv", "sparsegpt"]
-SearchMethod = Literal["evolution", "uniform", "language", "owl", "ecoflap"]
+StartFormula = Literal["owl", "ecoflap"]
+Formula = Literal["uniform", "language", StartFormula]
+SearchMethod = Literal["evolution", Formula]
 
 
 class ModelConfig(Table):
@@ -147,9 +149,10 @@ class SearchConfig(Table):
         description='"evolution" (structural risk minimisation, uniform always in the race); or without a search:\n'
         '"uniform", "language" (uniform in the language model, the rest dense), "owl", "ecoflap".',
     )
-    start: tuple[Literal["owl", "ecoflap"], ...] = Field(
+    start: tuple[StartFormula, ...] = Field(
         ("owl", "ecoflap"),
-        description="Formulas whose policies the evolution starts from, beside uniform; none for a budget in bytes.",
+        description="Formulas whose policies the evolution starts from, beside uniform; none for a budget in bytes,\n"
+        "and not ECoFLaP's where the model is streamed or no search sample has an answer.",
     )
     generations: Positive = Field(20, description="Rounds of the evolution.")
     offspring: Positive = Field(32, description="Candidates per round.")
@@ -180,8 +183,8 @@ class SearchConfig(Table):
     solved_gb: float = Field(
         8.0,
         ge=0,
-        description="GB of memory for what SparseGPT makes of every matrix at every level, for the search to judge;\n"
-        "where that takes more, or model.streamed is set, its masks alone are judged.",
+        description="GB of the device's memory for what SparseGPT makes of every matrix at every level, which the\n"
+        "search judges; where that takes more, or model.streamed is set, its masks alone are judged.",
     )
     seed: Seed = Field(0, description="Equal seeds give equal policies.")
     budget: BudgetConfig = BudgetConfig()

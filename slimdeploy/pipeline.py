@@ -155,6 +155,7 @@ class Run:
             "statistics": statistics,
             "prune": self.config.prune.model_dump(),
             "settings": self.config.search.model_dump(),
+            "streamed": self.config.model.streamed,  # what judges a policy is not the same then
             "search": self.hashes["search"],
             "validation": self.hashes["validation"],
         }

@@ -26,7 +26,6 @@ from .report import (
     LayerSparsity,
     Loss,
     Report,
-    SearchHistory,
     Sizes,
     Stage,
     first_mistakes,
@@ -41,6 +40,7 @@ from .targets import Measured, judge
 
 if TYPE_CHECKING:
     from .pipeline import Run
+    from .search import SearchResult
 
 _FEW_SAMPLES = 100
 _SERVING_PACKAGES = ("slimdeploy", "onnxruntime", "onnxruntime-gpu", "tokenizers", "fastapi", "uvicorn", "numpy")
@@ -102,7 +102,9 @@ def validate_run(run: "Run") -> Report:
         report = _report(config, samples, None, artifact)
         report = replace(report, notes=(*report.notes, note))
     if run.prunes:
-        report = replace(report, search=_search_history(run), restoration=_losses(run))
+        found = _searched(run)
+        notes = (*report.notes, *found.notes)
+        report = replace(report, search=found.summary(), restoration=_losses(run), notes=notes)
     source_bytes = sum(file.stat().st_size for file in run.source.iterdir() if file.is_file())
     report = replace(report, size_bytes=Sizes(source_bytes, artifact.bytes))
     _write(report, run.folder.path)
@@ -187,10 +189,10 @@ def _comparison(run: "Run", artifact: Artifact) -> Comparison | None:
     return compare(artifact, open_artifact(other.path), run.samples["test"], threads, run.progress)
 
 
-def _search_history(run: "Run") -> SearchHistory:
+def _searched(run: "Run") -> "SearchResult":
     from .search import SearchResult
 
-    return SearchResult.load(run.search().path).summary()
+    return SearchResult.load(run.search().path)
 
 
 def _losses(run: "Run") -> tuple[Loss, ...]:

@@ -124,6 +124,8 @@ def test_torch_the_export_and_the_endpoint_agree(finished: Config) -> None:
     )
     equal = sum(one == other for one, other in zip(torch_answers, onnx_answers, strict=True))
     assert agreement["torch_onnx"] == agreement["torch_endpoint"] == equal / COUNTS["test"] > 0
+    verification = open_artifact(Path(finished.out)).manifest.verification
+    assert verification["prompts"] == finished.export.verify_prompts > 0
 
 
 def test_the_artifact_is_as_sparse_as_the_budget_asks(finished: Config) -> None:
@@ -373,27 +375,33 @@ def test_a_head_that_is_pruned_is_shipped_without_its_zeros(source: Path, tmp_pa
 
 @pytest.mark.parametrize(
     ("method", "prune"),
-    [("uniform", {}), ("evolution", {}), ("uniform", {"criterion": "sparsegpt", "include": ["lm_head"]})],
+    [
+        ("uniform", {"criterion": "wanda"}),
+        ("evolution", {"criterion": "wanda"}),
+        ("uniform", {"criterion": "sparsegpt", "include": ["lm_head"]}),
+    ],
 )
 def test_a_model_that_stays_on_disk_is_pruned_as_one_in_memory(
     source: Path, tmp_path: Path, method: str, prune: dict[str, object]
 ) -> None:
-    states = []
+    states, policies = [], []
     for streamed in (True, False):  # in one folder: what the one has pruned must not pass for the other's
         config = _with(
             configure(source, tmp_path / "run"),
             model={"streamed": streamed},
             prune=prune,
-            search={"method": method, "projector_steps": 0},
+            search={"method": method, "projector_steps": 0, "start": ["owl"]},
         )
         with opened_run(config, Progress.silent()) as run:
             folder = run.pruned().path
+            policies.append((run.search().path / "policy.json").read_text())
         model = load_model(str(folder / "checkpoint" if streamed else source / "model"))
         if not streamed:
             pruned = Pruned.load(folder)
             apply_masks(model, pruned.masks)
             set_weights(model, pruned.weights)
         states.append(model.module.state_dict())
+    assert policies[0] == policies[1]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 

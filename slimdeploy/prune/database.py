@@ -37,7 +37,8 @@ class RankedWeights:
         self, model: Model, config: PruneConfig, stats: Stats, group: int, names: Iterable[str] | None = None
     ) -> None:
         """group: M of the N:M patterns among the levels, 0 for none. names: of the layers; by default of all."""
-        self._per_row = config.per_row
+        # SparseGPT's weights compete over the rows of 128 columns each: nearer to a row than to the matrix.
+        self._per_row = config.per_row or config.criterion == "sparsegpt"
         if names is None:
             names = [layer.name for layer in model.layers()]
         self._dense = {name: model.linear(name).weight.detach().clone() for name in names}

@@ -62,7 +62,7 @@ class PrunedModel:
 
     def mask_now(self, name: str) -> Tensor:
         """The mask that a layer wears."""
-        return self._database.mask(name, self._levels[name])
+        return self._mask(name, self._levels[name])
 
     def dense(self, name: str) -> Tensor:
         """A layer's weights without a mask."""
@@ -70,11 +70,10 @@ class PrunedModel:
 
     def replace_dense(self, name: str, weight: Tensor) -> None:
         """Give a layer other dense weights; its masks stay those of the weights that it came with."""
-        moved = weight.detach().to(self.model.linear(name).weight, copy=True)
-        if torch.equal(moved, self._database.dense(name)):
+        if torch.equal(weight, self._database.dense(name).to(weight)):
             self._replaced.pop(name, None)
         else:
-            self._replaced[name] = moved
+            self._replaced[name] = weight.detach().clone()
         self.log_norm_ratio.cache_clear()
         self._set(name, self._levels[name])
 
@@ -86,13 +85,16 @@ class PrunedModel:
     def _pruned(self, name: str, level: Level) -> Tensor:
         if name not in self._replaced:
             return self._database.pruned(name, level)
-        # What other weights make up for those that went is taken over as it is.
-        bare = replace(level, values="")
-        moved = (self._replaced[name] - self._database.dense(name)) * self._database.mask(name, bare)
-        return as_stored(self._database.pruned(name, bare) + moved, level.values)
+        # What other weights make up for those that went is taken over as it is, and rounded with the rest.
+        moved = (self._replaced[name] - self._database.dense(name)) * self._mask(name, level)
+        return as_stored(self._database.pruned(name, replace(level, values="")) + moved, level.values)
+
+    def _mask(self, name: str, level: Level) -> Tensor:
+        """Where rounding has a say in what goes, replaced weights wear the mask of those that are not rounded."""
+        return self._database.mask(name, replace(level, values="") if name in self._replaced else level)
 
     def _log_norm_ratio(self, name: str, level: Level) -> float:
-        return log_norm_ratio(self.dense(name), self._database.mask(name, level))
+        return log_norm_ratio(self.dense(name), self._mask(name, level))
 
 
 @dataclass(frozen=True)

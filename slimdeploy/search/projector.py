@@ -42,7 +42,13 @@ class ProjectorEvolution:
     next_passes: int = 1
 
     def __post_init__(self) -> None:
-        self._checkpoint = self.parameters()
+        # In float32, whatever the model is held in: steps that are too small for its type have to add up.
+        self._checkpoint = {
+            f"{name}.{kind}": parameter.detach().to(torch.float32, copy=True)
+            for name, linear in self._linears()
+            for kind, parameter in linear.named_parameters()
+        }
+        self._now: Mapping[str, Tensor] = self._checkpoint
 
     def put_back(self) -> None:
         """The checkpoint's own parameters."""
@@ -71,17 +77,13 @@ class ProjectorEvolution:
         return False
 
     def parameters(self) -> Parameters:
-        """What the projector has now, in float32: steps that are too small for the model's type have to add up."""
-        found = {}
-        for name, linear in self._linears():
-            found[f"{name}.weight"] = self.train.pruned.dense(name)
-            if linear.bias is not None:
-                found[f"{name}.bias"] = linear.bias
-        return {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in found.items()}
+        """A copy of what the projector has now."""
+        return {name: tensor.clone() for name, tensor in self._now.items()}
 
     def install(self, parameters: Mapping[str, Tensor], version: int) -> None:
         """Make these the projector's, beneath whatever policy is applied."""
         self._put(parameters)
+        self._now = parameters
         self.train.pruned.version = version
 
     def _put(self, parameters: Mapping[str, Tensor]) -> None:

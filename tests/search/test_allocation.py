@@ -1,7 +1,10 @@
 """Allocation formulas equal their papers', and every policy made with them just meets the budget."""
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +15,14 @@ from tiny import make_samples
 
 from slimdeploy.config import BudgetConfig, Config, PruneConfig, SearchConfig, SearchMethod
 from slimdeploy.errors import PruneError
-from slimdeploy.losses import answer_loss, text_batch, text_logits
+from slimdeploy.losses import answer_loss, text_logits
 from slimdeploy.model import Model
 from slimdeploy.policy import DENSE, Layer, Level, Policy
 from slimdeploy.progress import Progress
 from slimdeploy.prune import Stats, collect_stats
 from slimdeploy.prune.criteria import layer_scores
-from slimdeploy.samples import Sample
-from slimdeploy.search import Journal, search_policy, sensitivity
+from slimdeploy.samples import Sample, Split
+from slimdeploy.search import Journal, SearchResult, formulas, search_policy, sensitivity
 from slimdeploy.search.allocation import (
     blocks_of,
     ecoflap,
@@ -28,7 +31,7 @@ from slimdeploy.search.allocation import (
     owl,
     owl_sparsities,
 )
-from slimdeploy.search.sensitivity import outlier_shares, zeroth_order_scores
+from slimdeploy.search.sensitivity import answered_batches, outlier_shares, zeroth_order_slope
 from slimdeploy.search.space import Space, search_space
 
 LAYERS = (
@@ -148,8 +151,8 @@ def stats(tiny_model: Model) -> Stats:
 
 
 def test_outliers_are_scores_above_five_times_the_blocks_mean(tiny_model: Model, stats: Stats) -> None:
-    shares = outlier_shares(tiny_model, stats)
     blocks = blocks_of(tiny_model.layers())
+    shares = outlier_shares(tiny_model, stats, blocks)
     assert shares.keys() == blocks.keys()
     for block, layers in blocks.items():
         scores = [float(x) for layer in layers for x in layer_scores(tiny_model, layer.name, "wanda", stats).flatten()]
@@ -157,35 +160,82 @@ def test_outliers_are_scores_above_five_times_the_blocks_mean(tiny_model: Model,
         assert shares[block] == pytest.approx(sum(score > 5 * mean for score in scores) / len(scores))
 
 
-def test_zeroth_order_scores_come_near_the_directional_derivative(tiny_model: Model) -> None:
-    samples = make_samples(3)
+def test_zeroth_order_slopes_come_near_the_directional_derivative(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = answered_batches(tiny_model, make_samples(3))
     before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
-    found, _ = zeroth_order_scores(tiny_model, samples, seed=4, progress=Progress.silent())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.module.state_dict().items())
+    drawn: list[torch.Tensor] = []
 
-    batch, generator = text_batch(tiny_model, samples), torch.Generator().manual_seed(4)
-    loss = answer_loss(text_logits(tiny_model, batch), batch)
-    for block, layers in blocks_of(tiny_model.layers()).items():
-        weights = [tiny_model.linear(layer.name).weight for layer in layers]
-        gradients = torch.autograd.grad(loss, weights, retain_graph=True)
-        slopes = [float((g * torch.randn(g.shape, generator=generator)).sum().abs()) for g in gradients]
-        assert found[block] == pytest.approx(sum(slopes), rel=0.05, abs=2e-3)
+    def noted(*size: object, generator: torch.Generator) -> torch.Tensor:
+        drawn.append(randn(*size, generator=generator))
+        return drawn[-1]
+
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", noted)
+    names = [layer.name for layer in tiny_model.layers()]
+    found = {name: zeroth_order_slope(tiny_model, name, batches, seed=4) for name in names}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.module.state_dict().items())
+    assert found == {name: zeroth_order_slope(tiny_model, name, batches, seed=4) for name in reversed(names)}
+    assert not any(torch.equal(one, other) for one, other in pairwise(drawn[: len(names)]))
+
+    (batch,) = batches
+    weights = [tiny_model.linear(name).weight for name in names]
+    gradients = torch.autograd.grad(answer_loss(text_logits(tiny_model, batch), batch), weights)
+    for name, gradient, z in zip(names, gradients, drawn, strict=False):
+        assert found[name] == pytest.approx(float((gradient * z).sum().abs()), rel=0.05, abs=2e-3)
+
+
+def test_ecoflap_adds_up_the_slopes_of_a_block_and_a_kill_loses_one_of_them_at_most(
+    tiny_model: Model, stats: Stats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(search=SearchConfig(method="ecoflap", budget=BudgetConfig(sparsity=0.4)))
+    samples: dict[Split, Sequence[Sample]] = {"search": make_samples(4)}
+    asked: list[str] = []
+
+    def killed(model: Model, name: str, *arguments: Any) -> float:
+        asked.append(name)
+        if len(asked) % 10 == 0:
+            raise KeyboardInterrupt
+        return zeroth_order_slope(model, name, *arguments)
+
+    def run(journal: Path) -> SearchResult:
+        return search_policy(tiny_model, stats, samples, config, Progress.silent(), Journal(journal))
+
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    undisturbed = run(whole)
+    monkeypatch.setattr(formulas, "zeroth_order_slope", killed)
+    result = None
+    while result is None:
+        try:
+            result = run(tmp_path)
+        except KeyboardInterrupt:
+            assert len(asked) < 100
+    assert result.policy == undisturbed.policy
+    layers = tiny_model.layers()
+    assert len(asked) == len(layers) + len(asked) // 10, "what was asked before a kill is not asked again"
+    (cost,) = result.costs
+    batches = answered_batches(tiny_model, samples["search"])
+    tokens = sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
+    assert (cost.of, cost.evaluations, cost.tokens) == ("ecoflap", 2 * len(layers), 2 * len(layers) * tokens)
 
 
 def test_a_measurement_that_fails_leaves_the_weights(tiny_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object) -> None:
         raise KeyboardInterrupt
 
+    batches = answered_batches(tiny_model, make_samples(3))
     before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
     monkeypatch.setattr(sensitivity, "text_logits", failing)
     with pytest.raises(KeyboardInterrupt):
-        zeroth_order_scores(tiny_model, make_samples(3), seed=4, progress=Progress.silent())
+        zeroth_order_slope(tiny_model, tiny_model.layers()[0].name, batches, seed=4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.module.state_dict().items())
 
 
 def test_ecoflap_without_an_answer_is_refused(tiny_model: Model) -> None:
-    with pytest.raises(PruneError, match=r"ECoFLaP.*no search sample has one"):
-        zeroth_order_scores(tiny_model, [Sample("s", "What?")], seed=0, progress=Progress.silent())
+    with pytest.raises(PruneError, match=r"no search sample has one; set search.method = 'owl' or 'uniform'"):
+        answered_batches(tiny_model, [Sample("s", "What?")])
 
 
 @pytest.mark.parametrize("method", ["language", "owl", "ecoflap"])
@@ -203,10 +253,14 @@ def test_each_formula_gives_a_policy_within_budget(
         case "owl":
             # Of one tower; the formula compares no others.
             blocks = {name: own for name, own in blocks.items() if own[0].tower == "language"}
-            worth = outlier_shares(tiny_model, stats)
+            worth = outlier_shares(tiny_model, stats, blocks)
         case "ecoflap":
-            scores, _ = zeroth_order_scores(tiny_model, samples, config.search.seed, Progress.silent())
-            worth = {name: scores[name] / sum(layer.weights for layer in own) for name, own in blocks.items()}
+            batches = answered_batches(tiny_model, samples)
+            slopes = {
+                name: sum(zeroth_order_slope(tiny_model, layer.name, batches, config.search.seed) for layer in own)
+                for name, own in blocks.items()
+            }
+            worth = {name: slopes[name] / sum(layer.weights for layer in own) for name, own in blocks.items()}
         case _:
             worth = {name: float(own[0].tower != "language") for name, own in blocks.items()}
     sparsities = [result.policy.levels[blocks[name][0].name].sparsity for name in sorted(blocks, key=worth.__getitem__)]
