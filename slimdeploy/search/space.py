@@ -156,9 +156,9 @@ class Space:
         return steps
 
     def mutate(self, policy: Policy, rng: random.Random) -> Policy:
-        """Make a few matrices cheaper, then spend what was freed on random upgrades of the others.
+        """Make a few matrices cheaper, then spend what was freed on random upgrades, of the others while any is affordable.
 
-        The result is within budget, and no single upgrade of another matrix would still fit.
+        The result is within budget, and no single upgrade would still fit.
         """
         cheapened = rng.sample(self.layers, min(len(self.layers), rng.choice((1, 2, 3, 6, 12))))
         for layer in cheapened:
@@ -166,7 +166,7 @@ class Space:
                 if lower := self.cheaper(layer, policy.levels[layer.name]):
                     policy = policy.with_level(layer.name, rng.choice(lower))
         others = [layer for layer in self.layers if layer not in cheapened]
-        return self.spend(policy, others or list(self.layers), rng)
+        return self.spend(self.spend(policy, others, rng), cheapened, rng)
 
     def spend(self, policy: Policy, layers: Sequence[Layer], rng: random.Random) -> Policy:
         """Upgrade random ones of `layers`, a level at a time, until no upgrade fits the budget."""

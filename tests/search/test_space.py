@@ -42,7 +42,7 @@ def test_every_mutation_keeps_the_budget_and_spends_it(
     policy = space.uniforms()[0]
     assert space.fits(policy)
     for _ in range(3):
-        policy = space.spend(space.mutate(policy, rng), space.layers, rng)
+        policy = space.mutate(policy, rng)
         assert space.fits(policy)
         left = space.budget - space.spent(policy)
         for layer in space.layers:

@@ -75,7 +75,7 @@ def test_every_mutation_keeps_the_budget_and_spends_it(share: float, pattern: st
     rng = random.Random(seed)
     policy = rng.choice(space.uniforms())
     for _ in range(3):
-        policy = space.spend(space.mutate(policy, rng), space.layers, rng)
+        policy = space.mutate(policy, rng)
         left = space.budget - space.spent(policy)
         assert left >= 0
         for layer in space.layers:
