@@ -96,7 +96,11 @@ def build_parser() -> argparse.ArgumentParser:
     validate.set_defaults(command=_validate)
 
     evaluate = commands.add_parser("evaluate", help="accuracy on the test split, without a server")
-    evaluate.add_argument("path", metavar="ARTIFACT|MODEL", help="an artifact, a run's folder, or a checkpoint")
+    evaluate.add_argument(
+        "path",
+        metavar="ARTIFACT|MODEL|TOML",
+        help="an artifact, a run's folder, a checkpoint; or a deploy.toml, for the dense, pruned and restored model",
+    )
     evaluate.add_argument("--data", type=Path, metavar="TOML", help=OF_THE_RUN)
     evaluate.set_defaults(command=_evaluate)
 
@@ -231,9 +235,16 @@ def _validate(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from .inspection import evaluate
+    from .pipeline import opened_run
     from .tables import accuracy_table
 
     console = Console()
+    if Path(options.path).suffix == ".toml":
+        with Progress(console) as progress, opened_run(load_config(Path(options.path)), progress) as run:
+            found = {stage: run.accuracy(step) for stage, step in run.stages().items()}
+        for stage, accuracy in found.items():
+            console.print(accuracy_table(accuracy, found["dense"], stage))
+        return 0
     with Progress(console) as progress:
         accuracy, dense = evaluate(options.path, _config_of(options.path, options.data), progress)
     console.print(accuracy_table(accuracy, dense))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
+from .errors import PruneError
 from .model import IGNORED_LABEL, Model, encode
 from .samples import Sample
 
@@ -62,6 +63,17 @@ def text_logits(model: Model, batch: TextBatch) -> Tensor:
     """(samples, tail, vocabulary), float32."""
     logits: Tensor = model.module(**batch.inputs, use_cache=False, logits_to_keep=batch.tail).logits
     return logits[:, -batch.tail :].float()  # some families ignore logits_to_keep
+
+
+def taught(logits: Tensor) -> Tensor:
+    """Log-probabilities of the dense model, for `divergence`. Raises PruneError where they are not finite."""
+    found = logits.log_softmax(-1)
+    if bool(found.isnan().any()):  # what infinite logits give as well
+        raise PruneError(
+            "the dense model predicts NaN or infinity: its head or the norm before it is damaged, or model.dtype too "
+            "narrow; take another checkpoint, or set model.dtype = 'float32'"
+        )
+    return found
 
 
 def divergence(logits: Tensor, dense: Tensor, weight: Tensor) -> Tensor:

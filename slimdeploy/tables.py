@@ -60,10 +60,13 @@ def _targets(report: Report) -> Table:
     return table
 
 
-def accuracy_table(accuracy: Accuracy, dense: Accuracy | None = None) -> Table:
-    """Overall and by type of question; and what share of the dense model's accuracy it is, where that is known."""
+def accuracy_table(accuracy: Accuracy, dense: Accuracy | None = None, of: str = "") -> Table:
+    """Overall and by type of question; and what share of the dense model's accuracy it is, where that is known.
+
+    of: whose accuracy it is, where several are shown.
+    """
     kept = ("kept of dense",) if dense else ()
-    table = _table("accuracy on the test split", "questions", "accuracy", *kept, "count")
+    table = _table(f"{of} accuracy on the test split".lstrip(), "questions", "accuracy", *kept, "count")
     dense_kinds = dense.by_kind if dense else {}
     for kind, share in accuracy.by_kind.items():
         table.add_row(kind, _share(share), *(_kept(share, dense_kinds.get(kind)) for _ in kept), str(share.count))

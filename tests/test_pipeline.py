@@ -111,6 +111,7 @@ def test_a_run_ends_in_a_report_with_every_stage(finished: Config) -> None:
     assert report["size_bytes"]["artifact"] == open_artifact(Path(finished.out)).bytes
     assert [target["met"] for target in report["targets"]] == [True, True]
     assert (Path(finished.out) / "report.html").stat().st_size > 0
+    assert (Path(finished.out) / "search" / "history.svg").read_text().startswith("<svg")
 
 
 def test_torch_the_export_and_the_endpoint_agree(finished: Config) -> None:
@@ -247,6 +248,12 @@ def test_the_commands_show_what_a_run_left(
         assert "kept" in shown(command, settings)
     assert f"onnx artifact: {finished.out}/artifact" in shown("export", settings)
     assert "50.0" in shown("evaluate", finished.model.path, "--data", settings)
+    evaluated = shown("evaluate", settings)
+    accuracy = json.loads((Path(finished.out) / "report.json").read_text())["accuracy"]
+    for stage in ("dense", "pruned", "restored"):
+        table = evaluated.partition(f"{stage} accuracy on the test split")[2].partition("accuracy on")[0]
+        assert f"{100 * accuracy[stage]:.1f} ±" in table
+        assert f"{100 * accuracy[stage] / accuracy['dense']:.1f}%" in table
     assert "unstructured" in shown("inspect", finished.out)
     assert "as found" in shown("inspect", finished.model.path)
     picture = next((source / "data").glob("*.png"))

@@ -342,10 +342,15 @@ def test_nothing_to_learn_from_is_refused(tiny_model: Model, masks: Masks) -> No
 
 
 def test_a_loss_that_explodes_is_refused(tiny_model: Model, masks: Masks) -> None:
-    bias = tiny_model.linear(tiny_model.layers()[0].name).bias
-    with torch.no_grad():
-        bias.fill_(float("nan"))
+    exploded = {name: torch.full(mask.shape, torch.inf) for name, mask in masks.items()}
     with pytest.raises(PruneError, match=r"lower restore.learning_rate"):
+        restore(tiny_model, masks, make_samples(2), CONFIG, Progress.silent(), exploded)
+
+
+def test_a_teacher_that_predicts_nothing_is_refused_by_name(tiny_model: Model, masks: Masks) -> None:
+    with torch.no_grad():
+        tiny_model.linear("lm_head").weight[0, 0] = float("nan")
+    with pytest.raises(PruneError, match=r"the dense model predicts NaN.*its head or the norm before it is damaged"):
         restore(tiny_model, masks, make_samples(2), CONFIG, Progress.silent())
 
 

@@ -12,8 +12,9 @@ from ..model import Model
 from ..policy import DENSE, Level, Policy
 from ..progress import Progress
 from ..samples import Sample
-from .criteria import finite_weight, layer_scores
+from .criteria import layer_scores
 from .database import as_stored
+from .finite import finite_weight
 from .masks import Masks
 from .moments import Moments, unreached
 from .patterns import mask_of

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..config import Criterion
 from ..errors import PruneError
 from ..model import Model
+from .finite import finite_weight
 from .sparsegpt import saliency
 from .stats import Stats
 
@@ -40,14 +41,6 @@ def layer_scores(model: Model, name: str, criterion: Criterion, stats: Stats) ->
             return saliency(weight, _of(stats.factor_diagonal, name).to(weight.device))
         case _:
             assert_never(criterion)
-
-
-def finite_weight(model: Model, name: str) -> Tensor:
-    """The weights of a layer, (out, in). Raises PruneError where one is NaN or infinite."""
-    weight = model.linear(name).weight.detach()
-    if not all(bool(extreme.isfinite()) for extreme in weight.aminmax()):  # NaN is both
-        raise PruneError(f"the weights of {name} hold NaN or infinity; the checkpoint is damaged")
-    return weight
 
 
 def _of(statistics: Mapping[str, Tensor], name: str) -> Tensor:

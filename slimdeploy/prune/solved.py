@@ -10,7 +10,7 @@ from ..model import Model
 from ..policy import DENSE, Level
 from ..progress import Progress
 from ..samples import Sample
-from .criteria import finite_weight
+from .finite import finite_weight
 from .moments import Moments, unreached
 from .sparsegpt import Curvature, sparsegpt
 from .walk import Walk, encode_all

@@ -16,6 +16,7 @@ from ..errors import PruneError
 from ..model import Model
 from ..progress import Progress
 from ..samples import Sample
+from .finite import finite_weight
 from .moments import Moments, diagonal
 from .tokens import text_and_drifting
 from .walk import Walk, encode_all
@@ -79,7 +80,8 @@ def collect_stats(
 ) -> Stats:
     """What a criterion wants to know of every prunable layer over questions, pictures and, where known, answers.
 
-    The model is dense. Raises PruneError where a layer's inputs are not finite, or where no sample shows a picture.
+    The model is dense. Raises PruneError where a layer's weights or inputs are not finite, or where no sample shows a
+    picture.
     """
     stats = Stats()
     walk = Walk(model, encode_all(model, samples, batch_size))
@@ -92,6 +94,8 @@ def collect_stats(
                 moments.add(name, inputs)
 
         with block.resident():
+            for name in block.layers():
+                finite_weight(model, name)  # or the inputs of the next layer would be blamed
             tokens = text_and_drifting(block.calls, block.run()) if criterion == "atv" else None
             block.hand_on(block.run(observe, tokens))
         for names, known in moments.curvatures(progress):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..config import RestoreConfig
-from ..losses import TextBatch, answer_loss, divergence, text_batch, text_logits
+from ..losses import TextBatch, answer_loss, divergence, taught, text_batch, text_logits
 from ..model import Model
 from ..progress import Progress
 from ..samples import Sample
@@ -88,7 +88,7 @@ def _loss(model: Model, adapters: Adapters, samples: Sequence[Sample], config: R
     if share == 0:
         return loss
     with torch.no_grad(), teaching(adapters):
-        dense = _logits(model, batch, config).log_softmax(-1)
+        dense = taught(_logits(model, batch, config))
     return loss + share * divergence(logits, dense, batch.weight)
 
 

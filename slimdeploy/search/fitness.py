@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..losses import answer_loss, divergence, text_batch, text_logits
+from ..losses import answer_loss, divergence, taught, text_batch, text_logits
 from ..model import Model
 from ..policy import DENSE, Level, Policy
 from ..prune import Database
@@ -139,7 +139,7 @@ class ModelJudge:
         self.samples: Sequence[int] = [len(batch.targets) for batch in self.batches]
         self.tokens: Sequence[int] = [int(batch.inputs["attention_mask"].sum()) for batch in self.batches]
         with torch.inference_mode():
-            self._dense = [text_logits(pruned.model, batch).log_softmax(-1) for batch in self.batches]
+            self._dense = [taught(text_logits(pruned.model, batch)) for batch in self.batches]
 
     @property
     def version(self) -> int:

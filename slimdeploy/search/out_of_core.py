@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..config import PruneConfig
-from ..losses import answer_loss, divergence, text_batch, text_logits
+from ..losses import answer_loss, divergence, taught, text_batch, text_logits
 from ..model import Model
 from ..policy import DENSE, Level, Policy
 from ..prune import RankedWeights, Stats, set_weights
@@ -38,7 +38,7 @@ class StreamedJudge:
         self.tokens: Sequence[int] = [int(batch.inputs["attention_mask"].sum()) for batch in self.batches]
         everything = range(len(self.batches))
         self._dense = [
-            self._logits(part).log_softmax(-1) for _ in self._walked([DENSE_MODEL], everything) for part in everything
+            taught(self._logits(part)) for _ in self._walked([DENSE_MODEL], everything) for part in everything
         ]
 
     def losses(self, policies: Sequence[Policy], parts: range) -> Iterator[list[Loss]]:

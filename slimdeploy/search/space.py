@@ -156,7 +156,7 @@ class Space:
         return steps
 
     def mutate(self, policy: Policy, rng: random.Random) -> Policy:
-        """Make a few matrices cheaper, then spend what was freed on random upgrades, of the others while any is affordable.
+        """Make a few matrices cheaper, then spend what was freed on random upgrades, first of the others.
 
         The result is within budget, and no single upgrade would still fit.
         """

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -10,12 +11,12 @@ from hypothesis import strategies as st
 from tiny import make_samples, masks_of
 from torch import Tensor
 
-from slimdeploy.config import Criterion
+from slimdeploy.config import Criterion, PruneConfig
 from slimdeploy.errors import PruneError
 from slimdeploy.model import Model
 from slimdeploy.policy import DENSE, Level, Policy, available_levels, kept_per_row
 from slimdeploy.progress import Progress
-from slimdeploy.prune import Stats, apply_masks, collect_stats, load_masks, save_masks
+from slimdeploy.prune import Stats, apply_masks, collect_stats, load_masks, prune_blockwise, save_masks
 from slimdeploy.prune.criteria import magnitude_scores, wanda_scores
 from slimdeploy.prune.patterns import mask_at, mask_of, ranks
 
@@ -152,3 +153,26 @@ def test_a_mask_of_one_level_is_the_one_that_ranks_give(level: Level, per_row: b
     scores = torch.randn(40, 65)
     for some in (scores, scores.bfloat16(), scores.round()):  # ever more of them are equal
         assert torch.equal(mask_of(some, level, per_row), mask_at(ranks(some, level.group, per_row), level, per_row))
+
+
+@pytest.mark.parametrize(
+    ("criterion", "compete", "per_row"),
+    [
+        ("wanda", "auto", True),
+        ("atv", "auto", True),
+        ("magnitude", "auto", False),
+        ("sparsegpt", "auto", False),
+        ("wanda", "matrix", False),
+        ("sparsegpt", "row", True),
+    ],
+)
+def test_weights_compete_as_the_criterion_was_published_unless_the_settings_say(
+    tiny_model: Model, criterion: Criterion, compete: Literal["auto", "row", "matrix"], per_row: bool
+) -> None:
+    config = PruneConfig(criterion=criterion, compete=compete)
+    assert config.per_row == per_row
+    samples, name = make_samples(3), tiny_model.layers()[0].name
+    policy = Policy({layer.name: Level(0.5) for layer in tiny_model.layers()})
+    ((_, masks), *_) = prune_blockwise(tiny_model, policy, config, samples, 3, Progress.silent())
+    assert (len(masks[name].sum(1).unique()) == 1) == per_row
+    assert int(masks[name].sum()) == masks[name].numel() // 2

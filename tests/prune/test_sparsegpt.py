@@ -148,6 +148,17 @@ def test_damping_is_raised_until_the_moments_can_be_inverted() -> None:
     assert known.damping == pytest.approx(0.1)
 
 
+def test_a_damping_that_had_to_be_raised_is_told_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda _, words: said.append(words))
+    moments = Moments()
+    for name, last in (("blocks.1.fc1", 1.0), ("blocks.2.fc1", -0.05)):
+        moments.add(name, torch.eye(3))
+        moments._sums[name] = torch.diag(torch.tensor([1.0, 1.0, last]))
+    list(moments.curvatures(Progress.silent()))
+    assert said == ["blocks.2.fc1: damping raised to 10% to invert the inputs' second moments"]
+
+
 def test_moments_that_cannot_be_inverted_name_the_layer() -> None:
     moments = Moments()
     moments.add("blocks.3.fc1", torch.full((2, 4), 1e25))  # squares are infinite

@@ -76,11 +76,24 @@ def test_without_a_picture_there_are_no_statistics(tiny_model: Model) -> None:
 @pytest.mark.parametrize(
     "name", ["model.vision_tower.encoder.layers.0.mlp.fc1", "model.language_model.layers.0.mlp.up_proj"]
 )
-def test_activations_that_are_not_finite_are_named_by_layer(tiny_model: Model, name: str) -> None:
+def test_weights_that_are_not_finite_are_named_and_not_the_layer_behind_them(tiny_model: Model, name: str) -> None:
     with torch.no_grad():
         tiny_model.linear(name).weight[0, 0] = float("nan")
-    following = name.replace("fc1", "fc2").replace("up_proj", "down_proj")
-    with pytest.raises(PruneError, match=f"inputs of {following} hold NaN"):
+    with pytest.raises(PruneError, match=f"the weights of {name} hold NaN"):
+        collect_stats(tiny_model, make_samples(1), "wanda", 1, Progress.silent())
+
+
+@pytest.mark.parametrize(
+    ("norm", "layer"),
+    [
+        ("model.vision_tower.encoder.layers.0.layer_norm2", "model.vision_tower.encoder.layers.0.mlp.fc1"),
+        ("model.language_model.layers.0.post_attention_layernorm", "model.language_model.layers.0.mlp.gate_proj"),
+    ],
+)
+def test_activations_that_are_not_finite_are_named_by_layer(tiny_model: Model, norm: str, layer: str) -> None:
+    with torch.no_grad():
+        tiny_model.module.get_submodule(norm).weight[0] = float("nan")
+    with pytest.raises(PruneError, match=f"inputs of {layer} hold NaN"):
         collect_stats(tiny_model, make_samples(1), "wanda", 1, Progress.silent())
 
 

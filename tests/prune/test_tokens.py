@@ -2,12 +2,19 @@
 
 import pytest
 import torch
+from tiny import make_samples, masks_of
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from slimdeploy.config import Criterion, PruneConfig
+from slimdeploy.model import Model, encode
+from slimdeploy.policy import Level, Policy
+from slimdeploy.progress import Progress
+from slimdeploy.prune import collect_stats, prune_blockwise
 from slimdeploy.prune.recording import Call
 from slimdeploy.prune.tokens import text_and_drifting
 
+CRITERIA: tuple[Criterion, Criterion] = ("atv", "wanda")
 VALID = torch.tensor([[False, True, True, True, True, True]])
 TEXT = torch.tensor([[False, False, False, False, True, True]])
 
@@ -55,3 +62,34 @@ def test_the_share_is_that_of_all_samples_together() -> None:
 
 def test_a_tower_without_text_counts_everything() -> None:
     assert text_and_drifting([_call(torch.ones(1, 6, 4), is_text=None)], [torch.ones(1, 6, 4)]) is None
+
+
+def test_in_blocks_that_hardly_turn_the_picture_text_alone_counts(tiny_model: Model) -> None:
+    samples, blocks = make_samples(3), tiny_model.language_blocks()
+    with torch.no_grad():
+        for block in blocks:
+            for path in ("self_attn.o_proj", "mlp.down_proj"):
+                tiny_model.linear(f"{block}.{path}").weight.mul_(1e-4)
+    name = f"{blocks[0]}.self_attn.q_proj"
+    inputs: list[Tensor] = []
+    hook = tiny_model.linear(name).register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    batch = encode(tiny_model, samples, answers=True)
+    with torch.inference_mode():
+        tiny_model.module(**batch)
+    hook.remove()
+    text = batch["attention_mask"].bool() & (batch["input_ids"] != tiny_model.media_token_id)
+
+    stats = {name: collect_stats(tiny_model, samples, name, 3, Progress.silent()) for name in CRITERIA}
+    assert stats["atv"].tokens[name] == int(text.sum()) < stats["wanda"].tokens[name]
+    torch.testing.assert_close(stats["atv"].input_sq_sum[name], inputs[0][text].double().square().sum(0))
+
+    policy = Policy({layer.name: Level(0.5) for layer in tiny_model.layers()})
+    atv, wanda = (masks_of(tiny_model, policy, criterion, stats[criterion])[name] for criterion in CRITERIA)
+    config = PruneConfig(criterion="atv")
+    blockwise = {
+        layer: mask
+        for _, masks in prune_blockwise(tiny_model, policy, config, samples, 3, Progress.silent())
+        for layer, mask in masks.items()
+    }
+    assert torch.equal(blockwise[name], atv)
+    assert not torch.equal(atv, wanda)

@@ -224,6 +224,28 @@ def test_too_few_samples_are_refused_before_anything_is_computed(
         _run(tiny_model, stats, _config(), {**SAMPLES, "validation": make_samples(1)})
 
 
+def test_a_head_that_is_damaged_is_named_before_anything_is_searched(tiny_model: Model, stats: Stats) -> None:
+    with torch.no_grad():
+        tiny_model.linear("lm_head").weight[0, 0] = float("nan")
+    with pytest.raises(PruneError, match=r"the dense model predicts NaN.*its head or the norm before it is damaged"):
+        _run(tiny_model, stats, _config(start=()))
+
+
+def test_the_bar_tells_the_best_j_and_that_of_uniform(
+    tiny_model: Model, stats: Stats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Noting:
+        def advance(self, note: str = "", count: int = 1) -> None:
+            told.extend([note] * count)
+
+    monkeypatch.setattr(Progress, "bar", lambda *_, **__: Noting())
+    result = _run(tiny_model, stats, _config())
+    expected = [f"best J {each.best:.3f}, uniform {each.uniform:.3f}" for each in result.history]
+    assert [note for note in told if "J" in note] == expected
+
+
 def test_a_search_that_was_killed_goes_on_where_it_was(
     tiny_model: Model, stats: Stats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
