@@ -76,11 +76,14 @@ def _download(name: str) -> Path:
         raise ModelError(f"{name} cannot be downloaded from the hub: {reason}") from error
 
 
-def check_checkpoint(folder: Path) -> Arch:
+def check_checkpoint(folder: Path, *, may_be_packed: bool = False) -> Arch:
     """The checkpoint's family. Raises ModelError that names what is missing, truncated, unknown, unsafe or packed."""
-    config = _read_json(folder / "config.json")
-    arch = arch_for(config, str(folder))
-    _refuse_packed(config.get("quantization_config"), folder)
+    arch = arch_for(_read_json(folder / "config.json"), str(folder))
+    if is_packed(folder) and not may_be_packed:
+        raise ModelError(
+            f"{folder} holds packed weights, which are pruned and quantised already; give the checkpoint that they "
+            "were made from, or load the folder with slimdeploy.transformers_plugin to use it as it is"
+        )
     for file in weight_files(folder):
         _check_weights(file)
     for kind, names in (("tokenizer", _TOKENIZERS), ("processor", _PROCESSORS)):
@@ -91,12 +94,10 @@ def check_checkpoint(folder: Path) -> Arch:
     return arch
 
 
-def _refuse_packed(quantization: object, folder: Path) -> None:
-    if isinstance(quantization, dict) and quantization.get("quant_method") == METHOD:
-        raise ModelError(
-            f"{folder} holds packed weights, which are pruned and quantised already; give the checkpoint that they "
-            "were made from, or load the folder with slimdeploy.transformers_plugin to use it as it is"
-        )
+def is_packed(folder: Path) -> bool:
+    """Whether a checkpoint holds packed weights, as its settings say."""
+    quantization = _read_json(folder / "config.json").get("quantization_config")
+    return isinstance(quantization, dict) and quantization.get("quant_method") == METHOD
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -38,10 +38,13 @@ def evaluate(path: str, config: Config, progress: Progress) -> tuple[Accuracy, A
             return score(samples, engine_answers(artifact, samples, config, progress)), dense
         path = str(artifact.path)
 
+    from .checkpoint import is_packed, locate_model
     from .evaluate import greedy_answers
-    from .model import load_model
+    from .model import load_model, load_packed
 
-    model, limit = load_model(path, config.model.dtype, config.model.device), config.validate_.max_tokens
+    folder, limit = locate_model(path), config.validate_.max_tokens
+    packed = is_packed(folder)
+    model = load_packed(folder) if packed else load_model(path, config.model.dtype, config.model.device)
     return score(samples, greedy_answers(model, samples, limit, config.data.batch_size, progress)), dense
 
 

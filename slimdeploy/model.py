@@ -225,6 +225,20 @@ def load_model(
     return model
 
 
+def load_packed(folder: Path) -> Model:
+    """Load a packed checkpoint to ask it, not to compress it: packed layers are no linear ones. On the CPU, in float32.
+
+    Raises ModelError as `load_model` does.
+    """
+    from . import transformers_plugin  # noqa: F401 - teaches transformers the format
+
+    arch = check_checkpoint(folder, may_be_packed=True)
+    with quiet_transformers():
+        module = _load_module(folder, torch.float32)
+        processor = load_processor(folder, arch)
+    return Model(module.eval(), processor, arch, model_name(str(folder)), folder)
+
+
 def _require_device(device: str) -> None:
     wanted = torch.device(device)
     count = torch.cuda.device_count()

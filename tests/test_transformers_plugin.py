@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 import slimdeploy.transformers_plugin  # noqa: F401 - the one line that the test is about
-from slimdeploy.config import CheckpointConfig, CheckpointWeights, ExportConfig
+from slimdeploy.config import CheckpointConfig, CheckpointWeights, Config, DataConfig, ExportConfig, ValidateConfig
 from slimdeploy.errors import ArtifactError, ConfigError, ExportError, ModelError
+from slimdeploy.evaluate import greedy_answers
 from slimdeploy.exporters import ExportJob, export
 from slimdeploy.exporters.reference import packed_reference, standing_in
+from slimdeploy.inspection import evaluate
 from slimdeploy.kernels import library
 from slimdeploy.model import Model, encode, load_model
 from slimdeploy.packed import PackedTensor, read_packed
@@ -136,6 +139,21 @@ def test_it_stays_on_the_cpu(source: Model, folders: dict[str, Path]) -> None:
     for device_map in ("cuda:0", {"": 0}, {"model": "cpu", "lm_head": "disk"}):
         with pytest.raises(ConfigError, match=r"multiplied on the CPU.*device_map"):
             load(folders["packed-int8"], device_map=device_map)
+
+
+def test_it_is_evaluated_as_any_checkpoint(
+    source: Model, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "library_file", lambda: None)  # as above
+    samples = make_samples(6)
+    packed: dict[str, PackedTensor] = read_packed(folders["packed-int8"] / "model.safetensors")[0]
+    with standing_in(source, packed_reference(packed)):
+        answers = greedy_answers(source, samples, 4, 3, Progress.silent())
+    known = [replace(sample, answers=(answer or "nothing",)) for sample, answer in zip(samples, answers, strict=True)]
+    monkeypatch.setattr("slimdeploy.inspection.load_samples", lambda *_: {"test": known})
+    config = Config(data=DataConfig(batch_size=3), validate=ValidateConfig(max_tokens=4))
+    accuracy, _ = evaluate(str(folders["packed-int8"]), config, Progress.silent())
+    assert accuracy.value * accuracy.count == sum(map(bool, answers)) > 0
 
 
 def test_pruning_it_is_refused(folders: dict[str, Path]) -> None:

@@ -73,13 +73,22 @@ def encode_all(model: Model, samples: Sequence[Sample], batch_size: int) -> list
 class Walk:
     """Every block in forward order, with inputs that the blocks before it have put out."""
 
-    def __init__(self, model: Model, batches: Sequence[Mapping[str, Tensor]], with_included: bool = True) -> None:
-        """with_included: whether what `Model.include` adds to the blocks comes as a last block."""
+    def __init__(
+        self,
+        model: Model,
+        batches: Sequence[Mapping[str, Tensor]],
+        with_included: bool = True,
+        in_tuple: dict[str, bool] | None = None,
+    ) -> None:
+        """with_included: whether what `Model.include` adds to the blocks comes as a last block.
+
+        in_tuple: as `recording.recorded` fills it in, running a first block; walks over one model may share it.
+        """
         self.model = model
         self._with_included = with_included and bool(model.include)
         self._batches = batches
         self._outputs: dict[str, tuple[Outputs | None, bool]] = {}
-        self._in_tuple: dict[str, bool] = {}
+        self._in_tuple = {} if in_tuple is None else in_tuple
 
     def __len__(self) -> int:
         return len(self.model.vision_blocks()) + 1 + len(self.model.language_blocks()) + self._with_included
@@ -87,11 +96,11 @@ class Walk:
     def __iter__(self) -> Iterator[Block]:
         model = self.model
         calls = self.recorded(model.arch.vision_blocks, self._batches)
-        yield from self._tower(model.vision_blocks(), calls, model.feature_blocks())
+        yield from self._tower(model.arch.vision_blocks, model.vision_blocks(), calls, model.feature_blocks())
         front = _Front(self, self._batches)
         yield front
         blocks = model.language_blocks()
-        yield from self._tower(blocks, front.handed_on, blocks[-1:])
+        yield from self._tower(model.arch.language_blocks, blocks, front.handed_on, blocks[-1:])
         if self._with_included:
             yield _Rest(self, self._batches)
 
@@ -109,10 +118,17 @@ class Walk:
                 stack.enter_context(standing_in(block, Player(played, in_tuple)))
             yield
 
-    def _tower(self, paths: Sequence[str], calls: list[list[Call]], read: Sequence[str]) -> Iterator["TowerBlock"]:
-        """calls: by block, as recorded: what is added to the output of the block before. read: whose outputs count."""
+    def _tower(
+        self, tower: str, paths: Sequence[str], calls: list[list[Call]], read: Sequence[str]
+    ) -> Iterator["TowerBlock"]:
+        """tower: path of the list whose first blocks, `paths`, are walked. read: whose outputs count.
+
+        calls: by block, as recorded: what is added to the output of the block before.
+        """
         outputs: Outputs = []
-        # Blocks behind the features that the projector reads are called and not walked.
+        # Blocks behind the features that the projector reads are called and not walked; nor are they run again.
+        for i, own in enumerate(calls[len(paths) :], start=len(paths)):
+            self._outputs[f"{tower}.{i}"] = (None, any(call.in_tuple for call in own))
         for path, own in zip(paths, calls, strict=False):
             if outputs:
                 own = [replace(call, hidden=call.hidden + hidden) for call, hidden in zip(own, outputs, strict=True)]

@@ -32,6 +32,7 @@ class StreamedJudge:
     ) -> None:
         self._model, self._config, self._stats, self._group = model, config, stats, group
         self._norms: dict[tuple[str, Level], float] = {}
+        self._in_tuple: dict[str, bool] = {}
         self._included = self._database([name for name, _, _ in model.included()])
         self.batches = [text_batch(model, part) for part in parts]
         self.samples: Sequence[int] = [len(batch.targets) for batch in self.batches]
@@ -70,7 +71,7 @@ class StreamedJudge:
     def _walked(self, policies: Sequence[Policy], parts: range) -> Iterator[Policy]:
         """One pass over the blocks; then, policy by policy, the model gives the logits of that one for these parts."""
         inputs = [self.batches[part].inputs for part in parts]
-        walks = [Walk(self._model, inputs, with_included=False) for _ in policies]
+        walks = [Walk(self._model, inputs, with_included=False, in_tuple=self._in_tuple) for _ in policies]
         iterators = [iter(walk) for walk in walks]
         for _ in range(len(walks[0])):
             blocks = []

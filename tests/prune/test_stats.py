@@ -1,5 +1,6 @@
 """Statistics gathered block by block equal those of one plain forward pass, whatever the batches and the padding."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from slimdeploy.errors import PruneError
 from slimdeploy.model import Model, encode
 from slimdeploy.progress import Progress
 from slimdeploy.prune import Stats, collect_stats
+from slimdeploy.prune.recording import moved_to
 
 
 def _with_plain_hooks(model: Model, samples: list[Any]) -> dict[str, Tensor]:
@@ -107,3 +109,29 @@ def test_saved_statistics_load_equal(tiny_model: Model, tmp_path: Path, criterio
     assert again.factor_diagonal.keys() == stats.factor_diagonal.keys()
     assert bool(stats.factor_diagonal) == (criterion == "sparsegpt")
     assert all(torch.equal(again.factor_diagonal[name], found) for name, found in stats.factor_diagonal.items())
+
+
+def test_blocks_that_put_out_tuples_are_walked_alike(tiny_model: Model) -> None:
+    def first(_: nn.Module, __: object, output: tuple[Tensor]) -> Tensor:
+        return output[0]
+
+    def in_tuple(forward: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
+        return lambda *arguments, **keywords: (forward(*arguments, **keywords),)
+
+    samples = make_samples(3)
+    expected = collect_stats(tiny_model, samples, "wanda", 2, Progress.silent())
+    for path in (tiny_model.arch.vision_blocks, tiny_model.arch.language_blocks):
+        for block in tiny_model.module.get_submodule(path):
+            block.forward = in_tuple(block.forward)
+            block.register_forward_hook(first)  # as a model that expects tuples takes them apart
+    found = collect_stats(tiny_model, samples, "wanda", 2, Progress.silent())
+    assert found.tokens == expected.tokens
+    assert all(torch.equal(found.input_sq_sum[name], squares) for name, squares in expected.input_sq_sum.items())
+
+
+def test_all_that_a_block_is_called_with_moves_and_what_is_shared_stays_shared() -> None:
+    mask = torch.ones(2, 3)
+    hidden, (also, keywords), number = moved_to(torch.device("meta"), (mask, [mask, {"mask": mask}], 3), {})
+    assert hidden.is_meta
+    assert hidden is also is keywords["mask"]
+    assert number == 3

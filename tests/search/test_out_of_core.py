@@ -1,5 +1,7 @@
 """Policies judged block by block out of a checkpoint's files are worth what they are with the model in memory."""
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,25 @@ def test_a_norm_term_needs_no_losses_first(tiny_checkpoint: Path, tiny_model: Mo
     whole = ModelJudge(PrunedModel(tiny_model, RankedWeights(tiny_model, CONFIG, stats, group=0)), PARTS)
     streamed = StreamedJudge(load_streamed(str(tiny_checkpoint), "float32"), CONFIG, stats, 0, PARTS)
     assert streamed.norm_term(policy) == pytest.approx(whole.norm_term(policy), abs=1e-6)
+
+
+def test_all_policies_of_a_generation_are_judged_in_one_pass_over_the_blocks(
+    tiny_checkpoint: Path, tiny_model: Model, stats: Stats
+) -> None:
+    model = load_streamed(str(tiny_checkpoint), "float32")
+    assert model.streamed is not None
+    judge = StreamedJudge(model, CONFIG, stats, 0, PARTS)
+    read: list[str] = []
+    load = model.streamed._load
+
+    def noted(names: Iterable[str]) -> None:
+        names = list(names)
+        read.extend(names)
+        load(names)
+
+    model.streamed._load = noted  # type: ignore[method-assign]
+    list(judge.losses(_policies(tiny_model), range(2)))
+    walked = [*model.vision_blocks(), *model.language_blocks()]
+    assert set(read) == {name for block in walked for name in model.streamed.parameters_of(block)}
+    assert set(Counter(read).values()) == {1}
+    assert len(model.streamed.blocks) > len(walked), "the block behind the features is not read at all"
