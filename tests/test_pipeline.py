@@ -1,7 +1,6 @@
 """The whole path on a tiny random model: what a kill, a changed setting or an altered file leads to."""
 
 import io
-import itertools
 import json
 import multiprocessing
 import os
@@ -9,84 +8,30 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
-from tiny import make_samples, make_tiny_llava
+from runs import COUNTS, configure, make_source
 
 import slimdeploy
 from slimdeploy.artifact import open_artifact
 from slimdeploy.cli import main
 from slimdeploy.config import Config, Target
-from slimdeploy.config_file import load_config, parse_config, render_config
-from slimdeploy.errors import ArtifactError, ConfigError
-from slimdeploy.evaluate import greedy_answers
+from slimdeploy.config_file import load_config, render_config
+from slimdeploy.errors import ArtifactError
 from slimdeploy.inspection import evaluate, inspect
-from slimdeploy.model import load_model
 from slimdeploy.pipeline import Run, opened_run, run_pipeline
 from slimdeploy.progress import Progress
-from slimdeploy.prune import Pruned, apply_masks, set_weights
 from slimdeploy.report import read_json
-from slimdeploy.samples import Sample, Split
 from slimdeploy.validation import validate
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
-MAX_TOKENS = 4
-COUNTS: dict[Split, int] = {"calibration": 6, "search": 6, "train": 8, "validation": 6, "test": 10}
-
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model and one file of samples per split; the model answers half of the test split rightly."""
-    folder = tmp_path_factory.mktemp("source")
-    model = load_model(str(make_tiny_llava(folder / "model")))
-    samples = iter(make_samples(sum(COUNTS.values())))
-    (folder / "data").mkdir()
-    for split, count in COUNTS.items():
-        drawn = list(itertools.islice(samples, count))
-        if split == "test":
-            said = greedy_answers(model, drawn, MAX_TOKENS, len(drawn), Progress.silent())
-            drawn = [replace(s, answers=(a,)) if i % 2 else s for i, (s, a) in enumerate(zip(drawn, said, strict=True))]
-        lines = [record(sample, folder / "data") for sample in drawn]
-        (folder / "data" / f"{split}.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-def record(sample: Sample, folder: Path) -> str:
-    names = []
-    for number, image in enumerate(sample.images):
-        assert isinstance(image, bytes)
-        names.append(f"{sample.id}-{number}.png")
-        (folder / names[-1]).write_bytes(image)
-    return json.dumps({"id": sample.id, "images": names, "question": sample.question, "answers": sample.answers})
-
-
-def configure(
-    source: Path, out: Path, sparsity: float = 0.5, seed: int = 0, format_: str = "onnx", compare: str = "none"
-) -> Config:
-    return parse_config(
-        {
-            "out": str(out),
-            "model": {"path": str(source / "model")},
-            "data": {"source": str(source / "data"), **COUNTS},
-            "search": {
-                "generations": 2,
-                "offspring": 3,
-                "survivors": 2,
-                "projector_steps": 1,
-                "seed": seed,
-                "budget": {"sparsity": sparsity},
-            },
-            "restore": {"steps": 3, "batch_size": 4},
-            "export": {"verify_prompts": 4, "format": format_},
-            "validate": {"max_tokens": MAX_TOKENS, "warmup": 1, "requests": 10, "compare": compare},
-            "targets": [{"metric": "artifact_mb", "max": 50}, {"metric": "accuracy", "min": 0}],
-        }
-    )
+    return make_source(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
@@ -344,91 +289,3 @@ def test_a_killed_restoration_goes_on_and_arrives_at_the_same_weights(finished: 
     for file in ("checkpoint/model.safetensors", "restoration.json", "answers.json"):
         assert (folder / "restored" / file).read_bytes() == (whole / "restored" / file).read_bytes()
     assert not list(folder.glob(state))
-
-
-def _with(config: Config, **tables: dict[str, object]) -> Config:
-    values = config.model_dump(by_alias=True)
-    return parse_config(
-        {name: values[name] | tables.get(name, {}) if name in tables else values[name] for name in values}
-    )
-
-
-def test_sparsegpt_restores_from_the_weights_that_it_left(source: Path, tmp_path: Path) -> None:
-    config = _with(configure(source, tmp_path / "run"), prune={"criterion": "sparsegpt"}, search={"method": "uniform"})
-    with opened_run(config, Progress.silent()) as run:
-        pruned = Pruned.load(run.pruned().path)
-        restored = load_model(str(run.restored().path / "checkpoint"))
-        dense = load_model(str(source / "model"))
-    left = pruned.weights
-    assert left.keys() == pruned.masks.keys()
-    for name, mask in pruned.masks.items():
-        assert not left[name][~mask].any()
-        # Three small steps from where pruning ended, which is not where the checkpoint was.
-        moved, away = (
-            (restored.linear(name).weight - start)[mask].norm() for start in (left[name], dense.linear(name).weight)
-        )
-        assert moved < away
-
-
-def test_a_head_that_is_pruned_is_shipped_without_its_zeros(source: Path, tmp_path: Path) -> None:
-    config = _with(configure(source, tmp_path / "run"), prune={"include": ["lm_head"]}, search={"method": "uniform"})
-    with opened_run(config, Progress.silent()) as run:
-        layers = {layer["name"]: layer for layer in open_artifact(run.artifact().path).manifest.layers}
-        restored = load_model(str(run.restored().path / "checkpoint")).linear("lm_head").weight
-    assert layers["lm_head"]["sparsity"] == 0.5
-    assert float((restored == 0).float().mean()) == 0.5
-    assert layers["lm_head"]["bytes"] < restored.numel()  # a byte each, were it stored as it is
-
-
-@pytest.mark.parametrize(
-    ("method", "prune"),
-    [
-        ("uniform", {"criterion": "wanda"}),
-        ("evolution", {"criterion": "wanda"}),
-        ("uniform", {"criterion": "sparsegpt", "include": ["lm_head"]}),
-    ],
-)
-def test_a_model_that_stays_on_disk_is_pruned_as_one_in_memory(
-    source: Path, tmp_path: Path, method: str, prune: dict[str, object]
-) -> None:
-    states, policies = [], []
-    for streamed in (True, False):  # in one folder: what the one has pruned must not pass for the other's
-        config = _with(
-            configure(source, tmp_path / "run"),
-            model={"streamed": streamed},
-            prune=prune,
-            search={"method": method, "projector_steps": 0, "start": ["owl"]},
-        )
-        with opened_run(config, Progress.silent()) as run:
-            folder = run.pruned().path
-            policies.append((run.search().path / "policy.json").read_text())
-        model = load_model(str(folder / "checkpoint" if streamed else source / "model"))
-        if not streamed:
-            pruned = Pruned.load(folder)
-            apply_masks(model, pruned.masks)
-            set_weights(model, pruned.weights)
-        states.append(model.module.state_dict())
-    assert policies[0] == policies[1]
-    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
-
-
-def test_a_model_that_stays_on_disk_cannot_be_restored(source: Path, tmp_path: Path) -> None:
-    config = _with(configure(source, tmp_path / "run"), model={"streamed": True}, search={"method": "uniform"})
-    with opened_run(config, Progress.silent()) as run, pytest.raises(ConfigError, match=r"pruned/checkpoint"):
-        run.restored()
-
-
-def test_sparsity_zero_only_exports(source: Path, tmp_path: Path) -> None:
-    config = configure(source, tmp_path / "run", sparsity=0.0)
-    report = run_pipeline(config, Progress.silent())
-    assert report.accuracy.keys() == {"dense", "artifact"}
-    assert open_artifact(tmp_path / "run").manifest.sparsity == 0
-    with opened_run(config, Progress.silent()) as run, pytest.raises(ConfigError, match="nothing to search"):
-        run.search()
-
-
-def test_an_export_without_an_engine_here_says_what_to_do(source: Path, tmp_path: Path) -> None:
-    report = run_pipeline(configure(source, tmp_path / "run", sparsity=0.0, format_="vllm"), Progress.silent())
-    assert report.run is None
-    assert not report.met, "a target that could not be measured is not met"
-    assert any("slimdeploy validate URL" in note for note in report.notes)

@@ -19,7 +19,7 @@ from slimdeploy.losses import answer_loss, text_logits
 from slimdeploy.model import Model
 from slimdeploy.policy import DENSE, Layer, Level, Policy
 from slimdeploy.progress import Progress
-from slimdeploy.prune import Stats, collect_stats
+from slimdeploy.prune import Stats
 from slimdeploy.prune.criteria import layer_scores
 from slimdeploy.samples import Sample, Split
 from slimdeploy.search import Journal, SearchResult, formulas, search_policy, sensitivity
@@ -143,11 +143,6 @@ def test_language_alone_takes_the_whole_budget_and_is_refused_where_it_cannot() 
     assert space_of(0.5).fits(policy)
     with pytest.raises(PruneError, match="the budget cannot be met by the 8 matrices"):
         language_only(space_of(0.7))
-
-
-@pytest.fixture
-def stats(tiny_model: Model) -> Stats:
-    return collect_stats(tiny_model, make_samples(3), "wanda", 3, Progress.silent())
 
 
 def test_outliers_are_scores_above_five_times_the_blocks_mean(tiny_model: Model, stats: Stats) -> None:

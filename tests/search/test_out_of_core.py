@@ -20,11 +20,6 @@ CONFIG = PruneConfig(criterion="wanda")
 PARTS = [make_samples(3, seed=1), make_samples(2, seed=2)]
 
 
-@pytest.fixture
-def stats(tiny_model: Model) -> Stats:
-    return collect_stats(tiny_model, make_samples(3), "wanda", 3, Progress.silent())
-
-
 def _policies(model: Model) -> list[Policy]:
     names = [layer.name for layer in model.layers()]
     return [
