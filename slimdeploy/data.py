@@ -9,7 +9,7 @@ A source is "demo", one file, a folder with one file per split, or a data set's 
 
 import hashlib
 import itertools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .config import DataConfig
@@ -48,6 +48,15 @@ def load_samples(config: DataConfig, splits: Collection[Split]) -> dict[Split, l
     else:
         raise DataError(f"{source} does not exist; data.source is 'demo', a file or a folder with one file per split")
     return {split: drawn[split] for split in splits}
+
+
+def shortfalls(config: DataConfig, samples: Mapping[Split, Sequence[Sample]]) -> tuple[str, ...]:
+    """Sentences on splits that hold fewer samples than asked for, as files of a folder may."""
+    return tuple(
+        f"{config.source} has {len(own)} of the {getattr(config, split)} samples that data.{split} asks for."
+        for split, own in samples.items()
+        if len(own) < getattr(config, split)
+    )
 
 
 def draw_splits(

@@ -44,6 +44,8 @@ def evaluate(path: str, config: Config, progress: Progress) -> tuple[Accuracy, A
 
     folder, limit = locate_model(path), config.validate_.max_tokens
     packed = is_packed(folder)
+    if packed:
+        progress.say("packed weights are multiplied on the CPU, in float32, whatever [model] says")
     model = load_packed(folder) if packed else load_model(path, config.model.dtype, config.model.device)
     return score(samples, greedy_answers(model, samples, limit, config.data.batch_size, progress)), dense
 

@@ -24,7 +24,7 @@ from .artifact import (
 )
 from .config import Config, ExportConfig
 from .config_file import render_config
-from .data import load_samples
+from .data import load_samples, shortfalls
 from .doctor import installed_versions, require_extra
 from .errors import ArtifactError, ConfigError
 from .policy import DENSE, Policy, describe
@@ -90,6 +90,8 @@ class Run:
     def samples(self) -> dict[Split, list[Sample]]:
         samples = load_samples(self.config.data, SPLITS)
         require_answers(samples["test"], "accuracy")
+        for sentence in shortfalls(self.config.data, samples):
+            self.progress.say(sentence)
         return samples
 
     @cached_property

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from .artifact import Artifact, is_artifact, open_artifact
 from .comparison import Comparison, compare
 from .config import Config
-from .data import load_samples
+from .data import load_samples, shortfalls
 from .doctor import installed_versions
 from .errors import ValidateError
 from .gain import missing_gains
@@ -105,6 +105,7 @@ def validate_run(run: "Run") -> Report:
         found = _searched(run)
         notes = (*report.notes, *found.notes)
         report = replace(report, search=found.summary(), restoration=_losses(run), notes=notes)
+    report = replace(report, notes=(*report.notes, *shortfalls(config.data, run.samples)))
     source_bytes = sum(file.stat().st_size for file in run.source.iterdir() if file.is_file())
     report = replace(report, size_bytes=Sizes(source_bytes, artifact.bytes))
     _write(report, run.folder.path)

@@ -45,5 +45,8 @@ def layer_scores(model: Model, name: str, criterion: Criterion, stats: Stats) ->
 
 def _of(statistics: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in statistics:
-        raise PruneError(f"the statistics hold nothing on {name}; collect them on this model again")
+        raise PruneError(
+            f"the statistics hold nothing on {name}: no calibration sample reaches it, or they are of another model or "
+            "criterion; give other samples, or collect them again"
+        )
     return statistics[name]
