@@ -71,6 +71,8 @@ def _search(task: Task) -> SearchResult:
     )
     eta = EtaChoice(settings.eta, min(_ETA_AFTER, settings.generations), (fitness, accept, decide))
     projector = ProjectorEvolution(judge, accept, settings, journal, ledger) if isinstance(judge, ModelJudge) else None
+    if settings.projector_steps and not projector:
+        task.note("The projector did not evolve: a model that stays on disk gives it no gradients.")
     bar = task.progress.bar("search, generation", total=settings.generations)
 
     def refine(population: Sequence[Policy]) -> Change:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from searching import SAMPLES, run_search, short_search
 from tiny import make_samples
 
 from slimdeploy.config import PruneConfig
@@ -76,3 +77,19 @@ def test_all_policies_of_a_generation_are_judged_in_one_pass_over_the_blocks(
     assert set(read) == {name for block in walked for name in model.streamed.parameters_of(block)}
     assert set(Counter(read).values()) == {1}
     assert len(model.streamed.blocks) > len(walked), "the block behind the features is not read at all"
+
+
+def test_what_a_search_leaves_out_because_the_model_stays_on_disk_is_noted(tiny_checkpoint: Path) -> None:
+    model = load_streamed(str(tiny_checkpoint), "float32")
+    stats = collect_stats(model, SAMPLES["calibration"], "sparsegpt", 3, Progress.silent())
+    config = short_search(generations=1, offspring=1, survivors=1)
+    config = config.model_copy(update={"prune": PruneConfig(criterion="sparsegpt")})
+    notes = run_search(model, stats, config).notes
+    assert [note.partition(":")[0] for note in notes] == [
+        "The search did not start from ECoFLaP's policy as well",
+        "The search judged SparseGPT's masks alone, without the weights that make up for others",
+        "The projector did not evolve",
+    ]
+    nothing_asked = config.search.model_copy(update={"start": (), "projector_steps": 0})
+    masks = config.model_copy(update={"search": nothing_asked, "prune": CONFIG})
+    assert run_search(model, stats, masks).notes == ()
