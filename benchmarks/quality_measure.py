@@ -28,7 +28,9 @@ from slimdeploy.prune import Stats, collect_stats, prune, set_weights
 from slimdeploy.restore import restore
 from slimdeploy.samples import SPLITS, Sample, Split
 from slimdeploy.scoring import score
-from slimdeploy.search import Journal, SearchResult, search_policy
+from slimdeploy.search.journal import Journal
+from slimdeploy.search.model_search import search_policy
+from slimdeploy.search.result import SearchResult
 from slimdeploy.search.space import stored_bytes
 
 SEEDS = 5

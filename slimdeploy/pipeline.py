@@ -126,7 +126,9 @@ class Run:
         """The answers of the model as it came."""
 
         def produce(folder: Path) -> None:
-            self._save_answers(self._load(self.source), folder)
+            model = self._load(self.source)
+            self._require_possible(model)
+            self._save_answers(model, folder)
 
         return self.folder.step("dense", {**self._model_inputs(), **self._test_inputs()}, produce)
 
@@ -137,6 +139,7 @@ class Run:
             from .prune import collect_stats
 
             model, samples = self._load_to_prune(), self.samples["calibration"]
+            self._require_possible(model)
             collect_stats(model, samples, criterion, self.config.data.batch_size, self.progress).save(folder)
 
         criterion = self.config.prune.criterion
@@ -163,16 +166,13 @@ class Run:
         }
 
         def produce(folder: Path) -> None:
-            from .exporters import check
-            from .model import refuse_control_tokens
             from .prune import Stats
             from .report_plots import search_curve, write_plot
-            from .search import Journal, search_policy
+            from .search.journal import Journal
+            from .search.model_search import search_policy
 
             model = self._load_to_prune()
-            # Before hours of search, not after.
-            check(model, self.config.export)
-            refuse_control_tokens(model, self.samples["train"])
+            self._require_possible(model)
             journal = Journal(self.folder.journal("search", inputs))
             stats = Stats.load(statistics.path)
             result = search_policy(model, stats, self.samples, self.config, self.progress, journal)
@@ -189,7 +189,7 @@ class Run:
 
         def produce(folder: Path) -> None:
             from .prune import Stats, prune, prune_blockwise
-            from .search import SearchResult
+            from .search.result import SearchResult
             from .streaming import write_blocks
 
             model, found, settings = self._load_to_prune(), SearchResult.load(search.path), self.config.prune
@@ -220,7 +220,7 @@ class Run:
         def produce(folder: Path) -> None:
             from .prune import Pruned
             from .restore import restore
-            from .search import SearchResult
+            from .search.result import SearchResult
 
             model, start = self._load(self.source), Pruned.load(pruned.path)
             SearchResult.load(search.path).apply_projector(model)
@@ -365,6 +365,18 @@ class Run:
             )
         dtype, device = dtype or settings.dtype, device or settings.device
         return load_model(str(folder), dtype, device, settings.path, self.config.prune.include)
+
+    def _require_possible(self, model: "Model") -> None:
+        """What the settings ask of this model can be done: told before hours of work, not after them."""
+        from .exporters import check
+
+        check(model, self.config.export)
+        if self.prunes:
+            from .model import refuse_control_tokens
+            from .search import search_space
+
+            refuse_control_tokens(model, self.samples["train"])
+            search_space(model.layers(), self.config)
 
     def _model_inputs(self) -> dict[str, Any]:
         return {"model": self.source_fingerprint, "dtype": self.config.model.dtype}

@@ -40,7 +40,7 @@ from .targets import Measured, judge
 
 if TYPE_CHECKING:
     from .pipeline import Run
-    from .search import SearchResult
+    from .search.result import SearchResult
 
 _FEW_SAMPLES = 100
 _SERVING_PACKAGES = ("slimdeploy", "onnxruntime", "onnxruntime-gpu", "tokenizers", "fastapi", "uvicorn", "numpy")
@@ -191,7 +191,7 @@ def _comparison(run: "Run", artifact: Artifact) -> Comparison | None:
 
 
 def _searched(run: "Run") -> "SearchResult":
-    from .search import SearchResult
+    from .search.result import SearchResult
 
     return SearchResult.load(run.search().path)
 

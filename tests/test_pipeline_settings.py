@@ -7,7 +7,7 @@ import torch
 from runs import COUNTS, changed, configure, make_source
 
 from slimdeploy.artifact import open_artifact
-from slimdeploy.errors import ConfigError
+from slimdeploy.errors import ConfigError, PruneError
 from slimdeploy.model import load_model
 from slimdeploy.pipeline import opened_run, run_pipeline
 from slimdeploy.progress import Progress
@@ -86,6 +86,28 @@ def test_a_model_that_stays_on_disk_cannot_be_restored(source: Path, tmp_path: P
     config = changed(configure(source, tmp_path / "run"), model={"streamed": True}, search={"method": "uniform"})
     with opened_run(config, Progress.silent()) as run, pytest.raises(ConfigError, match=r"pruned/checkpoint"):
         run.restored()
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        (
+            {
+                "search": {"values": ["int8"], "budget": {"bytes": 1000}},
+                "export": {"onnx": {"weights": "packed"}, "verify_prompts": 4},
+            },
+            "bytes = 1,000 cannot be met",
+        ),
+        ({"prune": {"skip": ["nothing.*"]}}, r"prune.skip = 'nothing.\*' names no layer"),
+    ],
+)
+def test_what_cannot_be_met_is_told_before_anything_runs(
+    source: Path, tmp_path: Path, tables: dict[str, dict[str, object]], message: str
+) -> None:
+    config = changed(configure(source, tmp_path / "run"), **tables)
+    with pytest.raises(PruneError, match=message):
+        run_pipeline(config, Progress.silent())
+    assert not (tmp_path / "run" / "dense").exists()
 
 
 def test_sparsity_zero_only_exports(source: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from slimdeploy.model import load_model
 from slimdeploy.pipeline import Run, opened_run
 from slimdeploy.progress import Progress
 from slimdeploy.samples import SPLITS
-from slimdeploy.search import SearchResult
+from slimdeploy.search.result import SearchResult
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 NAMES = ("llava-1.5-7b-scienceqa", "llava-1.5-7b-2of4", "llava-1.5-7b-70")

@@ -98,7 +98,8 @@ def _select(model: Model, block: Block, levels: Mapping[str, Level], config: Pru
     def solved() -> Solved:
         for name, level in levels.items():
             # Scores are twice a bfloat16 matrix; without a name they are gone when the mask is made.
-            mask = mask_of(layer_scores(model, name, config.criterion, stats), level, config.per_row)
-            yield name, as_stored(model.linear(name).weight.detach() * mask, level.values), mask.cpu()
+            weight = finite_weight(model, name)
+            mask = mask_of(layer_scores(weight, name, config.criterion, stats), level, config.per_row)
+            yield name, as_stored(weight * mask, level.values), mask.cpu()
 
     return outputs, solved()

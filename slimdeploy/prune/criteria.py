@@ -8,8 +8,6 @@ from torch import Tensor
 
 from ..config import Criterion
 from ..errors import PruneError
-from ..model import Model
-from .finite import finite_weight
 from .sparsegpt import saliency
 from .stats import Stats
 
@@ -29,9 +27,8 @@ def magnitude_scores(weight: Tensor) -> Tensor:
     return weight.abs()
 
 
-def layer_scores(model: Model, name: str, criterion: Criterion, stats: Stats) -> Tensor:
-    """Scores of one layer's weights, (out, in). Raises PruneError where a weight is NaN or statistics are missing."""
-    weight = finite_weight(model, name)
+def layer_scores(weight: Tensor, name: str, criterion: Criterion, stats: Stats) -> Tensor:
+    """Scores of one layer's weights. weight and result: (out, in). Raises PruneError where statistics are missing."""
     match criterion:
         case "magnitude":
             return magnitude_scores(weight)
@@ -46,7 +43,7 @@ def layer_scores(model: Model, name: str, criterion: Criterion, stats: Stats) ->
 def _of(statistics: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in statistics:
         raise PruneError(
-            f"the statistics hold nothing on {name}: no calibration sample reaches it, or they are of another model or "
-            "criterion; give other samples, or collect them again"
+            f"the statistics hold nothing on {name}: no calibration sample reaches it, so name it in prune.skip or "
+            "give other samples; or they are of another model or criterion, so collect them again"
         )
     return statistics[name]

@@ -1,6 +1,6 @@
 """What every prunable matrix becomes at every level: a search chooses from it, pruning puts it into the model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from ..packed_tensor import ENCODINGS
 from ..policy import DENSE, Level, Values
 from ..quantize import LARGEST_CODE, from_bf16, quantize
 from .criteria import layer_scores
+from .finite import finite_weight
 from .patterns import mask_at, ranks
 from .stats import Stats
 
@@ -37,15 +38,13 @@ class RankedWeights:
         self, model: Model, config: PruneConfig, stats: Stats, group: int, names: Iterable[str] | None = None
     ) -> None:
         """group: M of the N:M patterns among the levels, 0 for none. names: of the layers; by default of all."""
+        self._criterion, self._stats, self._group = config.criterion, stats, group
         # SparseGPT's weights compete over the rows of 128 columns each: nearer to a row than to the matrix.
         self._per_row = config.per_row or config.criterion == "sparsegpt"
         if names is None:
             names = [layer.name for layer in model.layers()]
-        self._dense = {name: model.linear(name).weight.detach().clone() for name in names}
-        self._ranks: Mapping[str, Tensor] = {
-            name: ranks(layer_scores(model, name, config.criterion, stats), group, self._per_row)
-            for name in self._dense
-        }
+        self._dense = {name: finite_weight(model, name).clone() for name in names}
+        self._ranks: dict[str, Tensor] = {}
 
     def names(self) -> list[str]:
         """Of the layers in it."""
@@ -55,9 +54,12 @@ class RankedWeights:
         return self._dense[name]
 
     def mask(self, name: str, level: Level) -> Tensor:
-        # A dense layer has no ranks to compare with where the pattern is in groups.
+        # A dense layer has no ranks to compare with where the pattern is in groups, and need not be in the statistics.
         if level.sparsity == DENSE.sparsity:
-            return torch.ones_like(self._ranks[name]).bool()
+            return torch.ones_like(self._dense[name], dtype=torch.bool)
+        if name not in self._ranks:
+            scores = layer_scores(self._dense[name], name, self._criterion, self._stats)
+            self._ranks[name] = ranks(scores, self._group, self._per_row)
         return mask_at(self._ranks[name], level, self._per_row)
 
     def pruned(self, name: str, level: Level) -> Tensor:

@@ -11,6 +11,7 @@ from ..model import Model
 from ..policy import Layer
 from ..prune import Stats
 from ..prune.criteria import layer_scores
+from ..prune.finite import finite_weight
 from ..samples import Sample
 from .allocation import OWL_OUTLIER
 
@@ -27,7 +28,10 @@ def outlier_shares(model: Model, stats: Stats, blocks: Mapping[str, Sequence[Lay
     shares = {}
     for block, layers in blocks.items():
         with model.resident(block):
-            scores = torch.cat([layer_scores(model, layer.name, "wanda", stats).flatten() for layer in layers])
+            names = [layer.name for layer in layers]
+            scores = torch.cat(
+                [layer_scores(finite_weight(model, name), name, "wanda", stats).flatten() for name in names]
+            )
         shares[block] = float((scores > OWL_OUTLIER * scores.mean()).float().mean())
     return shares
 

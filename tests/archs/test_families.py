@@ -25,7 +25,8 @@ from slimdeploy.policy import Level, Policy
 from slimdeploy.progress import Progress
 from slimdeploy.prune import Stats, apply_masks, collect_stats
 from slimdeploy.restore import restore
-from slimdeploy.search import Journal, search_policy
+from slimdeploy.search.journal import Journal
+from slimdeploy.search.model_search import search_policy
 from slimdeploy.streaming import ShardWriter, load_streamed
 
 SILENT = Progress.silent()

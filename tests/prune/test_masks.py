@@ -142,6 +142,15 @@ def test_weights_that_are_not_finite_are_named_by_layer(tiny_model: Model, stats
         masks_of(tiny_model, _policy(tiny_model, Level(0.5)), "wanda", stats)
 
 
+def test_a_layer_that_no_sample_reaches_may_stay_dense(tiny_model: Model, stats: Stats) -> None:
+    first, *others = (layer.name for layer in tiny_model.layers())
+    del stats.input_sq_sum[first]
+    policy = Policy({first: DENSE, **dict.fromkeys(others, Level(0.5))})
+    assert masks_of(tiny_model, policy, "wanda", stats).keys() == set(others)
+    with pytest.raises(PruneError, match=f"the statistics hold nothing on {first}.* name it in prune.skip"):
+        masks_of(tiny_model, policy.with_level(first, Level(0.5)), "wanda", stats)
+
+
 def test_statistics_of_another_model_are_refused(tiny_model: Model) -> None:
     with pytest.raises(PruneError, match="the statistics hold nothing on"):
         masks_of(tiny_model, _policy(tiny_model, Level(0.5)), "wanda", Stats())

@@ -13,9 +13,11 @@ from slimdeploy.policy import Level, Policy
 from slimdeploy.progress import Progress
 from slimdeploy.prune import RankedWeights, Stats
 from slimdeploy.samples import Sample, Split
-from slimdeploy.search import Journal, SearchResult, search_policy
 from slimdeploy.search.cost import Ledger
 from slimdeploy.search.fitness import ModelJudge, PrunedModel
+from slimdeploy.search.journal import Journal
+from slimdeploy.search.model_search import search_policy
+from slimdeploy.search.result import SearchResult
 from slimdeploy.search.verdicts import Verdicts
 
 WANDA = PruneConfig(criterion="wanda")

@@ -1,11 +1,13 @@
 """The search itself, on a made-up fitness: it improves, repeats by seed, and asks whole generations in stages."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 
 from slimdeploy.config import BudgetConfig, Config, SearchConfig
 from slimdeploy.policy import Layer, Policy
-from slimdeploy.search.evolution import Change, Generation, Outcome, Plan, evolve
-from slimdeploy.search.space import search_space
+from slimdeploy.search import Generation, Outcome, Plan, evolve, search_space
+from slimdeploy.search.evolution import Change
 
 LAYERS = [Layer(f"block.{i}", "language", 64, 64 + 32 * (i % 3)) for i in range(8)]
 SPACE = search_space(LAYERS, Config(search=SearchConfig(budget=BudgetConfig(sparsity=0.6))))
@@ -24,6 +26,12 @@ def _fitness(policies: Sequence[Policy], stage: int) -> list[float]:
 
 def _run(plan: Plan = PLAN) -> Outcome:
     return evolve(SPACE, _fitness, plan)
+
+
+def test_what_decides_knows_no_torch() -> None:
+    script = "import sys, slimdeploy.search, slimdeploy.search.allocation; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.strip() == "False", result.stderr
 
 
 def test_it_finds_better_than_uniform_and_never_falls_back() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from slimdeploy.search import Journal
+from slimdeploy.search.journal import Journal
 
 
 def test_what_was_noted_is_recalled_by_later_journals(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ import torch
 from searching import judge_on, run_search, short_search, uniform
 from tiny import make_samples
 
-from slimdeploy import search
 from slimdeploy.config import SearchConfig
 from slimdeploy.model import Model
 from slimdeploy.policy import DENSE, Level, Policy
 from slimdeploy.prune import Stats
-from slimdeploy.search import Journal
 from slimdeploy.search.cost import Ledger
+from slimdeploy.search.eta import EtaChoice
+from slimdeploy.search.journal import Journal
 from slimdeploy.search.projector import ProjectorEvolution
 
 
@@ -123,7 +123,7 @@ def test_projector_steps_that_help_are_kept_and_touch_nothing_else(tiny_model: M
 def test_a_projector_counts_as_accepted_unless_eta_took_its_turn(
     tiny_model: Model, stats: Stats, monkeypatch: pytest.MonkeyPatch, eta_changes: bool, accepted: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(search.EtaChoice, "choose", lambda _: eta_changes)
+    monkeypatch.setattr(EtaChoice, "choose", lambda _: eta_changes)
     monkeypatch.setattr(ProjectorEvolution, "refine", lambda *_: True)
     result = run_search(tiny_model, stats, short_search(generations=1, eta="auto"))
     assert result.eta_chosen == 1

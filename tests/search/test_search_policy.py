@@ -10,7 +10,6 @@ import torch
 from searching import SAMPLES, judge_on, run_search, short_search
 from tiny import make_samples
 
-from slimdeploy import search
 from slimdeploy.config import BudgetConfig, PruneConfig
 from slimdeploy.errors import PruneError
 from slimdeploy.model import Model
@@ -18,8 +17,9 @@ from slimdeploy.policy import Policy
 from slimdeploy.progress import Progress
 from slimdeploy.prune import Stats
 from slimdeploy.samples import Sample, Split
-from slimdeploy.search import SearchResult, formulas
+from slimdeploy.search import Outcome, Space, formulas, model_search
 from slimdeploy.search.fitness import ModelJudge, PrunedModel
+from slimdeploy.search.result import SearchResult
 
 
 def test_the_result_is_within_budget_and_repeats_by_seed(tiny_model: Model, stats: Stats) -> None:
@@ -164,11 +164,11 @@ def test_the_model_comes_out_dense_from_a_search_that_fails(
 def test_uniform_is_returned_where_it_wins_held_out(
     tiny_model: Model, stats: Stats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def worst(space: search.Space, *_: object) -> Any:
+    def worst(space: Space, *_: object) -> Any:
         policy = space.policy(space.levels[-1]).with_level(space.layers[0].name, space.levels[0])
-        return search.Outcome(policy, ())
+        return Outcome(policy, ())
 
-    monkeypatch.setattr(search, "evolve", worst)
+    monkeypatch.setattr(model_search, "evolve", worst)
     result = run_search(tiny_model, stats, short_search())
     assert result.chosen == "uniform"
     assert result.uniform_validation <= result.searched_validation

@@ -18,9 +18,10 @@ from slimdeploy.model import IGNORED_LABEL, Model, encode
 from slimdeploy.policy import Level, Policy
 from slimdeploy.progress import Progress
 from slimdeploy.prune import Database, RankedWeights, SolvedWeights, Stats, collect_stats, dense_curvatures
-from slimdeploy.search import Journal, search_policy
 from slimdeploy.search.cost import Ledger
 from slimdeploy.search.fitness import Loss, ModelJudge, PrunedModel, log_norm_ratio
+from slimdeploy.search.journal import Journal
+from slimdeploy.search.model_search import search_policy
 from slimdeploy.search.space import search_space
 from slimdeploy.search.verdicts import Verdicts
 
