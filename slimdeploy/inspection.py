@@ -62,16 +62,17 @@ def _accuracy(values: dict[str, Any]) -> Accuracy:
 
 
 def inspect(path: str) -> list[dict[str, Any]]:
-    """One row per prunable layer: from an artifact's manifest, or counted in a checkpoint's weights."""
+    """One row per prunable layer: from an artifact's manifest, or counted in a checkpoint's weights, one at a time."""
     if is_artifact(Path(path)):
         return open_artifact(Path(path)).manifest.layers
 
-    from .model import load_model
+    from .streaming import load_streamed
 
-    model = load_model(path)
+    model = load_streamed(path)
+    assert model.streamed
     rows = []
     for layer in model.layers():
-        weight = model.linear(layer.name).weight
+        ((_, weight),) = model.streamed.stored.read([f"{layer.name}.weight"])
         kept = int(weight.count_nonzero())
         found = {"pattern": "as found", "kept": kept, "sparsity": 1 - kept / layer.weights, "bytes": weight.nbytes}
         rows.append(asdict(layer) | found)

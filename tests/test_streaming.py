@@ -15,6 +15,7 @@ from transformers.models.llama import modeling_llama
 
 from slimdeploy.config import PruneConfig
 from slimdeploy.errors import ModelError
+from slimdeploy.inspection import inspect
 from slimdeploy.losses import text_batch, text_logits
 from slimdeploy.model import Model, load_model
 from slimdeploy.policy import Level, Policy
@@ -145,6 +146,7 @@ def test_the_configuration_says_in_which_type_weights_are_stored(tiny_checkpoint
         assert (part["dtype"], part.get("torch_dtype")) == ("bfloat16", None)
     shards = [load_file(file) for file in (tmp_path / "written").glob("*.safetensors")]
     assert {tensor.dtype for shard in shards for tensor in shard.values()} == {torch.bfloat16}
+    assert all(row["bytes"] == 2 * row["rows"] * row["columns"] for row in inspect(str(tmp_path / "written")))
 
 
 class _CountingNorm(modeling_llama.LlamaRMSNorm):
