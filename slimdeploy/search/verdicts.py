@@ -6,7 +6,7 @@ J(policy) = divergence + cross-entropy + eta · norm term, over the samples of a
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 
 from ..policy import Policy
@@ -55,8 +55,8 @@ class Verdicts:
             if start < end:
                 waiting.setdefault(start, {})[policy.key()] = policy
         for start, group in waiting.items():
-            for policy, losses, seconds in self._found(list(group.values()), range(start, end)):
-                self._add(policy, losses)
+            for policy, scored, seconds in self._found(list(group.values()), range(start, end)):
+                self._add(policy, scored)
                 self._ledger.add(self._costs[stage], 1, sum(self._judge.tokens[start:end]), seconds)
         return [self._objective(self._known[self._key(policy)], end) for policy in policies]
 
@@ -68,21 +68,28 @@ class Verdicts:
                 versions.setdefault(version, []).append(scored)
         return list(versions.values())
 
-    def _found(self, policies: Sequence[Policy], parts: range) -> Iterator[tuple[Policy, list[Loss], float]]:
-        """Losses and seconds, out of the journal or by the judge."""
+    def _found(self, policies: Sequence[Policy], parts: range) -> Iterator[tuple[Policy, Scored, float]]:
+        """What policies are worth on these parts and how many seconds it took, out of the journal or by the judge."""
         unknown = []
         for policy in policies:
             noted = self._journal.recall(self._entry(policy, parts))
             if noted is None:
                 unknown.append(policy)
             else:
-                yield policy, [Loss(*pair) for pair in noted["losses"]], noted["seconds"]
+                yield (
+                    policy,
+                    Scored(tuple(Loss(**loss) for loss in noted["losses"]), noted["norm_term"]),
+                    noted["seconds"],
+                )
+        if not unknown:
+            return
         began = time.perf_counter()
         for policy, losses in zip(unknown, self._judge.losses(unknown, parts), strict=True):
+            # Noted as well, because without the masks it has to be found out again from the weights.
+            scored = Scored(tuple(losses), self._judge.norm_term(policy))
             seconds = time.perf_counter() - began
-            pairs = [(loss.divergence, loss.answers) for loss in losses]
-            self._journal.note(self._entry(policy, parts), {"losses": pairs, "seconds": seconds})
-            yield policy, losses, seconds
+            self._journal.note(self._entry(policy, parts), asdict(scored) | {"seconds": seconds})
+            yield policy, scored, seconds
             began = time.perf_counter()
 
     def _entry(self, policy: Policy, parts: range) -> str:
@@ -91,13 +98,10 @@ class Verdicts:
     def _key(self, policy: Policy) -> _Key:
         return self._judge.version, policy.key()
 
-    def _add(self, policy: Policy, losses: Sequence[Loss]) -> None:
+    def _add(self, policy: Policy, scored: Scored) -> None:
         key = self._key(policy)
-        if key in self._known:
-            before = self._known[key]
-            self._known[key] = Scored((*before.losses, *losses), before.norm_term)
-        else:
-            self._known[key] = Scored(tuple(losses), self._judge.norm_term(policy))
+        before = self._known[key].losses if key in self._known else ()
+        self._known[key] = replace(scored, losses=(*before, *scored.losses))
 
     def _objective(self, scored: Scored, end: int) -> float:
         """A policy that gives no finite number is worth infinitely little."""

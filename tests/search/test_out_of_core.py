@@ -14,6 +14,7 @@ from slimdeploy.policy import DENSE, Level, Policy
 from slimdeploy.progress import Progress
 from slimdeploy.prune import RankedWeights, Stats, collect_stats
 from slimdeploy.search.fitness import ModelJudge, PrunedModel
+from slimdeploy.search.journal import Journal
 from slimdeploy.search.out_of_core import StreamedJudge
 from slimdeploy.streaming import load_streamed
 
@@ -77,6 +78,32 @@ def test_all_policies_of_a_generation_are_judged_in_one_pass_over_the_blocks(
     assert set(read) == {name for block in walked for name in model.streamed.parameters_of(block)}
     assert set(Counter(read).values()) == {1}
     assert len(model.streamed.blocks) > len(walked), "the block behind the features is not read at all"
+
+
+def test_a_search_that_was_killed_goes_on_and_what_is_known_is_not_read_again(
+    tiny_checkpoint: Path, stats: Stats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = short_search(generations=3, projector_steps=0, start=())
+    model = load_streamed(str(tiny_checkpoint), "float32")
+    undisturbed = run_search(model, stats, config)
+    note, notes = Journal.note, 0
+
+    def killed(self: Journal, of: str, value: object) -> None:
+        nonlocal notes
+        note(self, of, value)
+        notes += 1
+        if notes == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "note", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_search(model, stats, config, journal=tmp_path)
+    for asked_again in (True, False):
+        if not asked_again:
+            monkeypatch.setattr(StreamedJudge, "losses", lambda *_: pytest.fail("the journal knows the losses"))
+            monkeypatch.setattr(StreamedJudge, "norm_term", lambda *_: pytest.fail("the journal knows the norms"))
+        result = run_search(model, stats, config, journal=tmp_path)
+        assert (result.policy, result.history) == (undisturbed.policy, undisturbed.history)
 
 
 def test_what_a_search_leaves_out_because_the_model_stays_on_disk_is_noted(tiny_checkpoint: Path) -> None:
