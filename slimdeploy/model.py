@@ -4,7 +4,7 @@ Where a checkpoint comes from and whether it may be loaded stands in `slimdeploy
 in `slimdeploy.encoding`. Knows nothing of pruning.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -115,6 +115,19 @@ class Model:
         """The module, seen as what transformers made it: it has `config`, `generate` and `save_pretrained`."""
         return self.module
 
+    @contextmanager
+    def frozen(self, but: Collection[nn.Parameter] = ()) -> Iterator[None]:
+        """Only these parameters have gradients while the body runs, and nothing is kept for those of others."""
+        kept = {id(parameter) for parameter in but}
+        frozen = [each for each in self.module.parameters() if each.requires_grad and id(each) not in kept]
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+
     def linear(self, name: str) -> nn.Linear:
         linear = self.module.get_submodule(name)
         assert isinstance(linear, nn.Linear)
@@ -122,14 +135,13 @@ class Model:
 
     def vision_blocks(self) -> list[str]:
         """Paths of the vision tower's blocks that the projector's features depend on."""
-        count = self._count_blocks(self.arch.vision_blocks)
-        live = count if self.arch.feature_layer is None else max(self._feature_layers())
-        return [f"{self.arch.vision_blocks}.{i}" for i in range(live)]
+        blocks = self.blocks(self.arch.vision_blocks)
+        return blocks if self.arch.feature_layer is None else blocks[: max(self._feature_layers())]
 
     def _feature_layers(self) -> list[int]:
         """Hidden states of the vision tower that the projector reads; number i is what block i - 1 puts out."""
         assert self.arch.feature_layer is not None
-        count = self._count_blocks(self.arch.vision_blocks)
+        count = len(self.blocks(self.arch.vision_blocks))
         chosen: int | list[int] = getattr(self.config, self.arch.feature_layer)
         indices = [chosen] if isinstance(chosen, int) else chosen
         if not indices or not all(-count - 1 <= index <= count for index in indices):
@@ -148,18 +160,19 @@ class Model:
         )
 
     def language_blocks(self) -> list[str]:
-        return [f"{self.arch.language_blocks}.{i}" for i in range(self._count_blocks(self.arch.language_blocks))]
+        return self.blocks(self.arch.language_blocks)
 
-    def _count_blocks(self, path: str) -> int:
+    def blocks(self, part: str) -> list[str]:
+        """Paths of all blocks of a tower, live or not. Raises ModelError for a kind of tower that has no such part."""
         try:
-            blocks = self.module.get_submodule(path)
+            blocks = self.module.get_submodule(part)
         except AttributeError:
             raise ModelError(
-                f"{self.source} has no {path}: slimdeploy does not know this kind of tower or language model in the "
+                f"{self.source} has no {part}: slimdeploy does not know this kind of tower or language model in the "
                 f"family '{self.arch.model_type}'"
             ) from None
         assert isinstance(blocks, nn.ModuleList)
-        return len(blocks)
+        return [f"{part}.{i}" for i in range(len(blocks))]
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that `load_model` and transformers load."""

@@ -204,7 +204,9 @@ class Run:
             pruned.save(folder)
             self._save_answers(model, folder)
 
-        inputs = {"search": search, "streamed": self.config.model.streamed, **self._test_inputs()}
+        # A model that stays on disk answers nothing.
+        answers = {} if self.config.model.streamed else self._test_inputs()
+        inputs = {"search": search, "streamed": self.config.model.streamed, **answers}
         return self.folder.step("pruned", inputs, produce)
 
     def restored(self) -> Step:

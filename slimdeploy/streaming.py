@@ -42,7 +42,7 @@ def load_streamed(path: str, dtype: DType = "float32", name: str | None = None, 
         module = _empty_module(folder, getattr(torch, dtype))
         processor = load_processor(folder, arch)
     model = Model(module.eval(), processor, arch, model_name(name or path), folder, include)
-    blocks = [f"{part}.{i}" for part in (arch.vision_blocks, arch.language_blocks) for i in range(_count(module, part))]
+    blocks = [*model.blocks(arch.vision_blocks), *model.blocks(arch.language_blocks)]
     model.streamed = Streamed(module, stored, blocks)
     model.layers()
     return model
@@ -66,26 +66,23 @@ def _empty_module(folder: Path, dtype: torch.dtype) -> nn.Module:
     return module
 
 
-def _count(module: nn.Module, path: str) -> int:
-    blocks = module.get_submodule(path)
-    assert isinstance(blocks, nn.ModuleList)
-    return len(blocks)
-
-
 @dataclass(frozen=True)
 class StoredWeights:
-    """The tensors of a checkpoint by the names that they have in its files. files: where each lies."""
+    """The tensors of a checkpoint by the names that they have in its files. files, shapes: where and what each is."""
 
     arch: Arch
     files: dict[str, Path]
+    shapes: dict[str, tuple[int, ...]]
 
     @staticmethod
     def of(folder: Path, arch: Arch) -> "StoredWeights":
         files: dict[str, Path] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for file in weight_files(folder):
             with safe_open(file, framework="pt") as opened:
-                files |= dict.fromkeys(opened.keys(), file)
-        return StoredWeights(arch, files)
+                for key in opened.keys():  # noqa: SIM118 - it is no dictionary
+                    files[key], shapes[key] = file, tuple(opened.get_slice(key).get_shape())
+        return StoredWeights(arch, files, shapes)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Tensors by their names in the module, in pages of the file while the next is not asked for.
@@ -105,6 +102,15 @@ class StoredWeights:
         """What a tensor of the module is called in the files."""
         return self.arch.stored_name(name, self.files)
 
+    def require(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises ModelError where the files lack a tensor of the module, or hold one of another shape."""
+        key = self.name_of(name)
+        if self.shapes[key] != shape:
+            raise ModelError(
+                f"{self.files[key]}: {key} has the shape {self.shapes[key]}, and config.json asks for {shape}; "
+                "download or save the model again"
+            )
+
     def holds(self, name: str) -> bool:
         """Whether the files have a tensor of the module."""
         return any(candidate in self.files for candidate in self.arch.checkpoint_names(name))
@@ -123,10 +129,10 @@ class Streamed:
         self._resident: set[str] = set()
         module.tie_weights()  # type: ignore[operator]
         names = [name for name, _ in module.named_parameters()]
-        for name in names:
-            stored.name_of(name)  # raises for one that is missing, before hours are spent on the others
         saved = module.state_dict().keys()  # other buffers are computed
         buffers = [name for name, _ in module.named_buffers() if name in saved and stored.holds(name)]
+        for name in names + buffers:
+            stored.require(name, tuple(self.tensor(name).shape))  # now, not when hours were spent on the others
         in_blocks = tuple(f"{block}." for block in blocks)
         self.kept = [name for name in names if not name.startswith(in_blocks)] + buffers
         self._load(self.kept)

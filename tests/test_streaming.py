@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import resource
 import shutil
 from collections.abc import Iterator
@@ -117,6 +118,16 @@ def test_a_weight_that_is_missing_is_named(tiny_checkpoint: Path, tmp_path: Path
     del weights[lost]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight"):
+        load_streamed(str(tmp_path))
+
+
+def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
+    make_tiny_llava(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
+    weights[name] = torch.zeros(7, 9)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"{re.escape(name)} has the shape \(7, 9\), and config.json asks for"):
         load_streamed(str(tmp_path))
 
 

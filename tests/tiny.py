@@ -27,7 +27,7 @@ from transformers import (
 from slimdeploy.config import Criterion, PruneConfig
 from slimdeploy.model import Model
 from slimdeploy.policy import Policy
-from slimdeploy.prune import Masks, RankedWeights, Stats, apply_masks, make_masks, set_weights
+from slimdeploy.prune import Masks, Stats, apply_masks, make_masks, set_weights
 from slimdeploy.samples import Sample
 
 IMAGE_SIZE = 24
@@ -179,7 +179,7 @@ def make_samples(count: int, seed: int = 0, answered: bool = True) -> list[Sampl
 
 
 def masks_of(model: Model, policy: Policy, criterion: Criterion, stats: Stats) -> Masks:
-    return make_masks(RankedWeights(model, PruneConfig(criterion=criterion), stats, policy.group), policy)
+    return make_masks(model, policy, PruneConfig(criterion=criterion), stats)
 
 
 @contextmanager

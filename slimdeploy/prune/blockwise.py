@@ -12,12 +12,11 @@ from ..model import Model
 from ..policy import DENSE, Level, Policy
 from ..progress import Progress
 from ..samples import Sample
-from .criteria import layer_scores
+from .criteria import mask_by_scores
 from .database import as_stored
 from .finite import finite_weight
 from .masks import Masks
 from .moments import Moments, unreached
-from .patterns import mask_of
 from .sparsegpt import sparsegpt
 from .stats import Stats
 from .tokens import text_and_drifting
@@ -97,9 +96,7 @@ def _select(model: Model, block: Block, levels: Mapping[str, Level], config: Pru
 
     def solved() -> Solved:
         for name, level in levels.items():
-            # Scores are twice a bfloat16 matrix; without a name they are gone when the mask is made.
-            weight = finite_weight(model, name)
-            mask = mask_of(layer_scores(weight, name, config.criterion, stats), level, config.per_row)
-            yield name, as_stored(weight * mask, level.values), mask.cpu()
+            mask = mask_by_scores(model, name, level, config, stats)
+            yield name, as_stored(model.linear(name).weight.detach() * mask, level.values), mask.cpu()
 
     return outputs, solved()

@@ -6,8 +6,12 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from ..config import Criterion
+from ..config import Criterion, PruneConfig
 from ..errors import PruneError
+from ..model import Model
+from ..policy import Level
+from .finite import finite_weight
+from .patterns import mask_of
 from .sparsegpt import saliency
 from .stats import Stats
 
@@ -38,6 +42,12 @@ def layer_scores(weight: Tensor, name: str, criterion: Criterion, stats: Stats) 
             return saliency(weight, _of(stats.factor_diagonal, name).to(weight.device))
         case _:
             assert_never(criterion)
+
+
+def mask_by_scores(model: Model, name: str, level: Level, config: PruneConfig, stats: Stats) -> Tensor:
+    """The weights of a layer that are kept at a level, (out, in). Raises PruneError for NaN or missing statistics."""
+    # Scores are twice a bfloat16 matrix; without a name they are gone when the mask is made.
+    return mask_of(layer_scores(finite_weight(model, name), name, config.criterion, stats), level, config.per_row)
 
 
 def _of(statistics: Mapping[str, Tensor], name: str) -> Tensor:

@@ -7,9 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..config import PruneConfig
 from ..model import Model
 from ..policy import Policy
-from .database import Database
+from .criteria import mask_by_scores
+from .stats import Stats
 
 _MASKS = "masks.safetensors"
 _WEIGHTS = "weights.safetensors"
@@ -18,9 +20,10 @@ Masks = dict[str, Tensor]
 """Boolean (out, in) per layer, True = kept. Layers that stay dense have none."""
 
 
-def make_masks(database: Database, policy: Policy) -> Masks:
-    """The masks of a policy."""
-    return {name: database.mask(name, level) for name, level in policy.levels.items() if level.sparsity}
+def make_masks(model: Model, policy: Policy, config: PruneConfig, stats: Stats) -> Masks:
+    """The masks of a policy, by the scores of the weights that the model has."""
+    sparse = {name: level for name, level in policy.levels.items() if level.sparsity}
+    return {name: mask_by_scores(model, name, level, config, stats) for name, level in sparse.items()}
 
 
 def apply_masks(model: Model, masks: Mapping[str, Tensor]) -> None:

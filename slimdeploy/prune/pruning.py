@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ..config import PruneConfig
 from ..model import Model
-from ..policy import DENSE, Policy
+from ..policy import Policy
 from ..progress import Progress
 from ..samples import Sample
 from .blockwise import prune_blockwise
-from .database import RankedWeights, as_stored
+from .database import as_stored
 from .masks import Masks, apply_masks, load_masks, load_weights, make_masks, save_masks, save_weights, set_weights
 from .stats import Stats
 
@@ -52,9 +52,10 @@ def prune(
         evolve()
         blocks = prune_blockwise(model, policy, config, samples, batch_size, progress)
         masks = {name: mask for _, block in blocks for name, mask in block.items()}
-        moved = [name for name, level in policy.levels.items() if level != DENSE]
+        moves = config.criterion == "sparsegpt"
+        moved = [name for name, level in policy.levels.items() if level.values or (moves and level.sparsity)]
         return Pruned(masks, {name: model.linear(name).weight.detach() for name in moved})
-    masks = make_masks(RankedWeights(model, config, stats, policy.group), policy)
+    masks = make_masks(model, policy, config, stats)
     evolve()
     apply_masks(model, masks)
     for name, level in policy.levels.items():

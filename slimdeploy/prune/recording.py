@@ -157,7 +157,9 @@ def moved_to(device: torch.device, value: Any, moved: _Moved) -> Any:
     if isinstance(value, Tensor):
         if device == value.device:
             return value
-        return moved.setdefault(id(value), (value, value.to(device)))[1]
+        if id(value) not in moved:
+            moved[id(value)] = value, value.to(device)
+        return moved[id(value)][1]
     if isinstance(value, dict):
         return {key: moved_to(device, part, moved) for key, part in value.items()}
     if isinstance(value, list | tuple):

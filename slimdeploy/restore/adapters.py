@@ -73,26 +73,20 @@ def adapted(
     generator = torch.Generator().manual_seed(config.seed)
     kind = PlainLora if config.method == "lora" else SparseLora
     towers = {layer.name: layer.tower for layer in model.layers()}
-    trainable = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
     adapters: Adapters = {}
-    try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        for name, mask in masks.items():
-            rank = config.vision_rank if towers[name] == "vision" else config.rank
-            before = start[name].to(model.device) if name in start else None
-            adapter = kind(mask.to(model.device), before, rank, config.alpha, generator)
-            parametrize.register_parametrization(model.linear(name), "weight", adapter)
-            adapters[name] = adapter
-        yield adapters
-    except BaseException:
-        _remove(model, adapters, merge=False)
-        raise
-    else:
+    with model.frozen():
+        try:
+            for name, mask in masks.items():
+                rank = config.vision_rank if towers[name] == "vision" else config.rank
+                before = start[name].to(model.device) if name in start else None
+                adapter = kind(mask.to(model.device), before, rank, config.alpha, generator)
+                parametrize.register_parametrization(model.linear(name), "weight", adapter)
+                adapters[name] = adapter
+            yield adapters
+        except BaseException:
+            _remove(model, adapters, merge=False)
+            raise
         _remove(model, adapters, merge=True)
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
 
 
 def _remove(model: Model, adapters: Adapters, merge: bool) -> None:

@@ -30,6 +30,7 @@ def log_norm_ratio(weight: Tensor, mask: Tensor) -> float:
     limit would win every comparison: no level that a search may take keeps nothing, and `Verdicts` takes an infinite J
     for the worst.
     """
+    weight = weight.float()  # a sum of many squares in bfloat16 has an error of its own at every level
     total, kept = float(weight.norm()), float((weight * mask).norm())
     if not total:
         return 0.0

@@ -17,6 +17,8 @@ JudgeOn = Callable[[Iterable[Sequence[Sample]]], Judge]
 def judges(task: Task) -> JudgeOn:
     model, settings, group = task.model, task.config.prune, task.space.levels[-1].group
     solves = settings.criterion == "sparsegpt"
+    if settings.propagate == "pruned" and settings.is_blockwise:
+        task.note("The search judged what dense inputs ask for; prune.propagate ships what pruned ones do.")
     if solves and (reason := _masks_alone(task)):
         task.note(f"The search judged SparseGPT's masks alone, without the weights that make up for others: {reason}.")
         solves = False
@@ -24,8 +26,6 @@ def judges(task: Task) -> JudgeOn:
         return partial(StreamedJudge, model, settings, task.stats, group)
     if not solves:
         return partial(ModelJudge, PrunedModel(model, RankedWeights(model, settings, task.stats, group)))
-    if settings.propagate == "pruned":
-        task.note("The search judged what SparseGPT makes for dense inputs; prune.propagate ships it for pruned ones.")
     return partial(ModelJudge, PrunedModel(model, _solved(task)))
 
 

@@ -44,9 +44,7 @@ class ProjectorEvolution:
     def __post_init__(self) -> None:
         # In float32, whatever the model is held in: steps that are too small for its type have to add up.
         self._checkpoint = {
-            f"{name}.{kind}": parameter.detach().to(torch.float32, copy=True)
-            for name, linear in self._linears()
-            for kind, parameter in linear.named_parameters()
+            name: parameter.detach().to(torch.float32, copy=True) for name, parameter in self._own().items()
         }
         self._now: Mapping[str, Tensor] = self._checkpoint
 
@@ -98,30 +96,28 @@ class ProjectorEvolution:
         began = time.perf_counter()
         moving = self.parameters()
         optimizer = torch.optim.Adam(moving.values(), lr=self.config.projector_learning_rate)
-        for part in self._parts():
-            gradients = {name: torch.zeros_like(parameter) for name, parameter in moving.items()}
-            for policy in policies:
-                self.train.pruned.apply(policy)
-                self._put(moving)
-                for name, gradient in self._gradients(part):
-                    gradients[name] += gradient / len(policies)
-            for name, parameter in moving.items():
-                parameter.grad = gradients[name]
-            optimizer.step()
+        with self.train.pruned.model.frozen(but=self._own().values()):
+            for part in self._parts():
+                gradients = {name: torch.zeros_like(parameter) for name, parameter in moving.items()}
+                for policy in policies:
+                    self.train.pruned.apply(policy)
+                    self._put(moving)
+                    for name, gradient in self._gradients(part):
+                        gradients[name] += gradient / len(policies)
+                for name, parameter in moving.items():
+                    parameter.grad = gradients[name]
+                optimizer.step()
         self.journal.note(f"seconds of projector {version}", time.perf_counter() - began)
         return {name: parameter.detach() for name, parameter in moving.items()}
 
     def _gradients(self, part: int) -> Iterable[tuple[str, Tensor]]:
         """Of the loss at the policy that is applied. What its masks hide has none; rounding to integers passes them."""
-        parameters = {
-            f"{name}.{kind}": parameter
-            for name, linear in self._linears()
-            for kind, parameter in linear.named_parameters()
-        }
-        loss, moving = self.train.proxy_loss(part), list(parameters.values())
-        # Samples without a picture say nothing of the projector.
-        gradients = torch.autograd.grad(loss, moving, allow_unused=True, materialize_grads=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
+        own, loss = self._own(), self.train.proxy_loss(part)
+        if not loss.requires_grad:
+            return  # samples without a picture say nothing of the projector
+        # Nor does anything of what the last layers of a Q-Former make of text.
+        gradients = torch.autograd.grad(loss, list(own.values()), allow_unused=True, materialize_grads=True)
+        for name, gradient in zip(own, gradients, strict=True):
             layer, _, kind = name.rpartition(".")
             yield name, gradient * self.train.pruned.mask_now(layer) if kind == "weight" else gradient
 
@@ -133,6 +129,14 @@ class ProjectorEvolution:
     def _account(self, policies: Sequence[Policy], version: int) -> None:
         tokens = len(policies) * sum(self.train.tokens[part] for part in self._parts())
         self.ledger.add("projector steps", 0, tokens, self.journal.recall(f"seconds of projector {version}") or 0.0)
+
+    def _own(self) -> dict[str, torch.nn.Parameter]:
+        """What the model multiplies with now, in its own type: weights are masked."""
+        return {
+            f"{name}.{kind}": parameter
+            for name, linear in self._linears()
+            for kind, parameter in linear.named_parameters()
+        }
 
     def _linears(self) -> list[tuple[str, torch.nn.Linear]]:
         return self.train.pruned.model.projector_linears()

@@ -76,17 +76,14 @@ class Verdicts:
             if noted is None:
                 unknown.append(policy)
             else:
-                yield (
-                    policy,
-                    Scored(tuple(Loss(**loss) for loss in noted["losses"]), noted["norm_term"]),
-                    noted["seconds"],
-                )
+                losses = tuple(Loss(**loss) for loss in noted["losses"])
+                yield policy, Scored(losses, noted["norm_term"]), noted["seconds"]
         if not unknown:
             return
         began = time.perf_counter()
-        for policy, losses in zip(unknown, self._judge.losses(unknown, parts), strict=True):
+        for policy, found in zip(unknown, self._judge.losses(unknown, parts), strict=True):
             # Noted as well, because without the masks it has to be found out again from the weights.
-            scored = Scored(tuple(losses), self._judge.norm_term(policy))
+            scored = Scored(tuple(found), self._judge.norm_term(policy))
             seconds = time.perf_counter() - began
             self._journal.note(self._entry(policy, parts), asdict(scored) | {"seconds": seconds})
             yield policy, scored, seconds

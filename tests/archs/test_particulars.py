@@ -1,6 +1,7 @@
 """What single families do in their own way."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from slimdeploy.errors import DataError, ModelError
 from slimdeploy.exporters import write_card
 from slimdeploy.losses import text_batch
 from slimdeploy.model import Model, encode, load_model
+from slimdeploy.streaming import load_streamed
 
 
 def load(name: str, folder: Path) -> Model:
@@ -37,7 +39,8 @@ def test_the_q_formers_questions_begin_at_its_first_position(tmp_path: Path) -> 
     assert mask[:, 0].all()
 
 
-def test_an_instructblip_with_an_encoder_and_a_decoder_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [load_model, load_streamed])
+def test_an_instructblip_with_an_encoder_and_a_decoder_is_refused(tmp_path: Path, read: Callable[[str], Model]) -> None:
     make_checkpoint(FAMILIES["instructblip"], tmp_path)
     t5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vocab_size": 320}
     config = transformers.InstructBlipConfig(
@@ -48,7 +51,7 @@ def test_an_instructblip_with_an_encoder_and_a_decoder_is_refused(tmp_path: Path
     )
     transformers.InstructBlipForConditionalGeneration(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"does not know this kind of .* language model in the family 'instructblip'"):
-        load_model(str(tmp_path))
+        read(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from slimdeploy.policy import DENSE, Level, Policy
 from slimdeploy.prune import Stats
 from slimdeploy.search.cost import Ledger
 from slimdeploy.search.eta import EtaChoice
+from slimdeploy.search.fitness import ModelJudge
 from slimdeploy.search.journal import Journal
 from slimdeploy.search.projector import ProjectorEvolution
 
@@ -70,6 +71,24 @@ def test_steps_that_are_too_small_for_the_models_type_add_up(tiny_model: Model, 
     moved = (evolution.weights[name] - old[name]).abs().mean()
     assert 2e-6 < float(moved) < 8e-6, "six steps of Adam, each about as long as the learning rate"
     assert tiny_model.linear(name.removesuffix(".weight")).weight.dtype == torch.bfloat16
+
+
+def test_steps_keep_nothing_for_the_gradients_of_other_weights(
+    tiny_model: Model, stats: Stats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph for those of all weights holds the inputs of every layer."""
+    moving: set[str] = set()
+    proxy_loss = ModelJudge.proxy_loss
+
+    def noted(self: ModelJudge, part: int) -> torch.Tensor:
+        moving.update(name for name, parameter in tiny_model.module.named_parameters() if parameter.requires_grad)
+        return proxy_loss(self, part)
+
+    monkeypatch.setattr(ModelJudge, "proxy_loss", noted)
+    evolution = _evolution(tiny_model, stats, tmp_path, SearchConfig(), lambda _: [1.0])
+    evolution.refine([uniform(tiny_model, Level(0.5))])
+    assert moving == evolution.parameters().keys()
+    assert all(parameter.requires_grad for parameter in tiny_model.module.parameters())
 
 
 def test_tries_become_rarer_while_they_do_not_help(tiny_model: Model, stats: Stats, tmp_path: Path) -> None:
