@@ -62,10 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the result as JSON instead of tables")
     parser.add_argument("--quick", action="store_true", help="tiny settings: figures mean nothing, nothing is written")
-    parser.add_argument("--fresh", action="store_true", help="measure finished cells again")
+    finished = parser.add_mutually_exclusive_group()
+    finished.add_argument("--fresh", action="store_true", help="measure finished cells again")
     parser.add_argument("--only", nargs="+", choices="ABCD", help="these tables; the cells alone are kept")
     parser.add_argument("--seeds", type=int, help="this many seeds at most; the cells alone are kept")
-    parser.add_argument("--so-far", action="store_true", help="measure nothing, print what is finished")
+    finished.add_argument("--so-far", action="store_true", help="measure nothing, print what is finished")
     return parser
 
 

@@ -3,12 +3,15 @@
 Knows no model and no table.
 """
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from slimdeploy import __version__
 from slimdeploy.artifact import new_file
@@ -18,8 +21,8 @@ from slimdeploy.search import Cost
 
 METHOD_VERSION = 1
 """Part of every key: figures and policies of another one are measured again. To be raised whenever a change in
-slimdeploy's pruning, search, restoration, losses or scoring changes what a cell would give. The sources themselves are
-no part of a key, because then every comment would cost hours of measurement.
+slimdeploy's pruning, search, restoration, losses, scoring or demo data changes what a cell would give. The sources
+themselves are no part of a key, because then every comment would cost hours of measurement.
 """
 
 Restoration = Literal["none", "lora", "sparse_lora"]
@@ -48,7 +51,8 @@ class Setting:
     @property
     def has_seeds(self) -> bool:
         """Whether any sample or any random number has a say."""
-        return self.sparsity > 0 or self.bytes > 0
+        by_weights_alone = (self.criterion, self.method, self.restore) == ("magnitude", "uniform", "none")
+        return (self.sparsity > 0 or self.bytes > 0) and not by_weights_alone
 
     def config(self, base: Config, seed: int) -> Config:
         """`base` with these settings."""
@@ -149,11 +153,17 @@ class Figure:
 
 
 class FinishedCells:
-    """Figures by the key of their cell, in a JSON file that is written anew with every one that comes."""
+    """Figures by the key of their cell, in a JSON file that is read and written anew with every one that comes: another
+    benchmark may be adding to it.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._entries: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
+        self._entries = self._read()
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        entries: dict[str, dict[str, Any]] = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        return entries
 
     def __contains__(self, key: str) -> bool:
         return key in self._entries
@@ -163,17 +173,25 @@ class FinishedCells:
         return Figure(**{**values, "costs": tuple(Cost(**cost) for cost in values["costs"])})
 
     def add(self, key: str, cell: Cell, figure: Figure) -> None:
-        self._entries[key] = {
-            "setting": cell.setting.described(),
-            "seed": cell.seed,
-            "date": now(),
-            "figure": asdict(figure),
-        }
-        self._write()
+        setting, values = cell.setting.described(), asdict(figure)
+        with self._changing():
+            self._entries[key] = {"setting": setting, "seed": cell.seed, "date": now(), "figure": values}
 
-    def forget(self, keys: Collection[str]) -> Self:
-        self._entries = {key: entry for key, entry in self._entries.items() if key not in keys}
-        return self
+    def forget(self, keys: Collection[str]) -> None:
+        with self._changing():
+            self._entries = {key: entry for key, entry in self._entries.items() if key not in keys}
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """The entries as they are in the file by now; what the body makes of them is written."""
+        folder = os.open(self._file.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            self._entries = self._read()
+            yield
+            self._write()
+        finally:
+            os.close(folder)
 
     def _write(self) -> None:
         lines = (f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in self._entries.items())

@@ -24,7 +24,7 @@ from slimdeploy.data import load_samples
 from slimdeploy.evaluate import greedy_answers
 from slimdeploy.model import Model, load_model
 from slimdeploy.progress import Progress
-from slimdeploy.prune import Stats, collect_stats, prune, set_weights
+from slimdeploy.prune import Pruning, Stats, collect_stats, prune, set_weights
 from slimdeploy.restore import restore
 from slimdeploy.samples import SPLITS, Sample, Split
 from slimdeploy.scoring import score
@@ -136,8 +136,8 @@ def policy(cell: Cell, workshop: Workshop, model: Model, samples: Samples, stats
 def compress(model: Model, config: Config, found: SearchResult, stats: Stats, samples: Samples) -> Model:
     """Prune in place; where restoration is asked for, the model that it makes of another dense one."""
     progress = Progress.silent()
-    how = (config.prune, samples["calibration"], config.data.batch_size, progress)
-    pruned = prune(model, found.policy, stats, *how, evolve=lambda: found.apply_projector(model))
+    how = Pruning(config.prune, samples["calibration"], config.data.batch_size, progress)
+    pruned = prune(model, found.policy, stats, how, evolve=lambda: found.apply_projector(model))
     if config.restore.method == "none":
         return model
     restored = load_model(config.model.path)

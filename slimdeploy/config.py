@@ -109,11 +109,6 @@ class Config(Table):
                 "search.method = 'ecoflap' runs the whole model for each of its matrices, which model.streamed makes "
                 "endless; take 'owl', 'uniform' or 'evolution'"
             )
-        if self.search.method == "evolution" and self.search.projector_steps:
-            raise ValueError(
-                f"search.projector_steps = {self.search.projector_steps} needs gradients through the whole model, "
-                "which model.streamed does not hold; set search.projector_steps = 0"
-            )
         return self
 
     @model_validator(mode="after")

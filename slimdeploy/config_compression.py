@@ -176,7 +176,10 @@ class SearchConfig(Table):
         "candidates of the first rounds best.",
     )
     projector_steps: int = Field(
-        4, ge=0, description="Gradient steps on the projector for the best candidates of a round; 0: it stays as it is."
+        4,
+        ge=0,
+        description="Gradient steps on the projector for the best candidates of a round; 0: it stays as it is, as it\n"
+        "does where model.streamed is set.",
     )
     projector_policies: Positive = Field(2, description="How many of the best candidates those steps help together.")
     projector_learning_rate: Rate = Field(1e-3, description="Their learning rate.")

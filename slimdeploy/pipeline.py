@@ -188,19 +188,19 @@ class Run:
         search, statistics = self.search(), self.statistics()
 
         def produce(folder: Path) -> None:
-            from .prune import Stats, prune, prune_blockwise
+            from .prune import Pruning, Stats, prune, prune_blockwise
             from .search.result import SearchResult
             from .streaming import write_blocks
 
-            model, found, settings = self._load_to_prune(), SearchResult.load(search.path), self.config.prune
-            how = (settings, self.samples["calibration"], self.config.data.batch_size, self.progress)
+            model, found, samples = self._load_to_prune(), SearchResult.load(search.path), self.samples["calibration"]
+            how = Pruning(self.config.prune, samples, self.config.data.batch_size, self.progress)
             if self.config.model.streamed:
-                blocks = prune_blockwise(model, found.policy, *how)
+                blocks = prune_blockwise(model, found.policy, how)
                 # No name holds a block's masks while the next one is pruned.
                 write_blocks(model, map(itemgetter(0), blocks), folder / "checkpoint")
                 return
             stats = Stats.load(statistics.path)
-            pruned = prune(model, found.policy, stats, *how, evolve=lambda: found.apply_projector(model))
+            pruned = prune(model, found.policy, stats, how, evolve=lambda: found.apply_projector(model))
             pruned.save(folder)
             self._save_answers(model, folder)
 
@@ -279,6 +279,11 @@ class Run:
         if not self.prunes:
             return {"dense": self.dense()}
         return {"dense": self.dense(), "pruned": self.pruned(), "restored": self.restored()}
+
+    def notes(self) -> list[str]:
+        """What the steps noted for the report, each once."""
+        steps = [self.statistics(), self.search(), self.pruned(), self.restored()] if self.prunes else [self.dense()]
+        return list(dict.fromkeys(note for step in steps for note in step.notes))
 
     def engine(self) -> Step:
         """The answers of the artifact through its engine, in this process: the export without the server."""
@@ -376,9 +381,12 @@ class Run:
         if self.prunes:
             from .model import refuse_control_tokens
             from .search import search_space
+            from .search.model_search import parts_of
 
             refuse_control_tokens(model, self.samples["train"])
             search_space(model.layers(), self.config)
+            if self.config.search.method == "evolution":
+                parts_of(self.samples)
 
     def _model_inputs(self) -> dict[str, Any]:
         return {"model": self.source_fingerprint, "dtype": self.config.model.dtype}

@@ -28,6 +28,7 @@ class Progress(AbstractContextManager["Progress"]):
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.notes: list[str] = []
         self._bars = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -54,6 +55,11 @@ class Progress(AbstractContextManager["Progress"]):
     def say(self, message: str) -> None:
         """One line that stays."""
         self.console.print(message, highlight=False, markup=False)
+
+    def note(self, sentence: str) -> None:
+        """Said, and kept for the report: something was not done as the settings ask, or as one would expect."""
+        self.say(sentence)
+        self.notes.append(sentence)
 
     def bar(self, description: str, total: int) -> Bar:
         if self.console.is_terminal:

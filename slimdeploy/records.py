@@ -8,7 +8,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -85,6 +85,7 @@ def _sample(entry: Any, where: str, images: Path) -> Sample:
             sample = _plain(entry, question, where, images)
         case _:
             raise DataError("is no sample: it needs a 'question', 'conversations' (LLaVA) or 'messages' (OpenAI)")
+    sample = replace(sample, choices=_texts(entry, "choices"), kind=_kind(entry), metric=_metric(entry))
     for text in (sample.id, sample.question, *sample.answers, *sample.choices, sample.kind):
         _require_characters(text)
     _check_choices(sample)
@@ -110,9 +111,6 @@ def _plain(entry: dict[str, Any], question: str, where: str, images: Path) -> Sa
         question=question,
         images=_image_paths(entry, images),
         answers=_answers(entry),
-        choices=_texts(entry, "choices"),
-        kind=_kind(entry),
-        metric=_metric(entry),
         sounds=tuple(_media(name, images, "sound", "audio") for name in _texts(entry, "audio")),
     )
 
@@ -134,7 +132,7 @@ def _llava(entry: dict[str, Any], turns: list[Any], where: str, images: Path) ->
         raise DataError("'conversations' holds no question from 'human'")
     answers = (said["gpt"],) if said["gpt"] else ()
     pictures = _image_paths(entry, images)
-    return Sample(_id(entry, where), question, pictures, answers, kind=_kind(entry), metric=_metric(entry))
+    return Sample(_id(entry, where), question, pictures, answers)
 
 
 def _openai(entry: dict[str, Any], messages: list[Any], where: str, images: Path) -> Sample:
@@ -154,7 +152,7 @@ def _openai(entry: dict[str, Any], messages: list[Any], where: str, images: Path
     question = "\n".join(texts["system"] + texts["user"])
     answer = "\n".join(texts["assistant"])
     answers = (answer,) if answer else ()
-    return Sample(_id(entry, where), question, tuple(pictures), answers, kind=_kind(entry), metric=_metric(entry))
+    return Sample(_id(entry, where), question, tuple(pictures), answers)
 
 
 def _read_parts(content: Any, images: Path, texts: list[str], pictures: list[ImageSource]) -> None:

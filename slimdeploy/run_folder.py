@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ _JOURNALS = ".journals"
 
 @dataclass(frozen=True)
 class Step:
-    """A finished step: where its result lies and the fingerprint of what it came from."""
+    """A finished step: where its result lies, the fingerprint of what it came from, and what it noted on the way."""
 
     path: Path
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 def _trust(_: Path) -> None:
@@ -58,17 +59,20 @@ class RunFolder:
         """
         text = _text_of(name, inputs)
         step = Step(self.path / name, _fingerprint(text))
-        record = self.path / _INPUTS / f"{name}.json"
+        record, notes = (self.path / _INPUTS / f"{name}{kind}.json" for kind in ("", ".notes"))
         finished = step.path.is_dir() and record.is_file() and record.read_text() == text and self._holds(step, check)
         if not finished:
             self.progress.say(f"step {name}")
+            noted = len(self.progress.notes)
             with new_folder(step.path) as folder:
                 produce(folder)
                 record.unlink(missing_ok=True)
+            with new_file(notes) as file:
+                file.write_text(json.dumps(self.progress.notes[noted:], indent=1))
             with new_file(record) as file:
                 file.write_text(text)
             shutil.rmtree(self.path / _JOURNALS / name, ignore_errors=True)
-        return step
+        return replace(step, notes=tuple(json.loads(notes.read_text())))
 
     def journal(self, name: str, inputs: Mapping[str, Any]) -> Path:
         """A folder in which step `name` may note what it has done, for itself after a kill; gone once it is finished.

@@ -102,10 +102,8 @@ def validate_run(run: "Run") -> Report:
         report = _report(config, samples, None, artifact)
         report = replace(report, notes=(*report.notes, note))
     if run.prunes:
-        found = _searched(run)
-        notes = (*report.notes, *found.notes)
-        report = replace(report, search=found.summary(), restoration=_losses(run), notes=notes)
-    report = replace(report, notes=(*report.notes, *shortfalls(config.data, run.samples)))
+        report = replace(report, search=_searched(run).summary(), restoration=_losses(run))
+    report = replace(report, notes=(*report.notes, *run.notes(), *shortfalls(config.data, run.samples)))
     source_bytes = sum(file.stat().st_size for file in run.source.iterdir() if file.is_file())
     report = replace(report, size_bytes=Sizes(source_bytes, artifact.bytes))
     _write(report, run.folder.path)

@@ -98,6 +98,7 @@ def test_a_model_that_stays_on_disk_cannot_be_restored(source: Path, tmp_path: P
             },
             "bytes = 1,000 cannot be met",
         ),
+        ({"data": {"validation": 1}}, "6 search and 1 validation samples; it needs at least 1 and 2"),
         ({"prune": {"skip": ["nothing.*"]}}, r"prune.skip = 'nothing.\*' names no layer"),
     ],
 )
@@ -108,6 +109,15 @@ def test_what_cannot_be_met_is_told_before_anything_runs(
     with pytest.raises(PruneError, match=message):
         run_pipeline(config, Progress.silent())
     assert not (tmp_path / "run" / "dense").exists()
+
+
+def test_what_the_steps_note_stands_in_the_report_of_a_run_that_goes_on_too(source: Path, tmp_path: Path) -> None:
+    config = changed(
+        configure(source, tmp_path / "run", format_="vllm"), prune={"criterion": "wanda", "propagate": "pruned"}
+    )
+    reports = [run_pipeline(config, Progress.silent()) for _ in range(2)]
+    for report in reports:
+        assert sum("prune.propagate ships what pruned ones do" in note for note in report.notes) == 1
 
 
 def test_sparsity_zero_only_exports(source: Path, tmp_path: Path) -> None:

@@ -43,9 +43,15 @@ class TestFormats:
             {"id": "2", "messages": [{"role": "user", "content": "Which?"}], "metric": "vqa"},
             question(3),
             {"question": "Which?", "choices": ["red", "blue"], "answer": "B", "metric": "letter"},
+            {
+                "conversations": [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "(B)"}],
+                "choices": ["red", "blue"],
+                "metric": "letter",
+            },
         ]
-        found = [sample.metric for sample in read(lines(tmp_path / "x.jsonl", *entries))]
-        assert found == ["relaxed", "vqa", "vqa", "exact_match", "letter"]
+        found = [(sample.metric, sample.choices) for sample in read(lines(tmp_path / "x.jsonl", *entries))]
+        metrics = ["relaxed", "vqa", "vqa", "exact_match", "letter", "letter"]
+        assert found == list(zip(metrics, [()] * 4 + [("red", "blue")] * 2, strict=True))
 
     def test_a_sample_may_lack_id_image_and_answer(self, tmp_path: Path) -> None:
         file = lines(tmp_path / "x.jsonl", "", {"question": "Why?"})

@@ -21,7 +21,7 @@ from slimdeploy.losses import text_batch, text_logits
 from slimdeploy.model import Model, load_model
 from slimdeploy.policy import Level, Policy
 from slimdeploy.progress import Progress
-from slimdeploy.prune import collect_stats, prune_blockwise
+from slimdeploy.prune import Pruning, collect_stats, prune_blockwise
 from slimdeploy.streaming import load_streamed, write_blocks
 
 
@@ -94,7 +94,7 @@ def test_statistics_are_those_of_the_whole_model(streamed: Model, tiny_model: Mo
 
 def _pruned_blocks(model: Model, config: PruneConfig) -> Iterator[str]:
     policy = Policy({layer.name: Level(0.5) for layer in model.layers()})
-    for path, _ in prune_blockwise(model, policy, config, make_samples(4), 2, Progress.silent()):
+    for path, _ in prune_blockwise(model, policy, Pruning(config, make_samples(4), 2, Progress.silent())):
         yield path
 
 

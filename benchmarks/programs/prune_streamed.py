@@ -15,7 +15,7 @@ from peak_memory import peak_bytes
 from slimdeploy.config import PruneConfig
 from slimdeploy.policy import Level, Policy
 from slimdeploy.progress import Progress
-from slimdeploy.prune import prune_blockwise
+from slimdeploy.prune import Pruning, prune_blockwise
 from slimdeploy.records import read_records
 from slimdeploy.streaming import load_streamed, write_blocks
 
@@ -25,7 +25,7 @@ calibration = [located.sample for located in read_records(Path(samples), Path(sa
 model = load_streamed(source, "bfloat16")
 policy = Policy({layer.name: Level(float(sparsity)) for layer in model.layers() if layer.tower in towers})
 config = PruneConfig(criterion=criterion, propagate="pruned")  # type: ignore[arg-type]
-blocks = prune_blockwise(model, policy, config, calibration, 1, Progress.silent())
+blocks = prune_blockwise(model, policy, Pruning(config, calibration, 1, Progress.silent()))
 write_blocks(model, map(itemgetter(0), blocks), Path(target))
 seconds = time.perf_counter() - start
 sys.stdout.write(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes()}) + "\n")

@@ -1,6 +1,6 @@
 """Which weights go: statistics of the layers' inputs, scores, patterns, masks; and what becomes of those that stay."""
 
-from .blockwise import prune_blockwise
+from .blockwise import Pruning, prune_blockwise
 from .database import Database, RankedWeights
 from .masks import Masks, apply_masks, load_masks, make_masks, save_masks, set_weights
 from .pruning import Pruned, prune
@@ -11,6 +11,7 @@ __all__ = [
     "Database",
     "Masks",
     "Pruned",
+    "Pruning",
     "RankedWeights",
     "SolvedWeights",
     "Stats",

@@ -3,6 +3,7 @@ more than can be kept of all layers at once. Knows no file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,18 +27,26 @@ Solved = Iterator[tuple[str, Tensor, Tensor]]
 """Names of layers with their pruned weights and their masks, (out, in)."""
 
 
-def prune_blockwise(
-    model: Model, policy: Policy, config: PruneConfig, samples: Sequence[Sample], batch_size: int, progress: Progress
-) -> Iterator[tuple[str, Masks]]:
+@dataclass(frozen=True)
+class Pruning:
+    """How a policy is put into a model. samples: what blocks are pruned on, `batch_size` of them at a time."""
+
+    config: PruneConfig
+    samples: Sequence[Sample]
+    batch_size: int
+    progress: Progress
+
+
+def prune_blockwise(model: Model, policy: Policy, how: Pruning) -> Iterator[tuple[str, Masks]]:
     """Bring the model to a policy, block by block and in place. Yields a block's path when it is done, and its masks.
 
     With `propagate = "pruned"` a block is pruned for the inputs that the pruned blocks before it give, with "dense" for
     those of the dense model. Raises PruneError that names the layer where weights or inputs are not finite.
     """
-    walk = Walk(model, encode_all(model, samples, batch_size))
-    for block in progress.track(walk, "prune", total=len(walk)):
+    walk = Walk(model, encode_all(model, how.samples, how.batch_size))
+    for block in how.progress.track(walk, "prune", total=len(walk)):
         with block.resident():
-            yield block.path, _prune_block(model, block, policy, config, progress)
+            yield block.path, _prune_block(model, block, policy, how.config, how.progress)
 
 
 def _prune_block(model: Model, block: Block, policy: Policy, config: PruneConfig, progress: Progress) -> Masks:

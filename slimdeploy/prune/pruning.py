@@ -1,17 +1,14 @@
 """The step from a policy to a pruned model: all at once from the dense model's statistics, or block by block."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
-from ..config import PruneConfig
 from ..model import Model
 from ..policy import Policy
-from ..progress import Progress
-from ..samples import Sample
-from .blockwise import prune_blockwise
+from .blockwise import Pruning, prune_blockwise
 from .database import as_stored
 from .masks import Masks, apply_masks, load_masks, load_weights, make_masks, save_masks, save_weights, set_weights
 from .stats import Stats
@@ -37,20 +34,18 @@ def prune(
     model: Model,
     policy: Policy,
     stats: Stats,
-    config: PruneConfig,
-    samples: Sequence[Sample],
-    batch_size: int,
-    progress: Progress,
+    how: Pruning,
     evolve: Callable[[], None] = lambda: None,
 ) -> Pruned:
     """Bring the model to the policy, in place, with survivors as the policy stores them.
 
-    samples: what blocks are pruned on where statistics do not say enough. evolve: puts the evolved projector into the
-    dense model. Its masks are the checkpoint's, as the search judged them; block by block they are chosen anew.
+    Block by block where statistics do not say enough. evolve: puts the evolved projector into the dense model. Its
+    masks are the checkpoint's, as the search judged them; block by block they are chosen anew.
     """
+    config = how.config
     if config.is_blockwise:
         evolve()
-        blocks = prune_blockwise(model, policy, config, samples, batch_size, progress)
+        blocks = prune_blockwise(model, policy, how)
         masks = {name: mask for _, block in blocks for name, mask in block.items()}
         moves = config.criterion == "sparsegpt"
         moved = [name for name, level in policy.levels.items() if level.values or (moves and level.sparsity)]

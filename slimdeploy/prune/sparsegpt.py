@@ -96,8 +96,8 @@ def sparsegpt(weight: Tensor, known: Curvature, level: Level, per_row: bool = Tr
 
     weight: (out, in). per_row: every row keeps the same number in each block of columns; otherwise, as published, a
     block's weights compete over all rows. Each row (or the matrix) keeps what `policy.kept_per_row` says. With values,
-    survivors end on a grid of one bf16 scale for 128 columns of a row, which an export finds again for int4; for int8
-    it may take another one, as fine.
+    survivors end on a grid of one bf16 scale for 128 columns of a row, which an export finds again for int4 where the
+    pattern is unstructured; otherwise it may take another one, about as fine.
     """
     # Transposed, so that a column lies in one piece.
     left = weight.float().t().contiguous()
@@ -178,6 +178,9 @@ def _choose(mask: Tensor, scores: Tensor, kept: int, per_row: bool) -> None:
 
 
 def _scales(weight: Tensor, level: Level) -> Tensor:
-    """(out,), those that an export would take for a group. weight: (columns, out), with zeros where it is pruned."""
+    """(out,), those that an export would take for a group of these weights, (columns, out).
+
+    Where N:M masks are chosen group by group, most of them are still to come, and the scale is that of more weights.
+    """
     _, scales = quantize(weight.t().contiguous().cpu().numpy(), LARGEST_CODE[level.values], 0)
     return torch.from_numpy(from_bf16(scales)[:, 0]).to(weight)

@@ -18,6 +18,7 @@ from ..progress import Progress
 from ..samples import Sample
 from .finite import finite_weight
 from .moments import Moments, diagonal
+from .sparsegpt import DAMPING
 from .tokens import text_and_drifting
 from .walk import Walk, encode_all
 
@@ -84,6 +85,7 @@ def collect_stats(
     picture.
     """
     stats = Stats()
+    raised: dict[str, float] = {}
     walk = Walk(model, encode_all(model, samples, batch_size))
     for block in progress.track(walk, "statistics", total=len(walk)):
         moments = Moments()
@@ -100,4 +102,12 @@ def collect_stats(
             block.hand_on(block.run(observe, tokens))
         for names, known in moments.curvatures(progress):
             stats.factor_diagonal |= dict.fromkeys(names, diagonal(known))
+            if known.damping > DAMPING:
+                raised |= dict.fromkeys(names, known.damping)
+    if raised:
+        progress.note(
+            f"SparseGPT's damping was raised from {DAMPING:.0%} to as much as {max(raised.values()):.0%} for "
+            f"{len(raised)} of {len(stats.factor_diagonal)} layers, such as {min(raised)}: the second moments of their "
+            "inputs could not be inverted."
+        )
     return stats

@@ -70,7 +70,9 @@ def restore(
         raise PruneError("restoration has no samples; give a train split, or set restore.method = 'none'")
     answered = sum(bool(sample.answers) for sample in samples) / len(samples)
     if answered < 1:
-        progress.say(f"{1 - answered:.0%} of the training samples have no answer: the dense model's predictions teach")
+        progress.note(
+            f"{1 - answered:.0%} of the training samples have no answer: the dense model's predictions teach."
+        )
     states = States(journal)
     with adapted(model, masks, start, config) as adapters:
         errors: Errors = {}

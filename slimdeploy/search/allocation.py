@@ -1,6 +1,6 @@
 """How sparse each matrix becomes by a formula instead of a search. Knows no torch and no model: names and numbers.
 
-A block is what a tower repeats; the projector is a block of its own.
+A block is what a tower, or a projector, repeats; what is not repeated is a block by its parent module.
 """
 
 import math

@@ -43,7 +43,7 @@ def _computable(task: Task) -> Sequence[StartFormula]:
     else:
         return start
     if "ecoflap" in start:
-        task.note(f"The search did not start from ECoFLaP's policy as well: {hindrance}.")
+        task.progress.note(f"The search did not start from ECoFLaP's policy as well: {hindrance}.")
     return [formula for formula in start if formula != "ecoflap"]
 
 

@@ -18,9 +18,11 @@ def judges(task: Task) -> JudgeOn:
     model, settings, group = task.model, task.config.prune, task.space.levels[-1].group
     solves = settings.criterion == "sparsegpt"
     if settings.propagate == "pruned" and settings.is_blockwise:
-        task.note("The search judged what dense inputs ask for; prune.propagate ships what pruned ones do.")
+        task.progress.note("The search judged what dense inputs ask for; prune.propagate ships what pruned ones do.")
     if solves and (reason := _masks_alone(task)):
-        task.note(f"The search judged SparseGPT's masks alone, without the weights that make up for others: {reason}.")
+        task.progress.note(
+            f"The search judged SparseGPT's masks alone, without the weights that make up for others: {reason}."
+        )
         solves = False
     if model.streamed:
         return partial(StreamedJudge, model, settings, task.stats, group)

@@ -56,7 +56,7 @@ def search_policy(
 
 def _search(task: Task) -> SearchResult:
     settings, space, journal, ledger = task.config.search, task.space, task.journal, task.ledger
-    search, held_out, final = _parts(task.samples)
+    search, held_out, final = parts_of(task.samples)
     starts = starting_policies(task)
     judge_on = judges(task)
     # While the model is dense: a judge notes what the dense model says about its samples.
@@ -70,7 +70,7 @@ def _search(task: Task) -> SearchResult:
     eta = EtaChoice(settings.eta, min(_ETA_AFTER, settings.generations), (fitness, accept, decide))
     projector = ProjectorEvolution(judge, accept, settings, journal, ledger) if isinstance(judge, ModelJudge) else None
     if settings.projector_steps and not projector:
-        task.note("The projector did not evolve: a model that stays on disk gives it no gradients.")
+        task.progress.note("The projector did not evolve: a model that stays on disk gives it no gradients.")
     bar = task.progress.bar("search, generation", total=settings.generations)
 
     def refine(population: Sequence[Policy]) -> Change:
@@ -90,14 +90,7 @@ def _search(task: Task) -> SearchResult:
             projector.put_back()
         judge.release()
     task.progress.say(f"search: {in_words(ledger.costs())}")
-    return replace(
-        found,
-        eta=fitness.eta,
-        eta_chosen=eta.after,
-        eta_rankings=eta.rankings,
-        costs=ledger.costs(),
-        notes=tuple(task.notes),
-    )
+    return replace(found, eta=fitness.eta, eta_chosen=eta.after, eta_rankings=eta.rankings, costs=ledger.costs())
 
 
 def _better(space: Space, outcome: Outcome, decide: Verdicts, projector: ProjectorEvolution | None) -> SearchResult:
@@ -118,8 +111,13 @@ def _better(space: Space, outcome: Outcome, decide: Verdicts, projector: Project
     )
 
 
-def _parts(samples: Mapping[Split, Sequence[Sample]]) -> tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]:
-    """Samples to search on, to accept projectors on, and to compare with the uniform policies on."""
+def parts_of(
+    samples: Mapping[Split, Sequence[Sample]],
+) -> tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]:
+    """Samples to search on, to accept projectors on, and to compare with the uniform policies on.
+
+    Raises PruneError where there are too few.
+    """
     search, validation = samples["search"], samples["validation"]
     if not search or len(validation) < 2:
         raise PruneError(

@@ -27,7 +27,7 @@ class SearchResult:
     uniform_validation, searched_validation: J of the best uniform policy and of the one that was found, on held-out
     samples; the lower one was chosen. Equal when nothing was searched. eta: weight of the norm term in J.
     eta_chosen: the generation after which it was, 0 where it was set. eta_rankings: how well each eta of the grid
-    ranked policies then; none where too little was known. notes: sentences on what was not done as the settings ask.
+    ranked policies then; none where too little was known.
     """
 
     policy: Policy
@@ -40,7 +40,6 @@ class SearchResult:
     eta_chosen: int = 0
     eta_rankings: tuple[Ranking, ...] = ()
     costs: tuple[Cost, ...] = ()
-    notes: tuple[str, ...] = ()
 
     def apply_projector(self, model: Model) -> None:
         """Put the evolved projector into a dense model. Masks are made before that, from the checkpoint's weights."""
@@ -77,7 +76,6 @@ class SearchResult:
         lists: dict[str, type] = {"history": Generation, "eta_rankings": Ranking, "costs": Cost}
         for name, kind in lists.items():
             values[name] = tuple(kind(**entry) for entry in values[name])
-        values["notes"] = tuple(values["notes"])
         return SearchResult(
             policy=Policy.from_json((folder / _POLICY).read_text(encoding="utf-8")),
             projector=load_file(folder / _PROJECTOR),

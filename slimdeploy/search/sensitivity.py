@@ -23,7 +23,7 @@ _STEP = 1e-3
 def outlier_shares(model: Model, stats: Stats, blocks: Mapping[str, Sequence[Layer]]) -> dict[str, float]:
     """By block, the share of its weights whose score is more than M times the block's mean (OWL; Yin et al. 2024).
 
-    The scores are Wanda's, whatever criterion prunes.
+    The scores are Wanda's, whatever criterion prunes; with ATV's statistics, over its tokens.
     """
     shares = {}
     for block, layers in blocks.items():

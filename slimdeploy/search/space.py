@@ -1,7 +1,7 @@
 """The policies that a search may visit: a level per matrix, never over budget. Pure arithmetic on `slimdeploy.policy`.
 
 Every policy made here costs at most `budget`, in weights kept or in bytes stored, so that a search never has to reject
-one. And each keeps something of every row: a matrix that gives nothing is no candidate.
+one. And each keeps at least as many weights of a matrix as it has rows: one that gives nothing is no candidate.
 """
 
 import random
@@ -29,7 +29,7 @@ from ..policy import (
 _GRAIN = 1e-4
 _SPARSEST = 0.95
 
-Cost = Callable[[Layer, Level], int]
+Price = Callable[[Layer, Level], int]
 """What a matrix costs at a level, in the unit of the budget."""
 
 _Steps = Sequence[tuple[int, Level]]
@@ -55,7 +55,7 @@ class Space:
     levels: tuple[Level, ...]
     budget: int
     pattern: str
-    cost: Cost = kept_weights
+    cost: Price = kept_weights
     values: tuple[Values, ...] = ("",)
 
     @property

@@ -15,7 +15,7 @@ from .space import Space
 
 @dataclass(frozen=True)
 class Task:
-    """The model is dense. notes: sentences for the report, on what was not done as the settings ask."""
+    """The model is dense."""
 
     model: Model
     stats: Stats
@@ -25,8 +25,3 @@ class Task:
     progress: Progress
     journal: Journal
     ledger: Ledger = field(default_factory=Ledger)
-    notes: list[str] = field(default_factory=list)
-
-    def note(self, sentence: str) -> None:
-        self.progress.say(sentence)
-        self.notes.append(sentence)

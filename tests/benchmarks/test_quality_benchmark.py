@@ -155,7 +155,11 @@ def test_finished_cells_outlive_the_process_and_can_be_forgotten(tmp_path: Path)
     FinishedCells(file).add("key", Cell(Setting(sparsity=0.6), 2), measured)
     assert FinishedCells(file).figure("key") == measured
     assert json.loads(file.read_text())["key"]["setting"] == {"sparsity": 0.6}
-    assert "key" not in FinishedCells(file).forget({"key"})
+    one, other = FinishedCells(file), FinishedCells(file)
+    one.forget({"key"})
+    other.add("another", Cell(Setting(sparsity=0.6), 3), measured)
+    one.add("a third", Cell(Setting(sparsity=0.6), 4), measured)
+    assert [key in FinishedCells(file) for key in ("key", "another", "a third")] == [False, True, True]
 
 
 def test_cells_come_seed_by_seed_and_each_once():

@@ -12,7 +12,7 @@ from slimdeploy.losses import text_batch, text_logits
 from slimdeploy.model import Model
 from slimdeploy.policy import DENSE, Level, Policy
 from slimdeploy.progress import Progress
-from slimdeploy.prune import Masks, collect_stats, prune_blockwise
+from slimdeploy.prune import Masks, Pruning, collect_stats, prune_blockwise
 from slimdeploy.prune.criteria import wanda_scores
 from slimdeploy.prune.database import as_stored
 from slimdeploy.prune.patterns import mask_at, ranks
@@ -27,7 +27,7 @@ def _policy(model: Model, level: Level = HALF) -> Policy:
 
 
 def _prune(model: Model, config: PruneConfig, policy: Policy | None = None) -> Masks:
-    blocks = prune_blockwise(model, policy or _policy(model), config, SAMPLES, 2, Progress.silent())
+    blocks = prune_blockwise(model, policy or _policy(model), Pruning(config, SAMPLES, 2, Progress.silent()))
     return {name: mask for _, block in blocks for name, mask in block.items()}
 
 
@@ -49,7 +49,7 @@ def test_for_dense_inputs_the_masks_are_those_of_the_statistics(tiny_model: Mode
 def test_it_holds_no_masks_of_the_blocks_before(tiny_model: Model, criterion: Criterion) -> None:
     before: list[weakref.ref[torch.Tensor]] = []
     policy, config = _policy(tiny_model), PruneConfig(criterion=criterion)
-    for _, masks in prune_blockwise(tiny_model, policy, config, SAMPLES, 2, Progress.silent()):
+    for _, masks in prune_blockwise(tiny_model, policy, Pruning(config, SAMPLES, 2, Progress.silent())):
         assert not any(mask() is not None for mask in before)
         before = [weakref.ref(mask) for mask in masks.values()]
         del masks
@@ -110,7 +110,7 @@ def test_a_weight_that_is_not_finite_is_named(tiny_model: Model, criterion: Crit
 
 def test_without_samples_nothing_is_pruned(tiny_model: Model) -> None:
     with pytest.raises(PruneError, match="no calibration samples"):
-        list(prune_blockwise(tiny_model, _policy(tiny_model), PruneConfig(), [], 2, Progress.silent()))
+        list(prune_blockwise(tiny_model, _policy(tiny_model), Pruning(PruneConfig(), [], 2, Progress.silent())))
 
 
 def test_watching_a_block_shows_what_running_it_does_and_leaves_its_last_product_out(tiny_model: Model) -> None:

@@ -9,7 +9,7 @@ from slimdeploy.errors import ModelError
 from slimdeploy.model import Model, encode
 from slimdeploy.policy import DENSE, Level, Policy
 from slimdeploy.progress import Progress
-from slimdeploy.prune import collect_stats, prune_blockwise
+from slimdeploy.prune import Pruning, collect_stats, prune_blockwise
 from slimdeploy.search.space import search_space
 
 SAMPLES = make_samples(4)
@@ -51,7 +51,7 @@ def test_it_is_pruned_and_the_embeddings_are_not(model: Model, criterion: Criter
     policy = Policy({layer.name: Level(0.5) for layer in model.layers()})
     table = model.module.get_parameter("model.language_model.embed_tokens.weight")
     before = table.detach().clone()
-    list(prune_blockwise(model, policy, PruneConfig(criterion=criterion), SAMPLES, 2, Progress.silent()))
+    list(prune_blockwise(model, policy, Pruning(PruneConfig(criterion=criterion), SAMPLES, 2, Progress.silent())))
     assert float((model.linear("lm_head").weight == 0).float().mean()) == 0.5
     assert torch.equal(table, before)
 

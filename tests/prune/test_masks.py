@@ -16,7 +16,7 @@ from slimdeploy.errors import PruneError
 from slimdeploy.model import Model
 from slimdeploy.policy import DENSE, Level, Policy, available_levels, kept_per_row
 from slimdeploy.progress import Progress
-from slimdeploy.prune import Stats, apply_masks, collect_stats, load_masks, prune_blockwise, save_masks
+from slimdeploy.prune import Pruning, Stats, apply_masks, collect_stats, load_masks, prune_blockwise, save_masks
 from slimdeploy.prune.criteria import magnitude_scores, wanda_scores
 from slimdeploy.prune.patterns import mask_at, mask_of, ranks
 
@@ -182,6 +182,6 @@ def test_weights_compete_as_the_criterion_was_published_unless_the_settings_say(
     assert config.per_row == per_row
     samples, name = make_samples(3), tiny_model.layers()[0].name
     policy = Policy({layer.name: Level(0.5) for layer in tiny_model.layers()})
-    ((_, masks), *_) = prune_blockwise(tiny_model, policy, config, samples, 3, Progress.silent())
+    ((_, masks), *_) = prune_blockwise(tiny_model, policy, Pruning(config, samples, 3, Progress.silent()))
     assert (len(masks[name].sum(1).unique()) == 1) == per_row
     assert int(masks[name].sum()) == masks[name].numel() // 2

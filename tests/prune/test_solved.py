@@ -9,7 +9,7 @@ from slimdeploy.errors import PruneError
 from slimdeploy.model import Model
 from slimdeploy.policy import DENSE, Level, Policy
 from slimdeploy.progress import Progress
-from slimdeploy.prune import SolvedWeights, dense_curvatures, prune_blockwise
+from slimdeploy.prune import Pruning, SolvedWeights, dense_curvatures, prune_blockwise
 from slimdeploy.search.fitness import ModelJudge, PrunedModel
 
 SAMPLES = make_samples(4)
@@ -33,7 +33,7 @@ def test_they_are_what_pruning_ships(tiny_model: Model, levels: tuple[Level, ...
     database, policy = _solved(tiny_model), _policy(tiny_model, *levels)
     masks = {
         name: mask
-        for _, block in prune_blockwise(tiny_model, policy, CONFIG, SAMPLES, 2, Progress.silent())
+        for _, block in prune_blockwise(tiny_model, policy, Pruning(CONFIG, SAMPLES, 2, Progress.silent()))
         for name, mask in block.items()
     }
     for name, level in policy.levels.items():
@@ -55,7 +55,7 @@ def test_a_judge_with_them_says_what_the_pruned_model_loses(tiny_model: Model) -
     judge = ModelJudge(PrunedModel(tiny_model, _solved(tiny_model)), [SAMPLES])
     ((loss,),) = judge.losses([policy], range(1))
     judge.release()
-    list(prune_blockwise(tiny_model, policy, CONFIG, SAMPLES, 2, Progress.silent()))
+    list(prune_blockwise(tiny_model, policy, Pruning(CONFIG, SAMPLES, 2, Progress.silent())))
     with torch.inference_mode():
         assert float(judge.proxy_loss(0)) == pytest.approx(loss.divergence + loss.answers, rel=1e-6)
     assert loss.divergence > 0

@@ -14,8 +14,9 @@ from slimdeploy.config import Criterion
 from slimdeploy.errors import PruneError
 from slimdeploy.model import Model, encode
 from slimdeploy.progress import Progress
-from slimdeploy.prune import Stats, collect_stats
+from slimdeploy.prune import Stats, collect_stats, moments
 from slimdeploy.prune.recording import moved_to
+from slimdeploy.prune.sparsegpt import Curvature
 
 
 def _with_plain_hooks(model: Model, samples: list[Any]) -> dict[str, Tensor]:
@@ -135,3 +136,16 @@ def test_all_that_a_block_is_called_with_moves_and_what_is_shared_stays_shared()
     assert hidden.is_meta
     assert hidden is also is keywords["mask"]
     assert number == 3
+
+
+def test_a_damping_that_had_to_be_raised_is_noted_for_the_report(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, progress = len(tiny_model.layers()), Progress.silent()
+    collect_stats(tiny_model, make_samples(3), "sparsegpt", 3, progress)
+    assert progress.notes == []
+    raised = Curvature(torch.eye(1), torch.zeros(1).bool(), damping=0.1)
+    monkeypatch.setattr(moments, "curvature", lambda _: raised)
+    collect_stats(tiny_model, make_samples(3), "sparsegpt", 3, progress)
+    (note,) = progress.notes
+    assert f"raised from 1% to as much as 10% for {count} of {count} layers, such as model." in note

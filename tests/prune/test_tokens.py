@@ -10,7 +10,7 @@ from slimdeploy.config import Criterion, PruneConfig
 from slimdeploy.model import Model, encode
 from slimdeploy.policy import Level, Policy
 from slimdeploy.progress import Progress
-from slimdeploy.prune import collect_stats, prune_blockwise
+from slimdeploy.prune import Pruning, collect_stats, prune_blockwise
 from slimdeploy.prune.recording import Call
 from slimdeploy.prune.tokens import text_and_drifting
 
@@ -88,7 +88,7 @@ def test_in_blocks_that_hardly_turn_the_picture_text_alone_counts(tiny_model: Mo
     config = PruneConfig(criterion="atv")
     blockwise = {
         layer: mask
-        for _, masks in prune_blockwise(tiny_model, policy, config, samples, 3, Progress.silent())
+        for _, masks in prune_blockwise(tiny_model, policy, Pruning(config, samples, 3, Progress.silent()))
         for layer, mask in masks.items()
     }
     assert torch.equal(blockwise[name], atv)

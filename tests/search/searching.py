@@ -46,9 +46,11 @@ def run_search(
     config: Config,
     samples: dict[Split, Sequence[Sample]] = SAMPLES,
     journal: Path | None = None,
+    progress: Progress | None = None,
 ) -> SearchResult:
     with tempfile.TemporaryDirectory() as folder:
-        return search_policy(model, stats, samples, config, Progress.silent(), Journal(journal or Path(folder)))
+        notes = Journal(journal or Path(folder))
+        return search_policy(model, stats, samples, config, progress or Progress.silent(), notes)
 
 
 def judge_on(model: Model, stats: Stats, *parts: Sequence[Sample]) -> ModelJudge:

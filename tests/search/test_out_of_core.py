@@ -111,12 +111,13 @@ def test_what_a_search_leaves_out_because_the_model_stays_on_disk_is_noted(tiny_
     stats = collect_stats(model, SAMPLES["calibration"], "sparsegpt", 3, Progress.silent())
     config = short_search(generations=1, offspring=1, survivors=1)
     config = config.model_copy(update={"prune": PruneConfig(criterion="sparsegpt")})
-    notes = run_search(model, stats, config).notes
-    assert [note.partition(":")[0] for note in notes] == [
+    run_search(model, stats, config, progress=(progress := Progress.silent()))
+    assert [note.partition(":")[0] for note in progress.notes] == [
         "The search did not start from ECoFLaP's policy as well",
         "The search judged SparseGPT's masks alone, without the weights that make up for others",
         "The projector did not evolve",
     ]
     nothing_asked = config.search.model_copy(update={"start": (), "projector_steps": 0})
     masks = config.model_copy(update={"search": nothing_asked, "prune": CONFIG})
-    assert run_search(model, stats, masks).notes == ()
+    run_search(model, stats, masks, progress=(progress := Progress.silent()))
+    assert progress.notes == []

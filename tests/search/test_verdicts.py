@@ -12,7 +12,7 @@ from searching import SAMPLES, judge_on, run_search, short_search, uniform, verd
 from tiny import make_samples, masked, masks_of
 from torch.nn.functional import cross_entropy
 
-from slimdeploy.config import PruneConfig
+from slimdeploy.config import Criterion, PruneConfig
 from slimdeploy.errors import PruneError
 from slimdeploy.model import IGNORED_LABEL, Model, encode
 from slimdeploy.policy import Level, Policy
@@ -128,16 +128,12 @@ def test_with_sparsegpt_the_weights_that_it_makes_are_judged_or_where_they_take_
     stats = collect_stats(tiny_model, SAMPLES["calibration"], "sparsegpt", 3, Progress.silent())
     config = short_search(generations=1, projector_steps=0, eta=0.0, solved_gb=solved_gb)
     before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
-    said: list[str] = []
     with tempfile.TemporaryDirectory() as folder, Progress.silent() as progress:
-        progress.say = said.append  # type: ignore[method-assign]
         result = search_policy(
             tiny_model, stats, SAMPLES, config.model_copy(update={"prune": criterion}), progress, Journal(Path(folder))
         )
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.module.state_dict().items())
-    alone = [words for words in said if "masks alone" in words]
-    assert len(alone) == (solved_gb == 0), "and it says so"
-    assert result.notes == tuple(alone), "where the report looks for it"
+    assert ["masks alone" in note for note in progress.notes] == [True] * (solved_gb == 0), "and it says so"
     assert ("second moments" in {cost.of for cost in result.costs}) == (solved_gb > 0)
 
     database: Database = RankedWeights(tiny_model, criterion, stats, group=0)
@@ -157,3 +153,16 @@ def test_a_head_that_is_damaged_is_named_before_anything_is_searched(tiny_model:
         tiny_model.linear("lm_head").weight[0, 0] = float("nan")
     with pytest.raises(PruneError, match=r"the dense model predicts NaN.*its head or the norm before it is damaged"):
         run_search(tiny_model, stats, short_search(start=()))
+
+
+@pytest.mark.parametrize(("criterion", "noted"), [("wanda", True), ("sparsegpt", True), ("magnitude", False)])
+def test_that_masks_for_pruned_inputs_are_not_what_was_judged_is_noted(
+    tiny_model: Model, criterion: Criterion, noted: bool
+) -> None:
+    stats = collect_stats(tiny_model, SAMPLES["calibration"], criterion, 3, Progress.silent())
+    config = short_search(generations=1, offspring=1, survivors=1, projector_steps=0)
+    for propagate, expected in (("pruned", noted), ("dense", False)):
+        prune = PruneConfig(criterion=criterion, propagate=propagate)  # type: ignore[arg-type]
+        progress = Progress.silent()
+        run_search(tiny_model, stats, config.model_copy(update={"prune": prune}), progress=progress)
+        assert any("prune.propagate ships what pruned ones do" in note for note in progress.notes) == expected
