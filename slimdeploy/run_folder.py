@@ -60,7 +60,8 @@ class RunFolder:
         text = _text_of(name, inputs)
         step = Step(self.path / name, _fingerprint(text))
         record, notes = (self.path / _INPUTS / f"{name}{kind}.json" for kind in ("", ".notes"))
-        finished = step.path.is_dir() and record.is_file() and record.read_text() == text and self._holds(step, check)
+        there = step.path.is_dir() and record.is_file() and notes.is_file()
+        finished = there and record.read_text() == text and self._holds(step, check)
         if not finished:
             self.progress.say(f"step {name}")
             noted = len(self.progress.notes)
