@@ -27,7 +27,7 @@ DEFAULT_HELP = "default: %(default)s"
 _INSPECT_COLUMNS = 220
 PIPELINE_STEPS = {
     "run": "the whole path: search, prune, restore, export, serve, validate",
-    "search": "search a pruning policy on the calibration samples, and show it",
+    "search": "search a pruning policy, and show it",
     "prune": "search, then prune",
     "restore": "search, prune, then restore with SparseLoRA",
 }

@@ -90,6 +90,11 @@ def _search(task: Task) -> SearchResult:
             projector.put_back()
         judge.release()
     task.progress.say(f"search: {in_words(ledger.costs())}")
+    taken = "uniform" if found.chosen == "uniform" else "searched"
+    task.progress.say(
+        f"J on held-out samples: searched {found.searched_validation:.3f}, uniform {found.uniform_validation:.3f}; the "
+        f"{taken} policy is taken"
+    )
     return replace(found, eta=fitness.eta, eta_chosen=eta.after, eta_rankings=eta.rankings, costs=ledger.costs())
 
 

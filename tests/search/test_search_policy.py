@@ -169,8 +169,11 @@ def test_uniform_is_returned_where_it_wins_held_out(
         return Outcome(policy, ())
 
     monkeypatch.setattr(model_search, "evolve", worst)
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda _, words: said.append(words))
     result = run_search(tiny_model, stats, short_search())
     assert result.chosen == "uniform"
+    assert said[-1].endswith("the uniform policy is taken")
     assert result.uniform_validation <= result.searched_validation
     assert len(set(result.policy.levels.values())) == 1
 
