@@ -211,6 +211,7 @@ class Run:
 
     def restored(self) -> Step:
         """The restored checkpoint and its answers; its zeros are the masks'."""
+        self._require_whole()  # now, not after hours of search
         search, pruned = self.search(), self.pruned()
         inputs = {
             "pruned": pruned,
@@ -363,15 +364,18 @@ class Run:
     def _load(self, folder: Path, device: str | None = None, dtype: "DType | None" = None) -> "Model":
         from .model import load_model
 
+        self._require_whole()
         settings = self.config.model
-        if settings.streamed:
+        dtype, device = dtype or settings.dtype, device or settings.device
+        return load_model(str(folder), dtype, device, settings.path, self.config.prune.include)
+
+    def _require_whole(self) -> None:
+        if self.config.model.streamed:
             raise ConfigError(
                 "model.streamed = true leaves the model on disk, to search and prune; what answers, restores or "
                 f"exports needs it whole: set model.path = '{self.folder.path / 'pruned' / 'checkpoint'}' and "
                 "search.budget.sparsity = 0 where there is memory for it, once it is pruned"
             )
-        dtype, device = dtype or settings.dtype, device or settings.device
-        return load_model(str(folder), dtype, device, settings.path, self.config.prune.include)
 
     def _require_possible(self, model: "Model") -> None:
         """What the settings ask of this model can be done: told before hours of work, not after them."""

@@ -86,6 +86,7 @@ def test_a_model_that_stays_on_disk_cannot_be_restored(source: Path, tmp_path: P
     config = changed(configure(source, tmp_path / "run"), model={"streamed": True}, search={"method": "uniform"})
     with opened_run(config, Progress.silent()) as run, pytest.raises(ConfigError, match=r"pruned/checkpoint"):
         run.restored()
+    assert not (tmp_path / "run" / "search").exists(), "it is told before the search"
 
 
 @pytest.mark.parametrize(
