@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from . import __version__
-from .artifact import new_file
+from .artifact import is_artifact, new_file
 from .config import Config, ServeConfig
 from .config_file import load_config, parse_config, render_config
 from .doctor import extra_with
@@ -216,9 +216,11 @@ def _serve_config(options: argparse.Namespace) -> ServeConfig:
 
 
 def _config_of(target: str, file: Path | None) -> Config:
-    """The deploy.toml that is named, else that of the run which `target` is, else the one in this folder."""
-    of_the_run = Path(target) / DEFAULT_CONFIG
-    return load_config(file or (of_the_run if of_the_run.is_file() else Path(DEFAULT_CONFIG)))
+    """The deploy.toml that is named, else that of the run which `target` is or lies in, else the one in this folder."""
+    path = Path(target)
+    folders = (path, path.parent) if is_artifact(path) else (path,)
+    of_the_run = (folder / DEFAULT_CONFIG for folder in folders)
+    return load_config(file or next((found for found in of_the_run if found.is_file()), Path(DEFAULT_CONFIG)))
 
 
 def _validate(options: argparse.Namespace) -> int:

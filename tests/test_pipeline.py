@@ -234,11 +234,13 @@ def test_accuracies_on_other_samples_are_no_measure_for_these(finished: Config, 
     assert any("another test split" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("artifact", [".", "artifact"])
 def test_the_settings_of_a_run_count_for_its_artifact(
-    finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], artifact: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["evaluate", finished.out]) == 0
+    (tmp_path / "deploy.toml").write_text('[data]\nsource = "nowhere.jsonl"\n')
+    assert main(["evaluate", str(Path(finished.out) / artifact)]) == 0
     shown = capsys.readouterr().out
     assert f"{COUNTS['test']}" in shown
     assert "kept of dense" in shown

@@ -28,6 +28,8 @@ from .verdicts import Verdicts
 _BATCH = 16
 # By then some dozens of policies have been judged on all samples, and most of the search is still to come.
 _ETA_AFTER = 5
+# A formula's policy that removes so much more than was asked for is noted.
+_BEYOND = 0.01
 
 
 def search_policy(
@@ -51,7 +53,14 @@ def search_policy(
     task = Task(model, stats, samples, config, space, progress, journal)
     if method == "evolution":
         return _search(task)
-    return SearchResult(policy_by(method, task), method, 0.0, 0.0, costs=task.ledger.costs())
+    policy = policy_by(method, task)
+    removed, asked = policy.sparsity(space.layers), config.search.budget.sparsity
+    if asked and removed > asked + _BEYOND:
+        progress.note(
+            f"search.method = '{method}' removes {removed:.1%} of the weights, not {asked:.1%}: prune.pattern = "
+            f"'{space.pattern}' has no level between; 'evolution' mixes levels."
+        )
+    return SearchResult(policy, method, 0.0, 0.0, costs=task.ledger.costs())
 
 
 def _search(task: Task) -> SearchResult:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from searching import run_search, short_search
 from tiny import make_samples
 
 from slimdeploy.config import BudgetConfig, Config, PruneConfig, SearchConfig, SearchMethod
@@ -146,6 +147,16 @@ def test_language_alone_takes_the_whole_budget_and_is_refused_where_it_cannot() 
     assert space_of(0.5).fits(policy)
     with pytest.raises(PruneError, match="the budget cannot be met by the 8 matrices"):
         language_only(space_of(0.7))
+
+
+@pytest.mark.parametrize(("pattern", "noted"), [("2:4", True), ("unstructured", False)])
+def test_a_formula_that_removes_more_than_was_asked_for_says_so(
+    tiny_model: Model, stats: Stats, pattern: str, noted: bool
+) -> None:
+    config = short_search(method="uniform", budget=BudgetConfig(sparsity=0.3))
+    config = config.model_copy(update={"prune": PruneConfig(criterion="wanda", pattern=pattern)})
+    run_search(tiny_model, stats, config, progress=(progress := Progress.silent()))
+    assert any("removes 50.0% of the weights, not 30.0%" in note for note in progress.notes) == noted
 
 
 def test_outliers_are_scores_above_five_times_the_blocks_mean(tiny_model: Model, stats: Stats) -> None:
