@@ -146,8 +146,8 @@ class Figure:
     bytes: int
     chosen: str
     eta: float
-    uniform_validation: float
-    searched_validation: float
+    uniform_validation: float | None
+    searched_validation: float | None
     costs: tuple[Cost, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 

@@ -5,6 +5,7 @@ Knows file names and formats; no module, no tensor.
 
 import json
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,15 @@ def weight_files(folder: Path) -> list[Path]:
             "save the model as safetensors (save_pretrained does) and give that folder"
         )
     return [folder / WEIGHTS]
+
+
+def count_weights(folder: Path) -> int:
+    """Numbers in a checkpoint's safetensors files."""
+    count = 0
+    for file in weight_files(folder):
+        with safe_open(file, framework="np") as opened:
+            count += sum(prod(opened.get_slice(key).get_shape()) for key in opened.keys())  # noqa: SIM118 - no dictionary
+    return count
 
 
 def settings_files(folder: Path, subfolders: Iterable[str]) -> list[Path]:

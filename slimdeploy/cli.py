@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -24,7 +25,7 @@ DEFAULT_CONFIG = "deploy.toml"
 OF_THE_RUN = f"default: {DEFAULT_CONFIG} in the run's folder, else here"
 DEFAULT_HELP = "default: %(default)s"
 # As wide as the longest names of layers need; a table takes no more than that.
-_INSPECT_COLUMNS = 220
+_LAYERS_COLUMNS = 220
 PIPELINE_STEPS = {
     "run": "the whole path: search, prune, restore, export, serve, validate",
     "search": "search a pruning policy, and show it",
@@ -159,18 +160,15 @@ def _run(options: argparse.Namespace) -> int:
 
 def _step(options: argparse.Namespace) -> int:
     from .pipeline import opened_run
-    from .tables import policy_table
+    from .tables import accuracy_table
 
     console = Console()
     with Progress(console) as progress, opened_run(load_config(options.config), progress) as run:
-        match options.step:
-            case "search":
-                run.search()
-            case "prune":
-                run.pruned()
-            case "restore":
-                run.restored()
-    console.print(policy_table(run.layer_rows()))
+        steps = {"search": run.search, "prune": run.pruned, "restore": run.restored}
+        step = steps[options.step]()
+    _show_layers(run.layer_rows())
+    if run.answered(step):
+        console.print(accuracy_table(run.accuracy(step), of=step.path.name))
     return 0
 
 
@@ -255,12 +253,16 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     from .inspection import inspect
+
+    _show_layers(inspect(options.path))
+    return 0
+
+
+def _show_layers(rows: Sequence[dict[str, Any]]) -> None:
     from .tables import policy_table
 
     # Names and figures take this much; folded into fewer columns they cannot be read.
-    console = Console(width=max(Console().width, _INSPECT_COLUMNS))
-    console.print(policy_table(inspect(options.path)))
-    return 0
+    Console(width=max(Console().width, _LAYERS_COLUMNS)).print(policy_table(rows))
 
 
 def _ask(options: argparse.Namespace) -> int:

@@ -90,7 +90,7 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _gradients_survive(self) -> Self:
-        trains = self.search.budget.binds and self.restore.method != "none" and not self.model.streamed
+        trains = self.search.budget.binds and self.restore.method != "none"
         if self.model.dtype == "float16" and trains:
             raise ValueError(
                 "model.dtype = 'float16' rounds small gradients to zero, so restoration cannot train; "
@@ -100,11 +100,7 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _streamed_can_do_it(self) -> Self:
-        if not self.model.streamed:
-            return self
-        if self.model.device != "cpu":
-            raise ValueError(f"model.streamed computes on the CPU, not on model.device = '{self.model.device}'")
-        if self.search.method == "ecoflap":
+        if self.model.streamed and self.search.method == "ecoflap":
             raise ValueError(
                 "search.method = 'ecoflap' runs the whole model for each of its matrices, which model.streamed makes "
                 "endless; take 'owl', 'uniform' or 'evolution'"

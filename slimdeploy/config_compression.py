@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from .config_table import Eta, Positive, Rate, Seed, Share, Stage, Table
+from .config_table import Eta, Pattern, Positive, Rate, Seed, Share, Stage, Table
 
 Criterion = Literal["wanda", "magnitude", "atv", "sparsegpt"]
 StartFormula = Literal["owl", "ecoflap"]
@@ -27,8 +27,9 @@ class ModelConfig(Table):
     )
     streamed: bool = Field(
         False,
-        description="Leave the blocks on disk and read one at a time: searches and prunes a model that does not fit\n"
-        "into memory, and writes OUT/pruned/checkpoint. Restoring and measuring need the model whole.",
+        description="Leave the blocks on disk and read one at a time while the model is searched and pruned, on the\n"
+        "CPU: for models that do not fit into memory. Restoring, measuring and exporting read it whole, on a\n"
+        "larger machine if need be.",
     )
     device: str = Field(
         "cpu",
@@ -64,10 +65,10 @@ class PruneConfig(Table):
         description='"sparsegpt" (weights that stay make up for those that go), "wanda" (weight times input norm),\n'
         '"atv" (the same over text and the visual tokens that change most), or "magnitude".',
     )
-    pattern: str = Field(
+    pattern: Pattern = Field(
         "unstructured",
-        pattern=r"^(unstructured|([1-9]\d*|\*):[1-9]\d*)$",
-        description='"unstructured", "N:M" (N of every M weights kept, as "2:4"), or "*:M" (N chosen per matrix).',
+        description='"unstructured", "N:M" (N of every M weights kept, as "2:4"), or "*:M" (N chosen per matrix); of\n'
+        "columns left over beyond the last M the same share is kept.",
     )
     compete: Literal["auto", "row", "matrix"] = Field(
         "auto",
@@ -82,14 +83,6 @@ class PruneConfig(Table):
         (), description='Linear layers to prune beside those of blocks and projector, as globs: ["lm_head"].'
     )
     skip: tuple[str, ...] = Field((), description='Layers left dense, as globs on their names: ["*.layers.0.*"].')
-
-    @model_validator(mode="after")
-    def _group_holds_what_is_kept(self) -> Self:
-        if self.highest_sparsity < 0:
-            raise ValueError(
-                f"prune.pattern = '{self.pattern}' keeps more weights than a group has; write N:M with N <= M"
-            )
-        return self
 
     @property
     def is_blockwise(self) -> bool:

@@ -40,7 +40,9 @@ class ExportConfig(Table):
     """The form in which the model is shipped."""
 
     format: ExportFormat = Field("onnx", description='"onnx" (onnxruntime), "vllm", or "checkpoint" (transformers).')
-    verify_prompts: Positive = Field(32, description="Prompts whose greedy tokens must equal torch's.")
+    verify_prompts: Positive = Field(
+        32, description="Of the calibration samples, so many (or all) whose greedy tokens must equal torch's."
+    )
     onnx: OnnxConfig = OnnxConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 

@@ -1,9 +1,10 @@
 """What the tables of deploy.toml are made of: the table itself, and numbers within bounds."""
 
 import math
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 # Share of removed weights; at 1 a layer would be nothing but zeros.
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -19,6 +20,18 @@ def _eta(value: object) -> object:
 
 
 Eta = Annotated[float | Literal["auto"], PlainValidator(_eta)]
+
+
+def _pattern(value: str) -> str:
+    parts = re.fullmatch(r"(?P<kept>[1-9]\d*|\*):(?P<group>[1-9]\d*)", value)
+    if value != "unstructured" and not parts:
+        raise ValueError(f"'{value}' is no pattern; write 'unstructured', N:M with 1 <= N <= M, or '*:M'")
+    if parts and parts["kept"] != "*" and int(parts["kept"]) > int(parts["group"]):
+        raise ValueError(f"'{value}' keeps more weights than a group has; write N:M with N <= M")
+    return value
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 

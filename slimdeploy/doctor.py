@@ -52,6 +52,7 @@ def examine(lookup: Lookup = version) -> list[Finding]:
         Finding("cpu", cpu_name()),
         Finding("cpu features", ", ".join(cpu_features()) or "none that our kernels use"),
         Finding("cores", str(cores())),
+        *_memory(),
         *kernels(),
         *(_extra(name, packages, found) for name, packages in EXTRAS.items()),
         *_two_onnxruntimes(found),
@@ -108,25 +109,36 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def free_memory() -> int | None:
+    """Bytes that the system has left, swap included; None where it is not Linux. A container may be given less."""
+    free = [_system_info("meminfo", field).removesuffix(" kB") for field in ("MemAvailable", "SwapFree")]
+    return sum(1024 * int(kilobytes) for kilobytes in free) if all(free) else None
+
+
 def cpu_name() -> str:
     """The processor's name as the system tells it."""
-    return _cpu_info("model name") or platform.processor() or platform.machine()
+    return _system_info("cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
 def cpu_features() -> list[str]:
     """What this CPU has of the instructions that our kernels use."""
-    features = (_cpu_info("flags") or _cpu_info("Features")).split()
+    features = (_system_info("cpuinfo", "flags") or _system_info("cpuinfo", "Features")).split()
     return [name for name in _CPU_FEATURES if name in features]
 
 
-def _cpu_info(field: str) -> str:
-    """What Linux tells of the first processor; empty where it does not."""
+def _system_info(file: str, field: str) -> str:
+    """What Linux tells in a file of /proc, of the first processor if it is about those; empty where it does not."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc", file).read_text().splitlines()
     except OSError:
         return ""
     pairs = (line.partition(":") for line in lines)
     return next((value.strip() for name, _, value in pairs if name.strip() == field), "")
+
+
+def _memory() -> list[Finding]:
+    free = free_memory()
+    return [] if free is None else [Finding("memory", f"{free / 1e9:.1f} GB free, swap included")]
 
 
 def _extra(name: str, packages: Sequence[str], found: Mapping[str, str]) -> Finding:

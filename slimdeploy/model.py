@@ -4,6 +4,7 @@ Where a checkpoint comes from and whether it may be loaded stands in `slimdeploy
 in `slimdeploy.encoding`. Knows nothing of pruning.
 """
 
+import gc
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from transformers import AutoModelForMultimodalLM
 from transformers.utils import logging as transformers_logging
 
 from .archs import Arch
-from .checkpoint import check_checkpoint, locate_model, model_name
+from .checkpoint import check_checkpoint, count_weights, locate_model, model_name
+from .doctor import free_memory
 from .encoding import IGNORED_LABEL, encode, refuse_control_tokens
 from .errors import ModelError, first_line
 from .policy import Layer, Tower
@@ -224,12 +226,13 @@ def load_model(
     """Load "demo", a folder in Hugging Face layout, or a model of the hub; safetensors only, no code from outside.
 
     name: what the path stands for when it is where a named model was found already.
-    Raises ModelError where the checkpoint is missing, incomplete, inconsistent, of an unknown family, or holds pickled
-    weights only, and where torch has no such device.
+    Raises ModelError where the checkpoint is missing, incomplete, inconsistent, of an unknown family, holds pickled
+    weights only or more of them than there is memory for, and where torch has no such device.
     """
     _require_device(device)
     folder = locate_model(path)
     arch = check_checkpoint(folder)
+    _require_memory(folder, dtype)
     with quiet_transformers():
         module = _load_module(folder, getattr(torch, dtype))
         processor = load_processor(folder, arch)
@@ -259,6 +262,18 @@ def _require_device(device: str) -> None:
         raise ModelError(
             f"device '{device}' is not there: torch {torch.__version__} finds {count} CUDA devices; "
             "set model.device = 'cpu', or install a torch built for CUDA"
+        )
+
+
+def _require_memory(folder: Path, dtype: DType) -> None:
+    """Told now: where memory ends while weights are read, the system kills the process without a word."""
+    gc.collect()  # a model that was loaded before may still lie in a cycle
+    needed, free = count_weights(folder) * getattr(torch, dtype).itemsize, free_memory()
+    if free is not None and needed > free:
+        raise ModelError(
+            f"{folder} takes {needed / 1e9:.1f} GB in {dtype}, and {free / 1e9:.1f} GB of memory are free; take a "
+            "larger machine, or a smaller model.dtype where that is the type. With model.streamed = true, "
+            "`slimdeploy prune` needs one block at a time, and a larger machine goes on from there"
         )
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +52,7 @@ def run_pipeline(config: Config, progress: Progress) -> "Report":
         run.dense()
         if run.prunes:
             run.search()
-            run.pruned()
+            run.asked_pruned()
             run.restored()
         run.artifact()
         run.compared()
@@ -63,11 +62,6 @@ def run_pipeline(config: Config, progress: Progress) -> "Report":
 @contextmanager
 def opened_run(config: Config, progress: Progress) -> Iterator["Run"]:
     """The run of `config`, with its folder locked and its settings beside its steps."""
-    if config.export.verify_prompts > config.data.calibration:
-        raise ConfigError(
-            f"export.verify_prompts = {config.export.verify_prompts} are taken from data.calibration = "
-            f"{config.data.calibration} samples; lower the one or raise the other"
-        )
     run = Run(config, progress)
     with run.folder.locked():
         with new_file(run.folder.path / "deploy.toml") as file:
@@ -89,7 +83,6 @@ class Run:
     @cached_property
     def samples(self) -> dict[Split, list[Sample]]:
         samples = load_samples(self.config.data, SPLITS)
-        require_answers(samples["test"], "accuracy")
         for sentence in shortfalls(self.config.data, samples):
             self.progress.say(sentence)
         return samples
@@ -184,40 +177,53 @@ class Run:
         return self.folder.step("search", inputs, produce)
 
     def pruned(self) -> Step:
-        """The masks of the policy, weights where pruning changed those that stay, and the pruned model's answers."""
+        """The masks of the policy, and weights where pruning changed those that stay; and the pruned model's answers.
+
+        Of a model that stayed on disk all weights, and no answers.
+        """
+        streamed = self.config.model.streamed
+        answers = {} if streamed else self._test_inputs()
         search, statistics = self.search(), self.statistics()
 
         def produce(folder: Path) -> None:
-            from .prune import Pruning, Stats, prune, prune_blockwise
+            from .prune import Pruning, Stats, prune, prune_streamed
             from .search.result import SearchResult
-            from .streaming import write_blocks
 
             model, found, samples = self._load_to_prune(), SearchResult.load(search.path), self.samples["calibration"]
             how = Pruning(self.config.prune, samples, self.config.data.batch_size, self.progress)
-            if self.config.model.streamed:
-                blocks = prune_blockwise(model, found.policy, how)
-                # No name holds a block's masks while the next one is pruned.
-                write_blocks(model, map(itemgetter(0), blocks), folder / "checkpoint")
+            if streamed:
+                prune_streamed(model, found.policy, how, folder)
                 return
             stats = Stats.load(statistics.path)
             pruned = prune(model, found.policy, stats, how, evolve=lambda: found.apply_projector(model))
             pruned.save(folder)
             self._save_answers(model, folder)
 
-        # A model that stays on disk answers nothing.
-        answers = {} if self.config.model.streamed else self._test_inputs()
-        inputs = {"search": search, "streamed": self.config.model.streamed, **answers}
+        inputs = {"search": search, "on_disk": streamed, **answers}
         return self.folder.step("pruned", inputs, produce)
+
+    def asked_pruned(self) -> Step:
+        """The pruned model's answers: where it stayed on disk when it was pruned, it is read whole for them."""
+        pruned = self.pruned()
+        if not self.config.model.streamed:
+            return pruned
+
+        def produce(folder: Path) -> None:
+            from .prune import CHECKPOINT
+
+            self._save_answers(self._load(pruned.path / CHECKPOINT), folder)
+
+        return self.folder.step("pruned_answers", {"pruned": pruned, **self._test_inputs()}, produce)
 
     def restored(self) -> Step:
         """The restored checkpoint and its answers; its zeros are the masks'."""
-        self._require_whole()  # now, not after hours of search
+        answers = self._test_inputs()
         search, pruned = self.search(), self.pruned()
         inputs = {
             "pruned": pruned,
             "restore": self.config.restore.model_dump(),
             "train": self.hashes["train"],
-            **self._test_inputs(),
+            **answers,
         }
 
         def produce(folder: Path) -> None:
@@ -225,8 +231,12 @@ class Run:
             from .restore import restore
             from .search.result import SearchResult
 
-            model, start = self._load(self.source), Pruned.load(pruned.path)
-            SearchResult.load(search.path).apply_projector(model)
+            model, found = self._load(self.source), SearchResult.load(search.path)
+            found.apply_projector(model)
+            if self.config.model.streamed:
+                start = Pruned.load_streamed(pruned.path, found.policy, self.config.prune, model)
+            else:
+                start = Pruned.load(pruned.path)
             samples, journal = self.samples["train"], self.folder.journal("restored", inputs)
             settings = self.config.restore
             report = restore(model, start.masks, samples, settings, self.progress, start.weights, journal)
@@ -279,7 +289,7 @@ class Run:
         """The finished steps that have an accuracy."""
         if not self.prunes:
             return {"dense": self.dense()}
-        return {"dense": self.dense(), "pruned": self.pruned(), "restored": self.restored()}
+        return {"dense": self.dense(), "pruned": self.asked_pruned(), "restored": self.restored()}
 
     def notes(self) -> list[str]:
         """What the steps noted for the report, each once."""
@@ -297,6 +307,10 @@ class Run:
             (folder / _ANSWERS).write_text(json.dumps(answers))
 
         return self.folder.step("engine", {"artifact": artifact, **self._test_inputs()}, produce)
+
+    def answered(self, step: Step) -> bool:
+        """Whether a step asked the model the test split."""
+        return (step.path / _ANSWERS).is_file()
 
     def answers(self, step: Step) -> list[str]:
         """What a step answered to the test split."""
@@ -328,6 +342,7 @@ class Run:
     def _export(self, folder: Path, settings: ExportConfig) -> None:
         from .exporters import ExportJob, export, stored_bytes, write_card
 
+        quality: dict[str, Any] = {stage: asdict(self.accuracy(step)) for stage, step in self.stages().items()}
         # Exports are traced and compared on the CPU, where they will run.
         source = self.restored().path / "checkpoint" if self.prunes else self.source
         model = self._load(source, "cpu", self.config.model.dtype if settings.keeps_dtype else "float32")
@@ -344,7 +359,7 @@ class Run:
             family=model.arch.model_type,
             sparsity=1 - sum(row["kept"] for row in rows) / sum(layer.weights for layer in layers),
             layers=[row | {"bytes": stored[row["name"]]} for row in rows],
-            quality={stage: asdict(self.accuracy(step)) for stage, step in self.stages().items()},
+            quality=quality,
             verification=verification,
             versions=installed_versions(("slimdeploy", *_EXPORTING_PACKAGES)),
             test_split=fingerprint_of_split(self.hashes["test"]),
@@ -357,25 +372,18 @@ class Run:
         from .streaming import load_streamed
 
         settings = self.config.model
-        if settings.streamed:
-            return load_streamed(str(self.source), settings.dtype, settings.path, self.config.prune.include)
-        return self._load(self.source)
+        if not settings.streamed:
+            return self._load(self.source)
+        if settings.device != "cpu":
+            self.progress.note(f"Searched and pruned on the CPU, not on {settings.device}: model.streamed reads there.")
+        return load_streamed(str(self.source), settings.dtype, settings.path, self.config.prune.include)
 
     def _load(self, folder: Path, device: str | None = None, dtype: "DType | None" = None) -> "Model":
         from .model import load_model
 
-        self._require_whole()
         settings = self.config.model
         dtype, device = dtype or settings.dtype, device or settings.device
         return load_model(str(folder), dtype, device, settings.path, self.config.prune.include)
-
-    def _require_whole(self) -> None:
-        if self.config.model.streamed:
-            raise ConfigError(
-                "model.streamed = true leaves the model on disk, to search and prune; what answers, restores or "
-                f"exports needs it whole: set model.path = '{self.folder.path / 'pruned' / 'checkpoint'}' and "
-                "search.budget.sparsity = 0 where there is memory for it, once it is pruned"
-            )
 
     def _require_possible(self, model: "Model") -> None:
         """What the settings ask of this model can be done: told before hours of work, not after them."""
@@ -396,6 +404,7 @@ class Run:
         return {"model": self.source_fingerprint, "dtype": self.config.model.dtype}
 
     def _test_inputs(self) -> dict[str, Any]:
+        require_answers(self.samples["test"], "accuracy")
         return {"test": self.hashes["test"], "max_tokens": self.config.validate_.max_tokens}
 
     def _save_answers(self, model: "Model", folder: Path) -> None:

@@ -23,7 +23,7 @@ from transformers.utils import CHAT_TEMPLATE_DIR
 from .archs import Arch
 from .checkpoint import WEIGHTS_INDEX, check_checkpoint, locate_model, model_name, settings_files, weight_files
 from .errors import ModelError, first_line
-from .heap import give_back_freed
+from .heap import give_back_when_freed
 from .model import DType, Model, quiet_transformers
 from .processor import load_processor
 
@@ -35,6 +35,7 @@ def load_streamed(path: str, dtype: DType = "float32", name: str | None = None, 
 
     Raises ModelError as `load_model` does, and for weights that are quantised.
     """
+    give_back_when_freed()
     folder = locate_model(path)
     arch = check_checkpoint(folder)
     stored = StoredWeights.of(folder, arch)
@@ -159,7 +160,6 @@ class Streamed:
             self._resident.discard(path)
             for name in names:
                 self._set(name, torch.empty_like(self.tensor(name), device="meta"))
-            give_back_freed()
 
     def parameters_of(self, path: str) -> list[str]:
         """Names of the parameters under a path."""

@@ -59,7 +59,7 @@ def test_features_that_kernels_use_are_told(
     lines: str, features: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text(lines)
-    monkeypatch.setattr(doctor, "Path", lambda _: tmp_path / "cpuinfo")
+    monkeypatch.setattr(doctor, "Path", lambda *_: tmp_path / "cpuinfo")
     assert cpu_features() == features
     assert cpu_name() == ("A CPU" if "A CPU" in lines else platform.processor() or platform.machine())
 

@@ -189,8 +189,11 @@ def test_the_commands_show_what_a_run_left(
     assert "all targets met" in shown("run", settings)
     assert "all targets met" in shown("validate", finished.out, "--targets", settings, "--output", tmp_path / "report")
     assert (tmp_path / "report" / "report.html").is_file()
-    for command in ("search", "prune", "restore"):
-        assert "kept" in shown(command, settings)
+    for command, measured in (("search", ""), ("prune", "pruned"), ("restore", "restored")):
+        said = shown(command, settings)
+        assert "kept" in said
+        assert said.partition(" accuracy on")[0].endswith(measured)
+        assert ("accuracy on" in said) == bool(measured)
     assert f"onnx artifact: {finished.out}/artifact" in shown("export", settings)
     assert "50.0" in shown("evaluate", finished.model.path, "--data", settings)
     evaluated = shown("evaluate", settings)

@@ -1,5 +1,6 @@
 """The whole path with other settings than the usual: what is pruned, where the model is, what is left out."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,18 @@ import torch
 from runs import COUNTS, changed, configure, make_source
 
 from slimdeploy.artifact import open_artifact
-from slimdeploy.errors import ConfigError, PruneError
+from slimdeploy.errors import ConfigError, DataError, ModelError, PruneError
 from slimdeploy.model import load_model
 from slimdeploy.pipeline import opened_run, run_pipeline
 from slimdeploy.progress import Progress
 from slimdeploy.prune import Pruned, apply_masks, set_weights
 
 pytestmark = pytest.mark.usefixtures("traced_once")
+
+IN_BYTES = {
+    "search": {"method": "uniform", "values": ["int4"], "budget": {"bytes": 30_000}},
+    "export": {"onnx": {"weights": "packed"}, "verify_prompts": 4},
+}
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +88,80 @@ def test_a_model_that_stays_on_disk_is_pruned_as_one_in_memory(
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
-def test_a_model_that_stays_on_disk_cannot_be_restored(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("criterion", "tables"),
+    [
+        ("wanda", {"search": {"method": "uniform"}, "prune": {"pattern": "2:4"}}),
+        (
+            "sparsegpt",
+            {"search": {"method": "uniform"}, "prune": {"include": ["lm_head"]}, "model": {"dtype": "bfloat16"}},
+        ),
+        ("wanda", IN_BYTES),
+        ("sparsegpt", IN_BYTES),
+    ],
+)
+def test_a_model_that_was_pruned_on_disk_is_restored_as_one_in_memory(
+    source: Path, tmp_path: Path, criterion: str, tables: dict[str, dict[str, object]]
+) -> None:
+    states, answers = [], []
+    for streamed in (True, False):
+        config = changed(configure(source, tmp_path / f"streamed-{streamed}"), **tables)
+        config = changed(config, model={"streamed": streamed}, prune={"criterion": criterion})
+        with opened_run(config, Progress.silent()) as run:
+            stages = run.stages()
+            answers.append([run.answers(step) for step in stages.values()])
+            states.append(load_model(str(stages["restored"].path / "checkpoint")).module.state_dict())
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    assert answers[0] == answers[1]
+
+
+def test_a_model_that_was_pruned_on_disk_is_shipped_and_measured(source: Path, tmp_path: Path) -> None:
     config = changed(configure(source, tmp_path / "run"), model={"streamed": True}, search={"method": "uniform"})
-    with opened_run(config, Progress.silent()) as run, pytest.raises(ConfigError, match=r"pruned/checkpoint"):
-        run.restored()
-    assert not (tmp_path / "run" / "search").exists(), "it is told before the search"
+    report = run_pipeline(config, Progress.silent())
+    assert report.accuracy.keys() == {"dense", "pruned", "restored", "artifact"}
+
+
+def test_what_stays_on_disk_is_pruned_on_the_cpu_and_the_report_says_so(source: Path, tmp_path: Path) -> None:
+    config = changed(
+        configure(source, tmp_path / "run"), model={"streamed": True, "device": "cuda"}, search={"method": "uniform"}
+    )
+    with opened_run(config, Progress.silent()) as run:
+        assert any("on the CPU, not on cuda" in note for note in run.pruned().notes)
+
+
+def test_a_search_needs_no_answers_of_the_test_split(tmp_path: Path) -> None:
+    source = make_source(tmp_path)
+    test = source / "data" / "test.jsonl"
+    unanswered = [json.loads(line) | {"answers": []} for line in test.read_text().splitlines()]
+    test.write_text("\n".join(map(json.dumps, unanswered)))
+    with opened_run(configure(source, tmp_path / "run"), Progress.silent()) as run:
+        assert run.search().path.is_dir()
+        for step in (run.pruned, run.restored, run.artifact):
+            with pytest.raises(DataError, match="has no answer"):
+                step()
+
+
+def test_all_calibration_samples_verify_where_there_are_fewer_than_asked(source: Path, tmp_path: Path) -> None:
+    config = changed(
+        configure(source, tmp_path / "run"), search={"budget": {"sparsity": 0}}, export={"verify_prompts": 99}
+    )
+    with opened_run(config, Progress.silent()) as run:
+        verification = open_artifact(run.artifact().path).manifest.verification
+    assert verification["prompts"] == config.data.calibration < 99
+
+
+def test_what_is_too_large_for_memory_is_told_what_to_do(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(configure(source, tmp_path / "run"), model={"streamed": True}, search={"method": "uniform"})
+    monkeypatch.setattr("slimdeploy.model.free_memory", lambda: 100_000)
+    with opened_run(config, Progress.silent()) as run:
+        assert (run.pruned().path / "checkpoint").is_dir(), "searching and pruning read a block at a time"
+        with pytest.raises(ModelError, match=r"takes 0\.\d GB in float32, and 0\.0 GB .* larger machine"):
+            run.restored()
+    monkeypatch.undo()
+    with opened_run(config, Progress.silent()) as run:
+        assert run.restored().path.is_dir()
 
 
 @pytest.mark.parametrize(

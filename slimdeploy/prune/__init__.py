@@ -3,11 +3,12 @@
 from .blockwise import Pruning, prune_blockwise
 from .database import Database, RankedWeights
 from .masks import Masks, apply_masks, load_masks, make_masks, save_masks, set_weights
-from .pruning import Pruned, prune
+from .pruning import CHECKPOINT, Pruned, prune, prune_streamed
 from .solved import SolvedWeights, dense_curvatures, solved_bytes
 from .stats import Stats, collect_stats
 
 __all__ = [
+    "CHECKPOINT",
     "Database",
     "Masks",
     "Pruned",
@@ -22,6 +23,7 @@ __all__ = [
     "make_masks",
     "prune",
     "prune_blockwise",
+    "prune_streamed",
     "save_masks",
     "set_weights",
     "solved_bytes",

@@ -13,7 +13,7 @@ from ..policy import Policy
 from .criteria import mask_by_scores
 from .stats import Stats
 
-_MASKS = "masks.safetensors"
+_MASKS = "masks{part}.safetensors"
 _WEIGHTS = "weights.safetensors"
 
 Masks = dict[str, Tensor]
@@ -41,12 +41,16 @@ def set_weights(model: Model, weights: Mapping[str, Tensor]) -> None:
             model.linear(name).weight.copy_(weight)
 
 
-def save_masks(masks: Mapping[str, Tensor], folder: Path) -> None:
-    save_file({name: mask.contiguous() for name, mask in masks.items()}, folder / _MASKS)
+def save_masks(masks: Mapping[str, Tensor], folder: Path, part: str = "") -> None:
+    """part: names a part of the model, whose masks are a file of their own."""
+    file = folder / _MASKS.format(part=part and f".{part}")
+    save_file({name: mask.contiguous() for name, mask in masks.items()}, file)
 
 
 def load_masks(folder: Path) -> Masks:
-    return dict(load_file(folder / _MASKS))
+    """Those of all parts, by name: adapters draw their starts in this order."""
+    parts = [load_file(file) for file in folder.glob(_MASKS.format(part="*"))]
+    return dict(sorted((name, mask) for masks in parts for name, mask in masks.items()))
 
 
 def save_weights(weights: Mapping[str, Tensor], folder: Path) -> None:

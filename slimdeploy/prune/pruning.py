@@ -1,17 +1,21 @@
 """The step from a policy to a pruned model: all at once from the dense model's statistics, or block by block."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
+from ..config import PruneConfig
 from ..model import Model
 from ..policy import Policy
+from ..streaming import StoredWeights, write_blocks
 from .blockwise import Pruning, prune_blockwise
 from .database import as_stored
 from .masks import Masks, apply_masks, load_masks, load_weights, make_masks, save_masks, save_weights, set_weights
 from .stats import Stats
+
+CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,34 @@ class Pruned:
     @staticmethod
     def load(folder: Path) -> "Pruned":
         return Pruned(load_masks(folder), load_weights(folder))
+
+    @staticmethod
+    def load_streamed(folder: Path, policy: Policy, config: PruneConfig, model: Model) -> "Pruned":
+        """As `load`, where the model stayed on disk: `folder` holds masks by block, and all weights."""
+        names = {f"{name}.weight": name for name in _moved(policy, config)}
+        stored = StoredWeights.of(folder / CHECKPOINT, model.arch).read(names)
+        weights = {names[key]: weight for key, weight in stored}
+        return Pruned(load_masks(folder), dict(sorted(weights.items())))  # in the order that one file has
+
+
+def prune_streamed(model: Model, policy: Policy, how: Pruning, folder: Path) -> None:
+    """Bring a streamed model to the policy, block by block, into `folder`: a checkpoint, and each block's masks."""
+
+    def done() -> Iterator[str]:
+        for path, masks in prune_blockwise(model, policy, how):
+            if masks:
+                save_masks(masks, folder, part=next(iter(masks)))  # paths of what is no block are all empty
+            del masks  # before the next block is pruned
+            yield path
+
+    write_blocks(model, done(), folder / CHECKPOINT)
+
+
+def _moved(policy: Policy, config: PruneConfig) -> list[str]:
+    """Layers of which restoration starts from the weights that pruning has made."""
+    moves = config.criterion == "sparsegpt"
+    levels = policy.levels.items() if config.is_blockwise else ()
+    return [name for name, level in levels if level.values or (moves and level.sparsity)]
 
 
 def prune(
@@ -47,9 +79,7 @@ def prune(
         evolve()
         blocks = prune_blockwise(model, policy, how)
         masks = {name: mask for _, block in blocks for name, mask in block.items()}
-        moves = config.criterion == "sparsegpt"
-        moved = [name for name, level in policy.levels.items() if level.values or (moves and level.sparsity)]
-        return Pruned(masks, {name: model.linear(name).weight.detach() for name in moved})
+        return Pruned(masks, {name: model.linear(name).weight.detach() for name in _moved(policy, config)})
     masks = make_masks(model, policy, config, stats)
     evolve()
     apply_masks(model, masks)

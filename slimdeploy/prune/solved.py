@@ -47,7 +47,7 @@ class SolvedWeights:
             raise unreached(name)
         if (name, level) not in self._solved:
             solved, mask = sparsegpt(weight, self._curvatures[name], level, self._per_row)
-            self._solved[name, level] = solved.to(weight.dtype), mask
+            self._solved[name, level] = solved.to(weight.dtype).contiguous(), mask.contiguous()
         return self._solved[name, level]
 
 

@@ -22,6 +22,7 @@ DAMPING = 0.01
 """Share of the mean second moment that is added to the diagonal."""
 _LARGEST_DAMPING = 1.0
 _SMALLEST_FACTOR = 256
+_STRIP = 512
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Curvature:
 
 
 def curvature(moments: Tensor) -> Curvature | None:
-    """moments: (in, in), Σ x xᵀ over tokens, float32, of which the upper triangle is read; is overwritten.
+    """moments: (in, in), Σ x xᵀ over tokens, float32, of which the upper triangle is read; becomes the factor.
 
     The damping is raised tenfold, up to the whole mean, until H can be inverted; None where that does not help.
     """
@@ -45,11 +46,15 @@ def curvature(moments: Tensor) -> Curvature | None:
     moments.diagonal()[dead] = 1
     mean = float(moments.diagonal().mean())
     damping = DAMPING
+    # What a try that fails has overwritten: the upper triangle, in strips.
+    kept = [moments[start : start + _STRIP, start:].clone() for start in range(0, len(moments), _STRIP)]
     while damping <= _LARGEST_DAMPING:
-        factor = moments.clone()
-        factor.diagonal().add_(damping * mean)
-        if _factorise(factor):
-            return Curvature(factor, dead, damping)
+        moments.diagonal().add_(damping * mean)
+        if _factorise(moments):
+            return Curvature(moments, dead, damping)
+        for strip in kept:
+            start = len(moments) - strip.shape[1]
+            moments[start : start + _STRIP, start:] = strip
         damping *= 10
     return None
 
@@ -71,7 +76,8 @@ def _factorise(matrix: Tensor) -> bool:
     first.addmm_(x, x.t(), alpha=-1)
     if not _factorise(first):
         return False
-    between.copy_((first @ x).neg_() @ second)
+    x = first @ x  # without the old one, and without a third of their size
+    torch.mm(x, second, out=between).neg_()
     matrix[half:, :half] = 0
     return True
 
@@ -92,15 +98,14 @@ def saliency(weight: Tensor, factor_diagonal: Tensor) -> Tensor:
 
 
 def sparsegpt(weight: Tensor, known: Curvature, level: Level, per_row: bool = True) -> tuple[Tensor, Tensor]:
-    """The matrix at a level, float32, and its mask; both (out, in).
+    """The matrix at a level, float32, and its mask; both (out, in), a column of them in one piece.
 
     weight: (out, in). per_row: every row keeps the same number in each block of columns; otherwise, as published, a
     block's weights compete over all rows. Each row (or the matrix) keeps what `policy.kept_per_row` says. With values,
     survivors end on a grid of one bf16 scale for 128 columns of a row, which an export finds again for int4 where the
     pattern is unstructured; otherwise it may take another one, about as fine.
     """
-    # Transposed, so that a column lies in one piece.
-    left = weight.float().t().contiguous()
+    left = weight.new_empty(weight.shape[::-1], dtype=torch.float32).copy_(weight.t())
     left[known.dead] = 0
     mask = torch.ones_like(left, dtype=torch.bool)
     for start, end in _blocks(weight.shape[1], level):
@@ -112,7 +117,7 @@ def sparsegpt(weight: Tensor, known: Curvature, level: Level, per_row: bool = Tr
             _Quota(level, start, weight.shape[1], 1 if per_row else len(weight)),
         )
         left[end:].addmm_(known.factor[start:end, end:].t(), errors, alpha=-1)
-    return left.t().contiguous(), mask.t().contiguous()
+    return left.t(), mask.t()
 
 
 @dataclass(frozen=True)

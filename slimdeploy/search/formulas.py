@@ -35,6 +35,8 @@ def starting_policies(task: Task) -> list[Policy]:
 def _computable(task: Task) -> Sequence[StartFormula]:
     if task.config.search.budget.bytes:
         return ()  # as the setting's description says: formulas are about sparsities
+    if not task.space.has_choice():
+        return ()  # they could but say what uniform says
     start = task.config.search.start
     if task.model.streamed:
         hindrance = "a model that stays on disk would be read for each of its matrices"

@@ -20,7 +20,7 @@ from .journal import Journal
 from .judges import judges
 from .projector import ProjectorEvolution
 from .result import SearchResult
-from .space import Space, search_space
+from .space import search_space
 from .task import Task
 from .verdicts import Verdicts
 
@@ -49,7 +49,7 @@ def search_policy(
     """
     space, method = search_space(model.layers(), config), config.search.method
     if not config.search.budget.binds:
-        return SearchResult(space.policy(DENSE), "uniform", 0.0, 0.0)
+        return SearchResult(space.policy(DENSE), "uniform")
     task = Task(model, stats, samples, config, space, progress, journal)
     if method == "evolution":
         return _search(task)
@@ -60,7 +60,7 @@ def search_policy(
             f"search.method = '{method}' removes {removed:.1%} of the weights, not {asked:.1%}: prune.pattern = "
             f"'{space.pattern}' has no level between; 'evolution' mixes levels."
         )
-    return SearchResult(policy, method, 0.0, 0.0, costs=task.ledger.costs())
+    return SearchResult(policy, method, costs=task.ledger.costs())
 
 
 def _search(task: Task) -> SearchResult:
@@ -93,28 +93,27 @@ def _search(task: Task) -> SearchResult:
 
     plan = Plan(settings.generations, settings.offspring, settings.survivors, settings.seed, len(ends))
     try:
-        found = _better(space, evolve(space, fitness, plan, refine, report, starts), decide, projector)
+        found = _better(task, evolve(space, fitness, plan, refine, report, starts), decide, projector)
     finally:
         if projector:
             projector.put_back()
         judge.release()
     task.progress.say(f"search: {in_words(ledger.costs())}")
-    taken = "uniform" if found.chosen == "uniform" else "searched"
-    task.progress.say(
-        f"J on held-out samples: searched {found.searched_validation:.3f}, uniform {found.uniform_validation:.3f}; the "
-        f"{taken} policy is taken"
-    )
     return replace(found, eta=fitness.eta, eta_chosen=eta.after, eta_rankings=eta.rankings, costs=ledger.costs())
 
 
-def _better(space: Space, outcome: Outcome, decide: Verdicts, projector: ProjectorEvolution | None) -> SearchResult:
+def _better(task: Task, outcome: Outcome, decide: Verdicts, projector: ProjectorEvolution | None) -> SearchResult:
     """What was found, with its projector, or the best uniform policy with the checkpoint's; the latter wins a tie."""
     (searched_validation,) = decide([outcome.best])
     if projector:
         projector.put_back()
-    uniforms = space.uniforms()
+    uniforms = task.space.uniforms()
     uniform_validation, best_uniform = min(zip(decide(uniforms), range(len(uniforms)), strict=True))
     searched_wins = searched_validation < uniform_validation
+    task.progress.say(
+        f"J on held-out samples: searched {searched_validation:.3f}, uniform {uniform_validation:.3f}; the "
+        f"{'searched' if searched_wins else 'uniform'} policy is taken"
+    )
     return SearchResult(
         policy=outcome.best if searched_wins else uniforms[best_uniform],
         chosen="evolution" if searched_wins else "uniform",

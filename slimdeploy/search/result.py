@@ -25,15 +25,15 @@ class SearchResult:
     """projector: evolved parameters by name, unpruned; empty where the checkpoint's stay.
 
     uniform_validation, searched_validation: J of the best uniform policy and of the one that was found, on held-out
-    samples; the lower one was chosen. Equal when nothing was searched. eta: weight of the norm term in J.
+    samples; the lower one was chosen. None when nothing was searched. eta: weight of the norm term in J.
     eta_chosen: the generation after which it was, 0 where it was set. eta_rankings: how well each eta of the grid
     ranked policies then; none where too little was known.
     """
 
     policy: Policy
     chosen: SearchMethod
-    uniform_validation: float
-    searched_validation: float
+    uniform_validation: float | None = None
+    searched_validation: float | None = None
     history: tuple[Generation, ...] = ()
     projector: dict[str, Tensor] = field(default_factory=dict)
     eta: float = 0.0

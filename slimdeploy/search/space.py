@@ -155,6 +155,19 @@ class Space:
             steps[layer.rows, layer.columns] = types
         return steps
 
+    def has_choice(self) -> bool:
+        """Whether any policy but the uniform one is within the budget: a matrix may become cheaper, or dearer."""
+        uniform, *others = self.uniforms()
+        left = self.budget - self.spent(uniform)
+
+        def may_change(layer: Layer) -> bool:
+            level = uniform.levels[layer.name]
+            most = self.cost(layer, level) + left
+            dearer = any(self.cost(layer, other) <= most for other in self.dearer(layer, level))
+            return dearer or bool(self.cheaper(layer, level))
+
+        return bool(others) or any(map(may_change, self.layers))
+
     def mutate(self, policy: Policy, rng: random.Random) -> Policy:
         """Make a few matrices cheaper, then spend what was freed on random upgrades, first of the others.
 

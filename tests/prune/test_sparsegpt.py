@@ -148,6 +148,18 @@ def test_damping_is_raised_until_the_moments_can_be_inverted() -> None:
     assert known.damping == pytest.approx(0.1)
 
 
+def test_a_try_with_too_little_damping_leaves_no_trace() -> None:
+    inputs = torch.randn(900, 600, generator=torch.Generator().manual_seed(0))
+    moments = inputs.t() @ inputs
+    moments.diagonal().sub_(0.05 * moments.diagonal().mean() + torch.linalg.eigvalsh(moments)[0])
+    damped = moments.double() + 0.1 * moments.diagonal().mean() * torch.eye(600)
+    known = curvature(moments.triu())
+    assert known is not None
+    assert known.damping == pytest.approx(0.1)
+    torch.testing.assert_close((known.factor.t() @ known.factor).double(), damped.inverse(), rtol=1e-3, atol=1e-6)
+    assert torch.equal(known.factor, known.factor.triu())
+
+
 def test_a_damping_that_had_to_be_raised_is_told_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(Progress, "say", lambda _, words: said.append(words))

@@ -173,7 +173,9 @@ def test_uniform_is_returned_where_it_wins_held_out(
     monkeypatch.setattr(Progress, "say", lambda _, words: said.append(words))
     result = run_search(tiny_model, stats, short_search())
     assert result.chosen == "uniform"
-    assert said[-1].endswith("the uniform policy is taken")
+    assert any(line.endswith("the uniform policy is taken") for line in said)
+    assert result.uniform_validation is not None
+    assert result.searched_validation is not None
     assert result.uniform_validation <= result.searched_validation
     assert len(set(result.policy.levels.values())) == 1
 
@@ -183,6 +185,14 @@ def test_what_needs_no_search_is_not_searched(tiny_model: Model, settings: dict[
     result = run_search(tiny_model, Stats(), short_search(**settings), {})
     assert result.chosen == "uniform"
     assert result.history == ()
+
+
+def test_where_one_policy_is_within_the_budget_no_formula_is_asked(tiny_model: Model, stats: Stats) -> None:
+    config = short_search(start=("ecoflap",), budget=BudgetConfig(sparsity=0.5))
+    config = config.model_copy(update={"prune": PruneConfig(criterion="wanda", pattern="2:4")})
+    result = run_search(tiny_model, stats, config)
+    assert {level.pattern for level in result.policy.levels.values()} == {"2:4"}
+    assert "ecoflap" not in {cost.of for cost in result.costs}
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "*:8"])
@@ -205,6 +215,7 @@ def test_samples_without_answers_are_searched_on_by_divergence(tiny_model: Model
         split: [replace(sample, answers=()) for sample in samples] for split, samples in SAMPLES.items()
     }
     result = run_search(tiny_model, stats, short_search(generations=1, eta=0.0), unknown)
+    assert result.searched_validation is not None
     assert 0 < result.searched_validation < 10
 
 

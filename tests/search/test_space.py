@@ -98,6 +98,26 @@ def test_an_n_of_m_pattern_gives_a_uniform_policy_of_that_pattern() -> None:
     assert set(_space(0.6, "*:64").uniforms()[0].levels.values()) == {Level(1 - 25 / 64, 64)}
 
 
+@pytest.mark.parametrize(
+    ("sparsity", "pattern", "choice"),
+    [
+        (0.5, "2:4", False),
+        (0.4, "2:4", True),
+        (0.75, "1:4", False),
+        (0.5, "1:4", True),
+        (0.95, "unstructured", False),
+        (0.9, "unstructured", True),
+        (0.5, "*:4", True),
+    ],
+)
+def test_where_all_matrices_have_to_be_at_their_sparsest_there_is_no_choice(
+    sparsity: float, pattern: str, choice: bool
+) -> None:
+    layers = [Layer(str(number), "language", 64, 200) for number in range(12)]
+    search = SearchConfig(budget=BudgetConfig(sparsity=sparsity))
+    assert search_space(layers, Config(prune=PruneConfig(pattern=pattern), search=search)).has_choice() == choice
+
+
 def test_sparsity_zero_leaves_everything_dense() -> None:
     assert set(_space(0).uniforms()[0].levels.values()) == {DENSE}
 
