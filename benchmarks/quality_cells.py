@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slimdeploy import __version__
-from slimdeploy.artifact import new_file
 from slimdeploy.config import BudgetConfig, Config, Criterion, PruneConfig, RestoreConfig, SearchConfig, SearchMethod
 from slimdeploy.report import now
 from slimdeploy.search import Cost
+from slimdeploy.writing import new_file
 
 METHOD_VERSION = 1
 """Part of every key: figures and policies of another one are measured again. To be raised whenever a change in

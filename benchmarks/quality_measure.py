@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from quality_cells import Cell, Figure, key_of
 
-from slimdeploy.artifact import new_file, new_folder
 from slimdeploy.config import Config
 from slimdeploy.data import load_samples
 from slimdeploy.evaluate import greedy_answers
@@ -32,6 +31,7 @@ from slimdeploy.search.journal import Journal
 from slimdeploy.search.model_search import search_policy
 from slimdeploy.search.result import SearchResult
 from slimdeploy.search.space import stored_bytes
+from slimdeploy.writing import new_file, new_folder
 
 SEEDS = 5
 """Every seed has a slice of its own of the samples that statistics and searches look at."""

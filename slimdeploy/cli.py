@@ -14,12 +14,13 @@ from typing import Any
 from rich.console import Console
 
 from . import __version__
-from .artifact import is_artifact, new_file
+from .artifact import is_artifact
 from .config import Config, ServeConfig
 from .config_file import load_config, parse_config, render_config
 from .doctor import extra_with
-from .errors import ConfigError, SlimdeployError
+from .errors import ArtifactError, ConfigError, SlimdeployError
 from .progress import Progress
+from .writing import new_file
 
 DEFAULT_CONFIG = "deploy.toml"
 OF_THE_RUN = f"default: {DEFAULT_CONFIG} in the run's folder, else here"
@@ -81,6 +82,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.set_defaults(command=_export)
 
+    bundle = commands.add_parser("bundle", help="put an artifact into one file, and print its sha256")
+    _add_artifact(bundle)
+    bundle.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: the artifact's folder with .zip behind it"
+    )
+    bundle.set_defaults(command=_bundle)
+
+    verify = commands.add_parser("verify", help="compare every file of an artifact or bundle with its manifest")
+    _add_artifact(verify)
+    verify.add_argument("--sha256", metavar="HEX", help="what `slimdeploy bundle` printed; for a bundle alone")
+    verify.set_defaults(command=_verify)
+
     serve = commands.add_parser("serve", help="serve an artifact over an OpenAI-compatible endpoint")
     _add_artifact(serve)
     serve.add_argument(
@@ -128,7 +141,9 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 
 def _add_artifact(command: argparse.ArgumentParser) -> None:
-    command.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an ONNX artifact, or a run's folder")
+    command.add_argument(
+        "artifact", type=Path, metavar="ARTIFACT", help="an artifact's folder or bundle, or a run's folder"
+    )
 
 
 def _init(options: argparse.Namespace) -> int:
@@ -188,6 +203,31 @@ def _export(options: argparse.Namespace) -> int:
     _say(f"{export.format} artifact: {folder}")
     for note in missing_gains(open_artifact(folder).manifest):
         _say(f"note: {note}")
+    return 0
+
+
+def _bundle(options: argparse.Namespace) -> int:
+    from .artifact import bundle, open_artifact
+
+    artifact = open_artifact(options.artifact)
+    file = options.output or artifact.bundle or artifact.path.with_name(f"{artifact.path.name}.zip")
+    _say(f"{bundle(artifact, file)}  {file}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from .artifact import open_artifact
+    from .bundle import is_bundle
+    from .writing import sha256_of
+
+    path, wanted = options.artifact, options.sha256
+    if wanted and not is_bundle(path):
+        raise ConfigError(f"--sha256 is that of a bundle, and {path} is none; leave it out, or name the bundle")
+    if wanted and (found := sha256_of(path)) != wanted.lower():
+        raise ArtifactError(f"{path} has the sha256 {found}, not {wanted}; copy it again")
+    artifact = open_artifact(path)
+    files = len(artifact.manifest.files)
+    _say(f"{artifact.source} is intact: {files} files, {artifact.bytes / 1e6:.1f} MB, as its manifest says")
     return 0
 
 

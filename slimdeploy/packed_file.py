@@ -12,10 +12,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .artifact import new_file
 from .errors import ArtifactError
 from .packed_description import Description
 from .packed_tensor import PackedTensor, short
+from .writing import new_file
 
 FORMAT: Final = "slimdeploy-packed"
 VERSION: Final = "1"

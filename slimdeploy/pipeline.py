@@ -13,14 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifact import (
-    MANIFEST,
-    Manifest,
-    new_file,
-    new_folder,
-    open_artifact,
-    write_manifest,
-)
+from .artifact import MANIFEST, Manifest, open_artifact, write_manifest
 from .config import Config, ExportConfig
 from .config_file import render_config
 from .data import load_samples, shortfalls
@@ -31,6 +24,7 @@ from .progress import Progress
 from .run_folder import RunFolder, Step, fingerprint_of_folder
 from .samples import SPLITS, Sample, Split, fingerprint_of_split, fingerprints, require_answers
 from .scoring import Accuracy, score
+from .writing import new_file, new_folder
 
 if TYPE_CHECKING:
     from .model import DType, Model

@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from .artifact import new_file
 from .comparison import Comparison
 from .config import SearchMethod
 from .doctor import cores, cpu_name
@@ -24,6 +23,7 @@ from .metrics import credit
 from .samples import Sample
 from .scoring import Accuracy
 from .targets import TargetResult
+from .writing import new_file
 
 REPORT_VERSION = 2
 REPORT_FILES = ("report.json", "report.html")

@@ -11,10 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from . import report_plots as plots
-from .artifact import new_file
 from .measurements import LATENCY_METRICS, LatencyMetric, Run, latency_table
 from .report import LayerSparsity, Report
 from .targets import TargetResult
+from .writing import new_file
 
 _TOWERS = {"vision": "Vision tower", "projector": "Projector", "language": "Language model"}
 _PLAIN_NAMES = {"ttft": "time to first token", "tpot": "time per further token", "e2e": "whole answer"}

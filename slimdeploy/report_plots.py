@@ -7,11 +7,11 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from .artifact import new_file
 from .measurements import Distribution, LatencyMetric, Run
 from .report import STAGES, LayerSparsity, Loss, Report, SearchHistory, Sizes, Stage
 from .scoring import Accuracy
 from .svg import Axis, Plot, rectangle, standalone, svg, text
+from .writing import new_file
 
 WIDTH = 880
 _PANEL = 286

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .artifact import new_file, new_folder, sha256_of, sweep
 from .errors import ConfigError, SlimdeployError
 from .progress import Progress
+from .writing import new_file, new_folder, sha256_of, sweep
 
 _INPUTS = "inputs"
 _JOURNALS = ".journals"

@@ -64,7 +64,7 @@ def validate(target: str, config: Config, progress: Progress, output: Path | Non
         report = _report(config, samples, load, artifact)
         if artifact.manifest.test_split != fingerprint_of_split(fingerprints(split)):
             report = _without_earlier_accuracies(config, report, artifact)
-        folder = artifact.path.parent
+        folder = artifact.source.parent
     else:
         raise ValidateError(f"{target} is neither a URL nor an artifact; `slimdeploy export` makes an artifact")
     folder = output or folder / "validation"

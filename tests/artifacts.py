@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from slimdeploy.artifact import Manifest, new_folder, write_manifest
+from slimdeploy.artifact import Manifest, write_manifest
+from slimdeploy.writing import new_folder
 
 
 @contextmanager

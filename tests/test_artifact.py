@@ -12,8 +12,9 @@ import pytest
 from artifacts import new_artifact
 from safetensors.numpy import save_file
 
-from slimdeploy.artifact import MANIFEST, Manifest, new_folder, open_artifact, sweep
+from slimdeploy.artifact import MANIFEST, Manifest, open_artifact
 from slimdeploy.errors import ArtifactError
+from slimdeploy.writing import new_folder, sweep
 
 SOME_MANIFEST = Manifest(format="onnx", model="demo", family="llava", sparsity=0.6, quality={"dense": 0.95})
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..artifact import new_file
+from ..writing import new_file
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..artifact import new_file
+from ..writing import new_file
 
 _NOTES = "notes.jsonl"
 

@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import slimdeploy.serve.engines.onnx_sessions as onnx_sessions
-from slimdeploy.artifact import Artifact, Manifest
+from slimdeploy.artifact import Artifact, Manifest, bundle
 from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ArtifactError, ServeError
 from slimdeploy.serve.engine import Chunk, EncodedImage, GenerationRequest, Message, RequestError, Sampling
@@ -296,6 +296,15 @@ def test_control_tokens_cut_into_parts_stay_plain_text(artifact: Artifact, tmp_p
 def test_an_answer_without_tokens_is_refused(model: LoadedModel, max_tokens: int) -> None:
     with pytest.raises(RequestError, match=f"max_tokens = {max_tokens}"):
         model.ask("What?", max_tokens=max_tokens)
+
+
+def test_a_bundle_answers_as_its_artifact(
+    artifact: Artifact, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle(artifact, tmp_path / "tiny.zip")
+    answers = [each.ask("What is it?", max_tokens=4) for each in (load(tmp_path / "tiny.zip", threads=1), model)]
+    assert answers[0] == answers[1]
 
 
 def test_an_artifact_of_another_format_is_not_loaded_by_any_way(tmp_path: Path) -> None:
