@@ -25,7 +25,7 @@ class LoadedModel:
     def __init__(self, artifact: Artifact, threads: int) -> None:
         if artifact.manifest.format != "onnx":
             raise ServeError(
-                f"{artifact.path} has the format '{artifact.manifest.format}'; only 'onnx' artifacts run in this "
+                f"{artifact.source} has the format '{artifact.manifest.format}'; only 'onnx' artifacts run in this "
                 "process"
             )
         self.artifact = artifact

@@ -102,12 +102,12 @@ def background_server(artifact: Artifact, config: ServeConfig) -> Iterator[str]:
             assert child.stdout is not None
             if not select.select([child.stdout], [], [], _SECONDS_TO_START)[0]:
                 raise ServeError(
-                    f"the server for {artifact.path} was not ready after {_SECONDS_TO_START:g} s: {_last_lines(log)}"
+                    f"the server for {artifact.source} was not ready after {_SECONDS_TO_START:g} s: {_last_lines(log)}"
                 )
             url = child.stdout.readline().strip()
             if not url:
                 child.wait()
-                raise ServeError(f"the server for {artifact.path} did not start: {_last_lines(log)}")
+                raise ServeError(f"the server for {artifact.source} did not start: {_last_lines(log)}")
             yield url
         finally:
             _stop(child)

@@ -12,11 +12,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from .bundle import is_bundle, place_for, unpack_bundle, write_bundle
+from .bundle import MANIFEST as MANIFEST
+from .bundle import is_bundle, manifest_in, place_for, unpack_bundle, write_bundle
 from .errors import ArtifactError
 from .writing import new_folder, sha256_of
 
-MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 
 
@@ -88,14 +88,19 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def bundle(artifact: Artifact, file: Path) -> str:
-    """Put the artifact into one file, its manifest first. Returns the file's sha256, equal for equal artifacts."""
-    write_bundle(artifact.path, [MANIFEST, *sorted(artifact.manifest.files)], file)
+    """Put the artifact into one file. Returns its sha256, equal for equal artifacts.
+
+    Raises ArtifactError where `file` is something else already or lies in the artifact, or cannot be written.
+    """
+    if file.resolve().is_relative_to(artifact.path.resolve()):
+        raise ArtifactError(f"{file} would lie in the artifact, which has no such file; name another place")
+    write_bundle(artifact.path, sorted(artifact.manifest.files), file)
     return sha256_of(file)
 
 
 def is_artifact(path: Path) -> bool:
     """Whether an artifact lies at `path`, or a bundle of one, or a run folder with one; says nothing of its state."""
-    return is_bundle(path) or (_artifact_folder(path) / MANIFEST).is_file()
+    return path.is_file() or (_artifact_folder(path) / MANIFEST).is_file()
 
 
 def _artifact_folder(path: Path) -> Path:
@@ -113,14 +118,14 @@ def open_artifact(path: Path) -> Artifact:
         return Artifact(folder, _checked(folder, folder))
     if not is_bundle(path):
         raise ArtifactError(f"{path} is no bundle, or a truncated one; copy it again, or name an artifact's folder")
-    folder = place_for(path)
-    if folder.is_dir():
-        with suppress(ArtifactError):  # altered since it was unpacked
-            return Artifact(folder, _checked(folder, folder), path)
-    with new_folder(folder) as unpacked:
-        unpack_bundle(path, unpacked)
-        manifest = _checked(unpacked, path)
-    return Artifact(folder, manifest, path)
+    with place_for(path) as folder:
+        if (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == manifest_in(path):
+            with suppress(ArtifactError):  # altered since it was unpacked
+                return Artifact(folder, _checked(folder, folder), path)
+        with new_folder(folder) as unpacked:
+            unpack_bundle(path, unpacked)
+            manifest = _checked(unpacked, path)
+        return Artifact(folder, manifest, path)
 
 
 def _checked(folder: Path, source: Path) -> Manifest:

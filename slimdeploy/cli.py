@@ -209,22 +209,23 @@ def _export(options: argparse.Namespace) -> int:
 def _bundle(options: argparse.Namespace) -> int:
     from .artifact import bundle, open_artifact
 
-    artifact = open_artifact(options.artifact)
-    file = options.output or artifact.bundle or artifact.path.with_name(f"{artifact.path.name}.zip")
+    artifact = open_artifact(options.artifact.resolve())
+    if artifact.bundle and not options.output:
+        raise ConfigError(f"{artifact.bundle} is a bundle already; name another file with --output")
+    file = options.output or artifact.path.with_name(f"{artifact.path.name}.zip")
     _say(f"{bundle(artifact, file)}  {file}")
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
     from .artifact import open_artifact
-    from .bundle import is_bundle
     from .writing import sha256_of
 
     path, wanted = options.artifact, options.sha256
-    if wanted and not is_bundle(path):
+    if wanted is not None and not path.is_file():
         raise ConfigError(f"--sha256 is that of a bundle, and {path} is none; leave it out, or name the bundle")
-    if wanted and (found := sha256_of(path)) != wanted.lower():
-        raise ArtifactError(f"{path} has the sha256 {found}, not {wanted}; copy it again")
+    if wanted is not None and (found := sha256_of(path)) != wanted.lower():
+        raise ArtifactError(f"{path} has the sha256 {found}, not '{wanted}'; copy it again")
     artifact = open_artifact(path)
     files = len(artifact.manifest.files)
     _say(f"{artifact.source} is intact: {files} files, {artifact.bytes / 1e6:.1f} MB, as its manifest says")

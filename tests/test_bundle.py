@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +11,7 @@ from pathlib import Path
 import pytest
 from artifacts import new_artifact
 
-from slimdeploy.artifact import MANIFEST, Artifact, Manifest, bundle, is_artifact, open_artifact
-from slimdeploy.bundle import place_for
+from slimdeploy.artifact import MANIFEST, Artifact, Manifest, bundle, is_artifact, open_artifact, write_manifest
 from slimdeploy.cli import main
 from slimdeploy.errors import ArtifactError
 from slimdeploy.writing import sha256_of
@@ -78,15 +79,20 @@ def test_equal_artifacts_give_equal_bundles(bundled: Path, tmp_path: Path) -> No
 def test_it_is_unpacked_once(bundled: Path, cache: Path) -> None:
     folder = open_artifact(bundled).path
     unpacked = (folder / WEIGHTS).stat().st_ino
-    assert open_artifact(bundled).path == folder == place_for(bundled)
+    assert open_artifact(bundled).path == folder
     assert (folder / WEIGHTS).stat().st_ino == unpacked
-    assert [entry.name for entry in (cache / "slimdeploy").iterdir()] == [folder.name]
+    assert {entry.name for entry in (cache / "slimdeploy").iterdir()} == {folder.name, ".lock"}
+    assert folder.name == sha256_of(bundled)
 
 
 def test_what_was_altered_after_it_was_unpacked_is_unpacked_anew(bundled: Path) -> None:
     folder = open_artifact(bundled).path
     (folder / WEIGHTS).write_bytes(b"other")
     assert (open_artifact(bundled).path / WEIGHTS).stat().st_size == 25_600
+    (folder / WEIGHTS).write_bytes(b"other")
+    (folder / MANIFEST).unlink()
+    write_manifest(folder, Manifest("onnx", "other", "llava"))
+    assert (open_artifact(bundled).path / WEIGHTS).stat().st_size == 25_600, "a manifest that fits is not the bundle's"
 
 
 def _altered(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
@@ -111,6 +117,10 @@ def _with(other: str) -> Callable[[str, bytes], Iterator[tuple[str, bytes]]]:
     return change
 
 
+def _nothing(_: str, __: bytes) -> Iterator[tuple[str, bytes]]:
+    yield from ()
+
+
 def _unchanged(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
     yield name, content
 
@@ -125,6 +135,9 @@ def _unchanged(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
         (lambda file: _rewritten(file, _with("../more.txt")), r"holds '\.\./more\.txt', which no bundle of ours does"),
         (lambda file: _rewritten(file, _with("/more.txt")), r"holds '/more\.txt', which no bundle of ours does"),
         (lambda file: _rewritten(file, _with("sub/")), "holds 'sub/', which no bundle of ours does"),
+        (lambda file: _rewritten(file, _with("./more.txt")), r"holds '\./more\.txt', which no bundle of ours does"),
+        (lambda file: _rewritten(file, _with("sub")), "holds 'sub' as a file and as a folder"),
+        (lambda file: _rewritten(file, _nothing), "no bundle, or a truncated one"),
         (lambda file: _rewritten(file, _unchanged, zipfile.ZIP_DEFLATED), "compressed or encrypted"),
         (lambda file: file.write_bytes(file.read_bytes()[:-30]), "no bundle, or a truncated one"),
         (lambda file: file.write_bytes(file.read_bytes().replace(bytes(range(200)), bytes(200))), "Bad CRC-32"),
@@ -137,7 +150,7 @@ def test_a_bundle_that_has_changed_is_refused_and_leaves_nothing(
     damage(bundled)
     with pytest.raises(ArtifactError, match=message):
         open_artifact(bundled)
-    assert list(cache.rglob("*")) in ([], [cache / "slimdeploy"])
+    assert not list(cache.glob("slimdeploy/[!.]*"))
     assert main(["serve", str(bundled)]) == 2, "before any traffic is served"
     assert main(["verify", str(bundled)]) == 2
     assert "shipped.zip" in capsys.readouterr().err
@@ -152,9 +165,14 @@ def test_two_files_of_one_name_are_refused(bundled: Path) -> None:
 
 def test_nothing_but_a_bundle_is_overwritten(artifact: Artifact, tmp_path: Path, bundled: Path) -> None:
     (tmp_path / "mine").write_text("precious")
-    with pytest.raises(ArtifactError, match="exists and is no bundle"):
-        bundle(artifact, tmp_path / "mine")
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        archive.writestr("precious", b"")
+    for name in ("mine", "mine.zip"):
+        with pytest.raises(ArtifactError, match="exists and is no bundle"):
+            bundle(artifact, tmp_path / name)
     assert (tmp_path / "mine").read_text() == "precious"
+    with pytest.raises(ArtifactError, match="would lie in the artifact"):
+        bundle(artifact, artifact.path / "sub" / "mine.zip")
     assert bundle(artifact, bundled) == sha256_of(bundled)
 
 
@@ -167,6 +185,37 @@ def test_the_commands_bundle_and_verify(artifact: Artifact, capsys: pytest.Captu
         assert main(["verify", *arguments]) == 0
         assert "is intact: 2 files, 0.0 MB" in capsys.readouterr().out
     assert main(["verify", str(file), "--sha256", "0" * 64]) == 2
-    assert f"has the sha256 {sha256}, not {'0' * 64}" in capsys.readouterr().err
+    assert f"has the sha256 {sha256}, not '{'0' * 64}'" in capsys.readouterr().err
+    assert main(["verify", str(file), "--sha256", ""]) == 2, "a variable of the shell that is empty"
+    file.write_bytes(file.read_bytes()[:-30])
+    assert main(["verify", str(file), "--sha256", sha256]) == 2
+    assert "copy it again" in capsys.readouterr().err
     assert main(["verify", str(run), "--sha256", sha256]) == 2
     assert "--sha256 is that of a bundle" in capsys.readouterr().err
+
+
+def test_a_bundle_is_not_bundled_over_itself(bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bundle", str(bundled)]) == 2
+    assert "is a bundle already" in capsys.readouterr().err
+
+
+def test_from_inside_the_artifact_it_is_bundled_beside_it(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(artifact.path)
+    assert main(["bundle", "."]) == 0
+    assert open_artifact(artifact.path.with_name("artifact.zip")).manifest == artifact.manifest
+
+
+def test_processes_that_unpack_one_bundle_wait_for_each_other(bundled: Path, cache: Path) -> None:
+    (cache / "slimdeploy").mkdir(parents=True)
+    left = cache / "slimdeploy" / f".{sha256_of(bundled)}.1.partial"
+    left.mkdir()
+    command = [sys.executable, "-m", "slimdeploy", "verify", str(bundled)]
+    processes = [subprocess.Popen(command) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert not left.exists(), "a killed one left it"
+
+
+def test_a_cache_that_cannot_be_written_is_named(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(bundled))
+    with pytest.raises(ArtifactError, match=r"cannot be unpacked into the cache folder: .*; set XDG_CACHE_HOME"):
+        open_artifact(bundled)

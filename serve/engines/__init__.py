@@ -18,6 +18,6 @@ def create_engine(artifact: Artifact, config: ServeConfig) -> Engine:
             raise ServeError(f"{artifact.path} is for vLLM: start it with `vllm serve {artifact.path}`")
         case other:
             raise ServeError(
-                f"{artifact.path} has the format '{other}', which no engine here serves; "
+                f"{artifact.source} has the format '{other}', which no engine here serves; "
                 "export with export.format = 'onnx'"
             )
