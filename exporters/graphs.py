@@ -6,20 +6,25 @@ the names and axes of what goes in and comes out. Knows no ONNX.
     decoder_model_merged   inputs_embeds, attention_mask, position_ids, past_key_values.N.key/value
                            -> logits, present.N.key/value
 
-One decoder serves prefill (a past of length 0) and decode. Its logits are those of the last position alone: nothing
-else is needed to generate, and at prefill the head would cost as much as several blocks.
+One decoder serves prefill (a past of length 0) and decode. Its logits are those of each sequence's last token alone:
+nothing else is needed to generate, and at prefill the head would cost as much as several blocks.
 """
 
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from optimum.utils.normalized_config import NormalizedTextConfigWithGQA
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
-from transformers import DynamicCache
 
 from ..model import Model
+from .decoder import Decoder, rotations_as_operators
+from .skeleton import without_weights
 
 VISION_ENCODER = "vision_encoder"
 EMBED_TOKENS = "embed_tokens"
@@ -33,7 +38,8 @@ _BATCH, _SEQUENCE, _PAST = 2, 3, 7
 class Graph:
     """One graph to write.
 
-    sample: arguments of `part` to trace with. axes: the named dynamic axes of each of them.
+    sample: arguments of `part` to trace with. axes: the named dynamic axes of each of them. weights: what the model
+    calls the parameters of `part`. tracing: what must be so while it is traced.
     """
 
     name: str
@@ -42,6 +48,8 @@ class Graph:
     axes: tuple[Any, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    weights: Mapping[str, str]
+    tracing: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class VisionEncoder(nn.Module):
@@ -77,78 +85,59 @@ class EmbedTokens(nn.Module):
         return embeddings
 
 
-class Decoder(nn.Module):
-    """The language model with its KV cache as plain tensors."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.language_model = model.module.get_submodule(model.arch.language_model)
-        self.lm_head = model.module.get_submodule(model.arch.lm_head)
-
-    def forward(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]
-    ) -> tuple[Tensor, ...]:
-        """Shapes as in `decoder_graph`; past and the outputs behind the logits alternate keys and values, by layer."""
-        cache = DynamicCache(list(zip(past[0::2], past[1::2], strict=True)))
-        states = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        present = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-        return (self.lm_head(states[:, -1:]), *present)
-
-
 def graphs_of(model: Model) -> list[Graph]:
-    """The three graphs, ready to trace."""
-    return [_vision_graph(model), _embedding_graph(model), _decoder_graph(model)]
+    """The three graphs, ready to trace: their parts and samples have shapes and no contents."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    bare = without_weights(model, mode)
+    with mode:
+        return [_vision_graph(bare), _embedding_graph(bare), _decoder_graph(bare)]
 
 
 def _vision_graph(model: Model) -> Graph:
-    vision = model.config.vision_config
-    sample = torch.zeros(_BATCH, vision.num_channels, vision.image_size, vision.image_size, device=model.device)
+    vision, part = model.config.vision_config, VisionEncoder(model)
     return Graph(
         VISION_ENCODER,
-        VisionEncoder(model),
-        (sample,),
+        part,
+        (torch.zeros(_BATCH, vision.num_channels, vision.image_size, vision.image_size),),
         ({0: Dim("batch_size")},),
         ("pixel_values",),
         ("image_features",),
+        _names_in(model, part),
     )
 
 
 def _embedding_graph(model: Model) -> Graph:
-    sample = torch.zeros(_BATCH, _SEQUENCE, dtype=torch.long, device=model.device)
+    part = EmbedTokens(model)
     return Graph(
         EMBED_TOKENS,
-        EmbedTokens(model),
-        (sample,),
+        part,
+        (torch.zeros(_BATCH, _SEQUENCE, dtype=torch.long),),
         ({0: Dim("batch_size"), 1: Dim("sequence_length")},),
         ("input_ids",),
         ("inputs_embeds",),
+        _names_in(model, part),
     )
 
 
 def _decoder_graph(model: Model) -> Graph:
-    """inputs_embeds: (batch, sequence, hidden). attention_mask: (batch, past + sequence).
+    """inputs_embeds: (batch, sequence, hidden). attention_mask: (batch, past + sequence), padded on the right.
 
-    position_ids: (batch, sequence). past: (batch, KV heads, past, head size). logits: (batch, 1, vocabulary).
+    position_ids: (batch, sequence). past: (batch, KV heads, past, head size). logits: (batch, 1, vocabulary), of every
+    sequence's last token.
     """
     # Families name these values differently; optimum knows how.
-    text = NormalizedTextConfigWithGQA(model.config.text_config)
+    text, part = NormalizedTextConfigWithGQA(model.config.text_config), Decoder(model)
     batch, sequence, past = Dim("batch_size"), Dim("sequence_length"), Dim("past_sequence_length")
     pairs = [f"{layer}.{kind}" for layer in range(text.num_layers) for kind in ("key", "value")]
-    cached = torch.zeros(_BATCH, text.num_key_value_heads, _PAST, head_size(text.config), device=model.device)
+    cached = (_BATCH, text.num_key_value_heads, _PAST, head_size(text.config))
     return Graph(
         DECODER,
-        Decoder(model),
+        part,
         (
-            torch.zeros(_BATCH, _SEQUENCE, text.hidden_size, device=model.device),
-            torch.ones(_BATCH, _PAST + _SEQUENCE, dtype=torch.long, device=model.device),
-            torch.arange(_PAST, _PAST + _SEQUENCE, device=model.device).repeat(_BATCH, 1),
-            [cached.clone() for _ in pairs],
+            torch.zeros(_BATCH, _SEQUENCE, text.hidden_size),
+            torch.ones(_BATCH, _PAST + _SEQUENCE, dtype=torch.long),
+            torch.arange(_PAST, _PAST + _SEQUENCE).repeat(_BATCH, 1),
+            [torch.zeros(cached) for _ in pairs],
         ),
         (
             {0: batch, 1: sequence},
@@ -158,7 +147,18 @@ def _decoder_graph(model: Model) -> Graph:
         ),
         ("inputs_embeds", "attention_mask", "position_ids", *(f"past_key_values.{pair}" for pair in pairs)),
         ("logits", *(f"present.{pair}" for pair in pairs)),
+        _names_in(model, part),
+        partial(rotations_as_operators, part.language_model),
     )
+
+
+def _names_in(model: Model, part: nn.Module) -> dict[str, str]:
+    """What the model calls the parameters of a part. One that is tied to another goes by its own name."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    own = {inner: names[id(parameter)] for inner, parameter in part.named_parameters()}
+    return {inner: next((name for name in found if name.endswith(inner)), found[0]) for inner, found in own.items()}
 
 
 def head_size(text_config: Any) -> int:

@@ -64,7 +64,7 @@ class OnnxGraphs:
         return [np.zeros((batch, node.shape[1], 0, node.shape[3]), np.float32) for node in self._past]
 
     def decode(self, embeddings: Array, mask: Array, positions: Array, past: list[Array]) -> tuple[Array, list[Array]]:
-        """Logits of the last position, (batch, vocabulary), and the longer past."""
+        """Logits of every sequence's last token, (batch, vocabulary), and the longer past."""
         logits, *present = self._decoder.run(None, self.decoder_inputs(embeddings, mask, positions, past))
         return logits[:, -1], present
 
@@ -184,8 +184,9 @@ def compare_parts(
     if "pixel_values" in batch:
         is_image = ids == model.config.image_token_id
         embeddings = embeddings.masked_scatter(is_image[..., None], features)
-    mask, positions = _array(batch["attention_mask"]), _array(batch["position_ids"])
-    logits, _ = graphs.decode(_array(embeddings), mask, positions, graphs.empty_past(len(ids)))
+    inputs = {"embeddings": embeddings, "mask": batch["attention_mask"], "positions": batch["position_ids"]}
+    shifted = padded_on_the_right({name: _array(tensor) for name, tensor in inputs.items()}, "mask")
+    logits, _ = graphs.decode(**shifted, past=graphs.empty_past(len(ids)))
     pairs[DECODER] = (model.module(**batch, logits_to_keep=1).logits[:, -1], logits)
     return _errors(pairs, reference)
 
@@ -231,28 +232,39 @@ def greedy_in_torch(model: Model, prompt: Sample) -> Answer:
 
 
 def greedy_in_onnx(model: Model, graphs: OnnxGraphs, prompts: Sequence[Sample]) -> list[list[int]]:
-    """What the graphs answer to a batch of prompts, padded on the left."""
-    batch = {name: _array(tensor) for name, tensor in encode(model, prompts).items()}
-    ids, mask, positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
+    """What the graphs answer to a batch of prompts, padded on the right."""
+    encoded = {name: _array(tensor) for name, tensor in encode(model, prompts).items()}
+    tokens = {name: encoded[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    ids, mask, positions = padded_on_the_right(tokens, "attention_mask").values()
     embeddings = graphs.embed(ids)
-    if "pixel_values" in batch:
-        features = graphs.encode_images(batch["pixel_values"])
+    if "pixel_values" in encoded:
+        features = graphs.encode_images(encoded["pixel_values"])
         embeddings[ids == model.config.image_token_id] = features.reshape(-1, embeddings.shape[-1])
     past, ends = graphs.empty_past(len(ids)), end_tokens(model)
     answers: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
     for _ in range(MAX_TOKENS):
         logits, past = graphs.decode(embeddings, mask, positions, past)
-        tokens = logits.argmax(axis=-1)
+        chosen = logits.argmax(axis=-1)
         for i in sorted(running):
-            answers[i].append(int(tokens[i]))
+            answers[i].append(int(chosen[i]))
         running -= {i for i in running if answers[i][-1] in ends}
         if not running:
             break
-        mask = np.concatenate([mask, np.ones_like(mask[:, :1])], axis=1)
-        positions = positions[:, -1:] + 1
-        embeddings = graphs.embed(tokens[:, None])
+        positions = mask.sum(axis=1, keepdims=True)
+        # A new token stands behind its sequence's last, where padding may have been before.
+        mask = (np.arange(mask.shape[1] + 1) <= positions).astype(np.int64)
+        embeddings = graphs.embed(chosen[:, None])
     return answers
+
+
+def padded_on_the_right(inputs: Mapping[str, Array], mask: str) -> dict[str, Array]:
+    """Inputs padded on the left, (batch, sequence, ...), as GroupQueryAttention wants them. mask: the mask's name."""
+    lengths = inputs[mask].sum(axis=1)
+    return {
+        name: np.stack([np.roll(row, length, axis=0) for row, length in zip(array, lengths, strict=True)])
+        for name, array in inputs.items()
+    }
 
 
 def count_tie(prompt: Sample, expected: Answer, tokens: Sequence[int], reference: Reference = FLOAT32) -> int:

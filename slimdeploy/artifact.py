@@ -17,7 +17,8 @@ from .bundle import is_bundle, manifest_in, place_for, unpack_bundle, write_bund
 from .errors import ArtifactError
 from .writing import new_folder, sha256_of
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+"""2: the decoder of an ONNX artifact writes into the KV cache that it reads."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,9 @@ def _read_manifest(folder: Path, source: Path) -> Manifest:
         values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version = values["version"]
         if version != MANIFEST_VERSION:
+            remedy = "upgrade it" if version > MANIFEST_VERSION else "export the artifact again"
             raise ArtifactError(
-                f"{source / MANIFEST} is of version {version}, this slimdeploy reads {MANIFEST_VERSION}; upgrade it"
+                f"{source / MANIFEST} is of version {version}, this slimdeploy reads {MANIFEST_VERSION}; {remedy}"
             )
         # The class refuses unknown keys, pydantic refuses wrong types.
         return TypeAdapter(Manifest).validate_json(json.dumps(asdict(Manifest(**values))), strict=True)

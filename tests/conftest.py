@@ -95,11 +95,12 @@ def traces() -> "Traces":
 @pytest.fixture(scope="module")
 def traced_once(traces: "Traces") -> Iterator[None]:
     """For modules that export a model of one shape again and again; test_export_onnx.py traces it every time."""
-    import torch
-    from traced_once import export_once
+    from traced_once import trace_once
+
+    from slimdeploy.exporters import onnx
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.onnx, "export", partial(export_once, traces, torch.onnx.export))
+        patch.setattr(onnx, "trace", partial(trace_once, traces, onnx.trace))
         yield
 
 

@@ -61,7 +61,7 @@ class OnnxGenerator:
         limit = min(request.sampling.max_tokens, self._facts.context - prompt_tokens)
         sample = Sampler(request.sampling)
         answer = AnswerStream(self._text, request.sampling.stop)
-        cache = self._sessions.new_cache()
+        cache = self._sessions.new_cache(prompt_tokens + limit)
         for count in range(1, limit + 1):
             token = sample(self._sessions.decode(embeddings, cache))
             ended = token in self._facts.end_tokens

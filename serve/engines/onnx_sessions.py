@@ -19,6 +19,7 @@ from slimdeploy.kernels.operators import register_operators
 Floats = NDArray[np.float32]
 
 GRAPHS = ("vision_encoder", "embed_tokens", "decoder_model_merged")
+_PAST, _PRESENT = "past_key_values", "present"
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -42,32 +43,33 @@ def import_onnxruntime() -> ModuleType:
 
 @dataclass
 class KeyValueCache:
-    """What the decoder remembers of one sequence.
+    """What the decoder remembers of one sequence: buffers that it reads, and writes what is new into.
 
-    length: tokens in it. values: an OrtValue (1, heads, length, head size) for every input `past_key_values.N.key`
-    and `.value`.
+    capacity: tokens that there is room for. length: tokens in it. logits: (1, 1, vocabulary), after the last of them.
+    binding: of the decoder to the buffers.
     """
 
+    capacity: int
     length: int
-    values: dict[str, Any]
+    logits: Any
+    binding: Any
 
 
 class OnnxSessions:
-    """threads: of one run of a graph; runs of several requests share them."""
+    """threads: of one run of a graph; runs of several requests share them. context: tokens of the longest sequence."""
 
     def __init__(self, folder: Path, threads: int, context: int) -> None:
         self._onnxruntime = import_onnxruntime()
         self._vision, self._embedding, self._decoder = (
             self._session(folder / f"{name}.onnx", threads) for name in GRAPHS
         )
-        past = [node for node in self._decoder.get_inputs() if node.name.startswith("past_key_values.")]
-        self._outputs = ["logits", *(node.name.replace("past_key_values", "present") for node in past)]
-        missing = set(self._outputs) - {node.name for node in self._decoder.get_outputs()}
-        if not past or missing:
+        self._past = [node for node in self._decoder.get_inputs() if node.name.startswith(_PAST)]
+        outputs = {node.name: node for node in self._decoder.get_outputs()}
+        missing = {"logits", *(node.name.replace(_PAST, _PRESENT) for node in self._past)} - outputs.keys()
+        if not self._past or missing:
             what = ", ".join(sorted(missing)) or "past_key_values inputs"
             raise ArtifactError(f"{folder / GRAPHS[2]}.onnx has no {what}; export the artifact again")
-        # An OrtValue that is only read may be shared: every sequence starts from the same empty past.
-        self._empty = {n.name: self._value(np.zeros((1, n.shape[1], 0, n.shape[3]), np.float32)) for n in past}
+        self._vocabulary = outputs["logits"].shape[-1]
         # Slices of these are a run's mask and positions, with nothing to allocate per token.
         self._ones = np.ones((1, context), np.int64)
         self._positions = np.arange(context, dtype=np.int64)[None]
@@ -82,30 +84,34 @@ class OnnxSessions:
         embeddings: Floats = self._embedding.run(["inputs_embeds"], {"input_ids": np.array([ids], np.int64)})[0]
         return embeddings
 
-    def new_cache(self) -> KeyValueCache:
-        return KeyValueCache(0, self._empty)
+    def new_cache(self, capacity: int) -> KeyValueCache:
+        """For one sequence of at most `capacity` tokens. The system gives it memory as it fills."""
+        binding = self._decoder.io_binding()
+        for node in self._past:
+            buffer = self._zeros((1, node.shape[1], capacity, node.shape[3]))
+            binding.bind_ortvalue_input(node.name, buffer)
+            binding.bind_ortvalue_output(node.name.replace(_PAST, _PRESENT), buffer)
+        logits = self._zeros((1, 1, self._vocabulary))
+        binding.bind_ortvalue_output("logits", logits)
+        return KeyValueCache(capacity, 0, logits, binding)
 
     def decode(self, embeddings: Floats, cache: KeyValueCache) -> Floats:
-        """Run the decoder over more tokens of a sequence, and remember them in its cache.
+        """Run the decoder over more tokens of a sequence, and remember them in its cache, which has room for them.
 
         embeddings: (1, tokens, hidden). Returns the logits after the last token, (vocabulary,).
         """
         start, end = cache.length, cache.length + embeddings.shape[1]
-        inputs = {
-            "inputs_embeds": self._value(embeddings),
-            "attention_mask": self._value(self._ones[:, :end]),
-            "position_ids": self._value(self._positions[:, start:end]),
-            **cache.values,
-        }
-        # Values, not arrays, go from run to run: keys and values are never copied to numpy and back.
-        logits, *present = self._decoder.run_with_ort_values(self._outputs, inputs)
-        cache.values = dict(zip(self._empty, present, strict=True))
+        assert end <= cache.capacity, "the decoder would write behind the buffers"
+        cache.binding.bind_cpu_input("inputs_embeds", embeddings)
+        cache.binding.bind_cpu_input("attention_mask", self._ones[:, :end])
+        cache.binding.bind_cpu_input("position_ids", self._positions[:, start:end])
+        self._decoder.run_with_iobinding(cache.binding)
         cache.length = end
-        last: Floats = logits.numpy()[0, -1]
+        last: Floats = cache.logits.numpy()[0, -1]
         return last
 
-    def _value(self, array: NDArray[Any]) -> Any:
-        return self._onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    def _zeros(self, shape: tuple[int, ...]) -> Any:
+        return self._onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
 
     def _session(self, file: Path, threads: int) -> Any:
         if not file.is_file():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,17 @@ import pytest
 import torch
 from exported import Exported
 from onnx import numpy_helper
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from transformers.models.llama import modeling_llama
 
 from slimdeploy.config import ExportConfig, OnnxConfig
 from slimdeploy.errors import ExportError
-from slimdeploy.exporters import ExportJob, check, export
+from slimdeploy.exporters import ExportJob, check, decoder, export
 from slimdeploy.exporters import onnx as onnx_exporter
 from slimdeploy.exporters.graphs import DECODER, EMBED_TOKENS, VISION_ENCODER, VisionEncoder, graphs_of
 from slimdeploy.exporters.reference import FLOAT32
+from slimdeploy.exporters.trace import trace
 from slimdeploy.exporters.verify import (
     Answer,
     OnnxGraphs,
@@ -217,13 +222,45 @@ def test_the_vision_encoder_follows_the_choice_of_features(
 def test_large_weights_lie_beside_their_graph(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_exporter, "SINGLE_FILE_BYTES", 10_000)
     (graph,) = (graph for graph in graphs_of(model) if graph.name == EMBED_TOKENS)
+    traced = trace(graph)
+    onnx_exporter.put_weights_in(traced, model)
     file = tmp_path / "large.onnx"
-    onnx_exporter.write(onnx_exporter.trace(graph), file)
+    onnx_exporter.write(traced, file)
     assert {file.name for file in tmp_path.iterdir()} == {"large.onnx", "large.onnx_data"}
     assert file.stat().st_size < 10_000
     ids = np.array([[5, 7]])
     session = onnxruntime.InferenceSession(file)  # type: ignore[attr-defined]
-    np.testing.assert_array_equal(session.run(None, {"input_ids": ids})[0], graph.part(torch.tensor(ids)).detach())
+    table = model.pretrained.get_input_embeddings().weight.detach().numpy()
+    np.testing.assert_array_equal(session.run(None, {"input_ids": ids})[0], table[ids])
+
+
+def test_tracing_copies_no_weights_and_leaves_the_model_as_it_was(model: Model) -> None:
+    attention = model.config.text_config._attn_implementation
+    for graph in graphs_of(model):
+        assert all(isinstance(weight, FakeTensor) for weight in graph.part.parameters())
+    assert not any(isinstance(weight, FakeTensor) for weight in model.module.parameters())
+    assert model.config.text_config._attn_implementation == attention
+
+
+def test_the_decoder_is_made_of_the_fast_operators(onnx_export: Exported, model: Model) -> None:
+    operators = Counter(node.op_type for node in read(onnx_export.folder, DECODER).graph.node)
+    blocks = len(model.language_blocks())
+    assert operators["GroupQueryAttention"] == blocks
+    assert operators["RotaryEmbedding"] == 2 * blocks
+    assert operators["SkipSimplifiedLayerNormalization"] == 2 * blocks
+    assert not {"Reshape", "Transpose", "Reciprocal", "Attention"} & operators.keys()
+
+
+def test_a_model_that_rotates_neighbours_keeps_its_own_rotations() -> None:
+    def rotate_neighbours(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        def rotated(x: Tensor) -> Tensor:
+            neighbours = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+            return x * cos[:, None] + neighbours * sin[:, None]
+
+        return rotated(q), rotated(k)
+
+    assert not decoder._rotates_halves(rotate_neighbours)
+    assert decoder._rotates_halves(modeling_llama.apply_rotary_pos_emb)
 
 
 def test_the_folder_holds_what_the_edge_needs(onnx_export: Exported) -> None:
@@ -251,8 +288,6 @@ def read(folder: Path, name: str) -> onnx.ModelProto:
     [
         ("vision_config", "model_type", "pixtral", "vision tower of type 'pixtral'"),
         ("text_config", "rope_parameters", {"rope_type": "dynamic"}, "rotary embeddings of type 'dynamic'"),
-        ("text_config", "layer_types", ["sliding_attention"], "sliding_attention"),
-        ("text_config", "sliding_window", 64, "sliding-window attention"),
     ],
 )
 def test_a_model_that_onnx_cannot_hold_is_refused_before_the_search(
