@@ -1,147 +1,133 @@
-"""The decoder graph: the language model with its KV cache as inputs and outputs, for prefill and decode alike.
+"""The decoder: the language model with its KV cache as inputs and outputs, for prefill and decode alike.
 
-Attention is onnxruntime's GroupQueryAttention, and positions are rotated by ONNX's RotaryEmbedding. Given one buffer as
-past and as present, the former writes the new keys and values into it and copies no cache.
+Families differ in what it is told beside embeddings, mask, positions and past.
 """
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from ..model import Model
+from .attention import KeyValueCache, use_operators
 
-_ATTENTION = "slimdeploy_onnx"
-_ROTATE = "apply_rotary_pos_emb"
-
-
-@dataclass(frozen=True)
-class KeyValueCache:
-    """What the attention of every layer reads beside its own queries, keys and values, and what it leaves.
-
-    past, present: keys and values in turn, (batch, KV heads, tokens, head size); present by layer. last: index of every
-    sequence's last token, (batch,), int32. length: tokens of the longest sequence, the past's too, a scalar of int32.
-    """
-
-    past: Sequence[Tensor]
-    last: Tensor
-    length: Tensor
-    present: dict[int, list[Tensor]] = field(default_factory=dict)
+TOKEN_TYPES, DEEPSTACK = "token_type_ids", "deepstack_embeds"
 
 
 class Decoder(nn.Module):
-    """The language model and its head. Made of a model that is only traced: its attention is of no use in torch."""
+    """The language model and its head. Made of a model that is only traced: its attention is of no use in torch.
+
+    more: names of the inputs behind the past, which this kind of decoder has beside the others.
+    """
+
+    more: tuple[str, ...] = ()
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.language_model = model.module.get_submodule(model.arch.language_model)
         self.lm_head = model.module.get_submodule(model.arch.lm_head)
-        AttentionInterface.register(_ATTENTION, _attend)
-        # transformers makes no mask for an attention that it does not know.
-        config: Any = self.language_model.config
-        config._attn_implementation = _ATTENTION
+        use_operators(self.language_model)
 
     def forward(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past: list[Tensor],
+        more: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
         """Shapes as in `graphs`. The outputs behind the logits alternate keys and values, by layer."""
         lengths = attention_mask.sum(dim=1)
         longest = torch.full((), attention_mask.shape[1], dtype=torch.int32)
         cache = KeyValueCache(past, (lengths - 1).int(), longest)
         states = self.language_model(
-            inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False, key_value_cache=cache
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            use_cache=False,
+            key_value_cache=cache,
+            **self.told(attention_mask, more),
         ).last_hidden_state
         # The first run over a batch has all of its tokens; a later one has one of each, or more of a single sequence.
         last = lengths.clamp(max=inputs_embeds.shape[1]) - 1
         states = states.gather(1, last[:, None, None].expand(-1, 1, states.shape[-1]))
-        return (self.lm_head(states), *(tensor for layer in sorted(cache.present) for tensor in cache.present[layer]))
+        present = (tensor for layer in sorted(cache.present) for tensor in cache.present[layer])
+        return (self.logits(states), *present)
+
+    def told(self, _attention_mask: Tensor, _more: Sequence[Tensor], /) -> dict[str, Any]:
+        """What the language model is called with beside what every one is."""
+        return {}
+
+    def logits(self, states: Tensor) -> Tensor:
+        logits: Tensor = self.lm_head(states)
+        return logits
 
 
-@contextmanager
-def rotations_as_operators(language_model: nn.Module) -> Iterator[None]:
-    """RotaryEmbedding is what is traced of the model's own rotations while the body runs, where they are the same."""
-    modules = {sys.modules[type(part).__module__] for part in language_model.modules()}
-    with ExitStack() as stack:
-        for module in modules:
-            own = getattr(module, _ROTATE, None)
-            if own is not None and _rotates_halves(own):
-                stack.enter_context(patch.object(module, _ROTATE, _rotate))
-        yield
+class BothWaysDecoder(Decoder):
+    """Runs of tokens of type 1 see each other both ways: Gemma 3's pictures, all of PaliGemma's prompt.
 
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    key_value_cache: KeyValueCache,
-    sliding_window: int | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """As transformers calls attention: (batch, heads, sequence, head size) to (batch, sequence, heads, head size).
-
-    attention_mask: (batch, 1, sequence, length), added to the products; without one attention is causal.
+    Such a run is never parted: its tokens are new together.
     """
-    index: Any = module.layer_idx
-    past = key_value_cache.past[2 * index : 2 * index + 2]
-    batch, heads, size = query.shape[0], query.shape[1], query.shape[3]
-    kv_heads = key.shape[1]
-    attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scaling}
-    bias: list[Tensor | None] = []
-    if attention_mask is not None:
-        attributes["causal"] = 0
-        bias = [None, None, None, attention_mask]  # no tables of rotations and no positions
-    elif sliding_window is not None:
-        attributes["local_window_size"] = sliding_window
-    rows = [_as_rows(query), _as_rows(key), _as_rows(value)]
-    present = (batch, kv_heads, past[0].shape[2] + key.shape[2], size)
-    output, *new = torch.onnx.ops.symbolic_multi_out(
-        "com.microsoft::GroupQueryAttention",
-        [*rows, *past, key_value_cache.last, key_value_cache.length, *bias],
-        attributes,
-        dtypes=(query.dtype,) * 3,
-        shapes=(rows[0].shape, present, present),
-        version=1,
-    )
-    key_value_cache.present[index] = new
-    return output.view(batch, -1, heads, size), None
+
+    more = (TOKEN_TYPES,)
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        text = model.config.text_config
+        self.window = getattr(text, "sliding_window", None)
+        # The families' own heads cap; Gemma 3's does not, whatever its configuration says.
+        self.cap = getattr(text, "final_logit_softcapping", None) if model.arch.model_type == "paligemma" else None
+
+    def told(self, attention_mask: Tensor, more: Sequence[Tensor], /) -> dict[str, Any]:
+        seen, near = self._seen(attention_mask, more[0])
+        biases = {"full_attention": _as_bias(seen), "sliding_attention": _as_bias(seen & near)}
+        return {"attention_mask": biases if self.window is not None else biases["full_attention"]}
+
+    def _seen(self, attention_mask: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
+        """Which tokens every new one sees, and which of all are in its window: (batch, sequence, length)."""
+        new, length = types.shape[1], attention_mask.shape[1]
+        first = (attention_mask.sum(dim=1, keepdim=True) - new).clamp(min=0)
+        queries = (first + torch.arange(new))[:, :, None]
+        keys = torch.arange(length)[None, None]
+        # Every token of a run has the number of the run, all others have none.
+        before = nn.functional.pad(types, (1, 0))[:, :-1]
+        runs = ((types == 1) & (before != 1)).cumsum(dim=1) * types
+        place = torch.arange(length) - first
+        is_new = (place >= 0) & (place < new)
+        runs_of_keys = runs.gather(1, place.clamp(min=0, max=new - 1)) * is_new
+        together = (runs[:, :, None] == runs_of_keys[:, None]) & (runs[:, :, None] > 0)
+        return (keys <= queries) | together, keys > queries - (self.window or 0)
+
+    def logits(self, states: Tensor) -> Tensor:
+        logits = super().logits(states)
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
-def _as_rows(heads: Tensor) -> Tensor:
-    """(batch, heads, sequence, head size) to (batch, sequence, heads * head size)."""
-    return heads.transpose(1, 2).flatten(2)
+class DeepstackDecoder(Decoder):
+    """Features of pictures are added to what the first blocks put out: (blocks, batch, sequence, hidden), else zero."""
+
+    more = (DEEPSTACK,)
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        text: Any = self.language_model
+        text._deepstack_process = lambda states, _, features: states + features
+
+    def told(self, _attention_mask: Tensor, more: Sequence[Tensor], /) -> dict[str, Any]:
+        return {"deepstack_visual_embeds": more[0]}
 
 
-def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotary position embeddings (Su et al. 2021) of the two halves of a head, as transformers asks for them.
-
-    query, key: (batch, heads, sequence, head size). cos, sin: (batch, sequence, rotated size), both halves alike.
-    """
-    rotated_size = cos.shape[-1]
-    cos, sin = cos[..., : rotated_size // 2], sin[..., : rotated_size // 2]
-    rotated = []
-    for heads in (query, key):
-        count, size = heads.shape[1], heads.shape[3]
-        rows = torch.onnx.ops.rotary_embedding(
-            _as_rows(heads), cos, sin, num_heads=count, rotary_embedding_dim=rotated_size if rotated_size < size else 0
-        )
-        rotated.append(rows.view(len(rows), -1, count, size).transpose(1, 2))
-    return rotated[0], rotated[1]
+def _as_bias(seen: Tensor) -> Tensor:
+    """What is added to the products of queries and keys: (batch, 1, sequence, length)."""
+    hidden = torch.finfo(torch.float32).min / 2  # a sum with it is no infinity
+    return torch.where(seen, 0.0, hidden)[:, None]
 
 
-def _rotates_halves(own: Callable[..., tuple[Tensor, Tensor]]) -> bool:
-    """Whether a model's own function computes what `_rotate` does: some rotate neighbours, not halves."""
-    generator = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(1, 2, 3, 8, generator=generator) for _ in range(2))
-    angles = torch.randn(1, 3, 4, generator=generator).repeat(1, 1, 2)
-    arguments = query, key, angles.cos(), angles.sin()
-    return all(torch.allclose(*pair, atol=1e-5) for pair in zip(own(*arguments), _rotate(*arguments), strict=True))
+def decoder_of(model: Model) -> Decoder:
+    match model.arch.model_type:
+        case "gemma3" | "paligemma":
+            return BothWaysDecoder(model)
+        case "qwen3_vl":
+            return DeepstackDecoder(model)
+        case _:
+            return Decoder(model)

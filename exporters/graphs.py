@@ -23,7 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
 from ..model import Model
-from .decoder import Decoder, rotations_as_operators
+from .attention import rotations_as_operators
+from .decoder import DEEPSTACK, TOKEN_TYPES, decoder_of
 from .skeleton import without_weights
 
 VISION_ENCODER = "vision_encoder"
@@ -122,34 +123,55 @@ def _embedding_graph(model: Model) -> Graph:
 def _decoder_graph(model: Model) -> Graph:
     """inputs_embeds: (batch, sequence, hidden). attention_mask: (batch, past + sequence), padded on the right.
 
-    position_ids: (batch, sequence). past: (batch, KV heads, past, head size). logits: (batch, 1, vocabulary), of every
-    sequence's last token.
+    position_ids: (batch, sequence), or (3, batch, sequence) where positions are of time, height and width.
+    past: (batch, KV heads, past, head size). token_type_ids: (batch, sequence). deepstack_embeds: (features of the
+    tower, batch, sequence, hidden). logits: (batch, 1, vocabulary), of every sequence's last token.
     """
     # Families name these values differently; optimum knows how.
-    text, part = NormalizedTextConfigWithGQA(model.config.text_config), Decoder(model)
+    text, part = NormalizedTextConfigWithGQA(model.config.text_config), decoder_of(model)
     batch, sequence, past = Dim("batch_size"), Dim("sequence_length"), Dim("past_sequence_length")
     pairs = [f"{layer}.{kind}" for layer in range(text.num_layers) for kind in ("key", "value")]
     cached = (_BATCH, text.num_key_value_heads, _PAST, head_size(text.config))
+    positions = torch.arange(_PAST, _PAST + _SEQUENCE).repeat(_BATCH, 1)
+    in_space = model.arch.first_position is None
+    more: dict[str, tuple[Tensor, dict[int, Dim]]] = {
+        TOKEN_TYPES: (torch.zeros_like(positions), {0: batch, 1: sequence}),
+        DEEPSTACK: (
+            torch.zeros(_deepstack_layers(model), _BATCH, _SEQUENCE, text.hidden_size),
+            {1: batch, 2: sequence},
+        ),
+    }
+    told = [part.more] if part.more else []  # the tracer knows no empty list
     return Graph(
         DECODER,
         part,
         (
             torch.zeros(_BATCH, _SEQUENCE, text.hidden_size),
             torch.ones(_BATCH, _PAST + _SEQUENCE, dtype=torch.long),
-            torch.arange(_PAST, _PAST + _SEQUENCE).repeat(_BATCH, 1),
+            positions.repeat(3, 1, 1) if in_space else positions,
             [torch.zeros(cached) for _ in pairs],
+            *([more[name][0] for name in names] for names in told),
         ),
         (
             {0: batch, 1: sequence},
             {0: batch, 1: Dim("total_sequence_length")},
-            {0: batch, 1: sequence},
+            {1: batch, 2: sequence} if in_space else {0: batch, 1: sequence},
             [{0: batch, 2: past} for _ in pairs],
+            *([more[name][1] for name in names] for names in told),
         ),
-        ("inputs_embeds", "attention_mask", "position_ids", *(f"past_key_values.{pair}" for pair in pairs)),
+        (
+            *("inputs_embeds", "attention_mask", "position_ids"),
+            *(f"past_key_values.{pair}" for pair in pairs),
+            *part.more,
+        ),
         ("logits", *(f"present.{pair}" for pair in pairs)),
         _names_in(model, part),
         partial(rotations_as_operators, part.language_model),
     )
+
+
+def _deepstack_layers(model: Model) -> int:
+    return len(getattr(model.config.vision_config, "deepstack_visual_indexes", ()))
 
 
 def _names_in(model: Model, part: nn.Module) -> dict[str, str]:

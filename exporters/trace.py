@@ -39,8 +39,7 @@ def trace(graph: Graph) -> ir.Model:
         traced = program.model
         _name_weights(traced.graph, graph.weights)
         optimize_ir(traced)
-    fuse_rms_normalization(traced)
-    fuse_skip_rms_normalization(traced)
+    _fuse_norms(traced)
     _drop_reshapes_there_and_back(traced.graph)
     remove_unused_nodes(traced)
     for node in list(traced.graph):
@@ -76,6 +75,15 @@ def _name_weights(graph: ir.Graph, names: Mapping[str, str]) -> None:
 def is_weight(value: ir.Value) -> bool:
     """Whether an initializer of a traced graph is one of the model's weights."""
     return value.const_value is None
+
+
+def _fuse_norms(model: ir.Model) -> None:
+    """RMSNormalization, and onnxruntime's operator for one that follows a sum."""
+    fuse_rms_normalization(model)
+    fuse_skip_rms_normalization(model)
+    for node in model.graph:
+        if node.op_type == "SimplifiedLayerNormalization":
+            node.op_type = "RMSNormalization"  # its name in the standard since
 
 
 def _drop_reshapes_there_and_back(graph: ir.Graph) -> None:

@@ -20,7 +20,7 @@ from transformers.models.llama import modeling_llama
 
 from slimdeploy.config import ExportConfig, OnnxConfig
 from slimdeploy.errors import ExportError
-from slimdeploy.exporters import ExportJob, check, decoder, export
+from slimdeploy.exporters import ExportJob, attention, check, export
 from slimdeploy.exporters import onnx as onnx_exporter
 from slimdeploy.exporters.graphs import DECODER, EMBED_TOKENS, VISION_ENCODER, VisionEncoder, graphs_of
 from slimdeploy.exporters.reference import FLOAT32
@@ -235,11 +235,11 @@ def test_large_weights_lie_beside_their_graph(model: Model, tmp_path: Path, monk
 
 
 def test_tracing_copies_no_weights_and_leaves_the_model_as_it_was(model: Model) -> None:
-    attention = model.config.text_config._attn_implementation
+    before = model.config.text_config._attn_implementation
     for graph in graphs_of(model):
         assert all(isinstance(weight, FakeTensor) for weight in graph.part.parameters())
     assert not any(isinstance(weight, FakeTensor) for weight in model.module.parameters())
-    assert model.config.text_config._attn_implementation == attention
+    assert model.config.text_config._attn_implementation == before
 
 
 def test_the_decoder_is_made_of_the_fast_operators(onnx_export: Exported, model: Model) -> None:
@@ -259,8 +259,8 @@ def test_a_model_that_rotates_neighbours_keeps_its_own_rotations() -> None:
 
         return rotated(q), rotated(k)
 
-    assert not decoder._rotates_halves(rotate_neighbours)
-    assert decoder._rotates_halves(modeling_llama.apply_rotary_pos_emb)
+    assert not attention._rotates_halves(rotate_neighbours)
+    assert attention._rotates_halves(modeling_llama.apply_rotary_pos_emb)
 
 
 def test_the_folder_holds_what_the_edge_needs(onnx_export: Exported) -> None:
