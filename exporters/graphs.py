@@ -179,7 +179,7 @@ def _names_in(model: Model, part: nn.Module) -> dict[str, str]:
     names: dict[int, list[str]] = {}
     for name, parameter in model.module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    own = {inner: names[id(parameter)] for inner, parameter in part.named_parameters()}
+    own = {inner: names[id(each)] for inner, each in part.named_parameters(remove_duplicate=False)}
     return {inner: next((name for name in found if name.endswith(inner)), found[0]) for inner, found in own.items()}
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.initialization import no_init_weights
 
 from ..model import Model
 
@@ -16,7 +17,7 @@ def without_weights(model: Model, mode: FakeTensorMode) -> Model:
 
     The configuration is a copy. What the parts are called with must be of the same mode.
     """
-    with mode:
+    with mode, no_init_weights():
         module: Any = type(model.pretrained)(copy.deepcopy(model.config))
         module.tie_weights()
     for name, buffer in model.module.named_buffers():
