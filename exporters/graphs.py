@@ -10,7 +10,6 @@ One decoder serves prefill (a past of length 0) and decode. Its logits are those
 else is needed to generate, and at prefill the head would cost as much as several blocks.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,49 +19,13 @@ from torch.export import Dim
 from transformers import DynamicCache
 
 from ..model import Model
+from .graph import DECODER, EMBED_TOKENS, VISION_ENCODER, Graph
+from .vision import vision_graph
 
-VISION_ENCODER = "vision_encoder"
-EMBED_TOKENS = "embed_tokens"
-DECODER = "decoder_model_merged"
+__all__ = ["DECODER", "EMBED_TOKENS", "VISION_ENCODER", "Graph", "graphs_of", "head_size"]
 
 # Sizes of the samples that tracing runs on; all differ, and none is 1, which would be taken for a constant.
 _BATCH, _SEQUENCE, _PAST = 2, 3, 7
-
-
-@dataclass(frozen=True)
-class Graph:
-    """One graph to write.
-
-    sample: arguments of `part` to trace with. axes: the named dynamic axes of each of them.
-    """
-
-    name: str
-    part: nn.Module
-    sample: tuple[Any, ...]
-    axes: tuple[Any, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-class VisionEncoder(nn.Module):
-    """Vision tower, choice of its features, projector: pictures to tokens of the language model."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        config = model.config
-        assert model.arch.feature_layer is not None, "the checks let families through that have one"
-        (projector,) = model.arch.projector
-        chosen = getattr(config, model.arch.feature_layer)
-        self.tower = model.module.get_submodule(model.arch.vision_tower)
-        self.projector = model.module.get_submodule(projector)
-        self.chosen = [chosen] if isinstance(chosen, int) else list(chosen)
-        self.first_token = 1 if config.vision_feature_select_strategy == "default" else 0
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """(pictures, 3, height, width) to (pictures, image tokens, hidden); blocks behind the features are not used."""
-        states = self.tower(pixel_values, output_hidden_states=True).hidden_states
-        features: Tensor = self.projector(torch.cat([states[i][:, self.first_token :] for i in self.chosen], dim=-1))
-        return features
 
 
 class EmbedTokens(nn.Module):
@@ -103,20 +66,7 @@ class Decoder(nn.Module):
 
 def graphs_of(model: Model) -> list[Graph]:
     """The three graphs, ready to trace."""
-    return [_vision_graph(model), _embedding_graph(model), _decoder_graph(model)]
-
-
-def _vision_graph(model: Model) -> Graph:
-    vision = model.config.vision_config
-    sample = torch.zeros(_BATCH, vision.num_channels, vision.image_size, vision.image_size, device=model.device)
-    return Graph(
-        VISION_ENCODER,
-        VisionEncoder(model),
-        (sample,),
-        ({0: Dim("batch_size")},),
-        ("pixel_values",),
-        ("image_features",),
-    )
+    return [vision_graph(model), _embedding_graph(model), _decoder_graph(model)]
 
 
 def _embedding_graph(model: Model) -> Graph:

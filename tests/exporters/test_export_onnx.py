@@ -18,7 +18,7 @@ from slimdeploy.config import ExportConfig, OnnxConfig
 from slimdeploy.errors import ExportError
 from slimdeploy.exporters import ExportJob, check, export
 from slimdeploy.exporters import onnx as onnx_exporter
-from slimdeploy.exporters.graphs import DECODER, EMBED_TOKENS, VISION_ENCODER, VisionEncoder, graphs_of
+from slimdeploy.exporters.graphs import DECODER, EMBED_TOKENS, VISION_ENCODER, graphs_of
 from slimdeploy.exporters.reference import FLOAT32
 from slimdeploy.exporters.verify import (
     Answer,
@@ -30,6 +30,7 @@ from slimdeploy.exporters.verify import (
     ragged_batches,
     verify_onnx,
 )
+from slimdeploy.exporters.vision import VisionEncoder
 from slimdeploy.model import Model, encode, load_model
 from slimdeploy.progress import Progress
 from slimdeploy.samples import Sample

@@ -1,0 +1,25 @@
+"""What a graph of an ONNX export is, before it is traced. Knows no ONNX."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+VISION_ENCODER = "vision_encoder"
+EMBED_TOKENS = "embed_tokens"
+DECODER = "decoder_model_merged"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph to write.
+
+    sample: arguments of `part` to trace with. axes: the named dynamic axes of each of them.
+    """
+
+    name: str
+    part: nn.Module
+    sample: tuple[Any, ...]
+    axes: tuple[Any, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
