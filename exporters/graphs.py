@@ -10,9 +10,7 @@ One decoder serves prefill (a past of length 0) and decode. Its logits are those
 nothing else is needed to generate, and at prefill the head would cost as much as several blocks.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,53 +23,14 @@ from torch.export import Dim
 from ..model import Model
 from .attention import rotations_as_operators
 from .decoder import DEEPSTACK, TOKEN_TYPES, decoder_of
+from .graph import DECODER, EMBED_TOKENS, VISION_ENCODER, Graph
 from .skeleton import without_weights
+from .vision import positions_of_tiles, vision_graph
 
-VISION_ENCODER = "vision_encoder"
-EMBED_TOKENS = "embed_tokens"
-DECODER = "decoder_model_merged"
+__all__ = ["DECODER", "EMBED_TOKENS", "VISION_ENCODER", "Graph", "graphs_of", "head_size"]
 
 # Sizes of the samples that tracing runs on; all differ, and none is 1, which would be taken for a constant.
 _BATCH, _SEQUENCE, _PAST = 2, 3, 7
-
-
-@dataclass(frozen=True)
-class Graph:
-    """One graph to write.
-
-    sample: arguments of `part` to trace with. axes: the named dynamic axes of each of them. weights: what the model
-    calls the parameters of `part`. tracing: what must be so while it is traced.
-    """
-
-    name: str
-    part: nn.Module
-    sample: tuple[Any, ...]
-    axes: tuple[Any, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    weights: Mapping[str, str]
-    tracing: Callable[[], AbstractContextManager[None]] = nullcontext
-
-
-class VisionEncoder(nn.Module):
-    """Vision tower, choice of its features, projector: pictures to tokens of the language model."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        config = model.config
-        assert model.arch.feature_layer is not None, "the checks let families through that have one"
-        (projector,) = model.arch.projector
-        chosen = getattr(config, model.arch.feature_layer)
-        self.tower = model.module.get_submodule(model.arch.vision_tower)
-        self.projector = model.module.get_submodule(projector)
-        self.chosen = [chosen] if isinstance(chosen, int) else list(chosen)
-        self.first_token = 1 if config.vision_feature_select_strategy == "default" else 0
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """(pictures, 3, height, width) to (pictures, image tokens, hidden); blocks behind the features are not used."""
-        states = self.tower(pixel_values, output_hidden_states=True).hidden_states
-        features: Tensor = self.projector(torch.cat([states[i][:, self.first_token :] for i in self.chosen], dim=-1))
-        return features
 
 
 class EmbedTokens(nn.Module):
@@ -88,35 +47,21 @@ class EmbedTokens(nn.Module):
 
 def graphs_of(model: Model) -> list[Graph]:
     """The three graphs, ready to trace: their parts and samples have shapes and no contents."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode, positions = FakeTensorMode(allow_non_fake_inputs=True), positions_of_tiles(model)
     bare = without_weights(model, mode)
     with mode:
-        return [_vision_graph(bare), _embedding_graph(bare), _decoder_graph(bare)]
-
-
-def _vision_graph(model: Model) -> Graph:
-    vision, part = model.config.vision_config, VisionEncoder(model)
-    return Graph(
-        VISION_ENCODER,
-        part,
-        (torch.zeros(_BATCH, vision.num_channels, vision.image_size, vision.image_size),),
-        ({0: Dim("batch_size")},),
-        ("pixel_values",),
-        ("image_features",),
-        _names_in(model, part),
-    )
+        graphs = [vision_graph(bare, positions), _embedding_graph(bare), _decoder_graph(bare)]
+    return [replace(graph, weights=_names_in(bare, graph.part)) for graph in graphs]
 
 
 def _embedding_graph(model: Model) -> Graph:
-    part = EmbedTokens(model)
     return Graph(
         EMBED_TOKENS,
-        part,
+        EmbedTokens(model),
         (torch.zeros(_BATCH, _SEQUENCE, dtype=torch.long),),
         ({0: Dim("batch_size"), 1: Dim("sequence_length")},),
         ("input_ids",),
         ("inputs_embeds",),
-        _names_in(model, part),
     )
 
 
@@ -165,8 +110,7 @@ def _decoder_graph(model: Model) -> Graph:
             *part.more,
         ),
         ("logits", *(f"present.{pair}" for pair in pairs)),
-        _names_in(model, part),
-        partial(rotations_as_operators, part.language_model),
+        tracing=partial(rotations_as_operators, part.language_model),
     )
 
 

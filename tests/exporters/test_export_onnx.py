@@ -22,7 +22,7 @@ from slimdeploy.config import ExportConfig, OnnxConfig
 from slimdeploy.errors import ExportError
 from slimdeploy.exporters import ExportJob, attention, check, export
 from slimdeploy.exporters import onnx as onnx_exporter
-from slimdeploy.exporters.graphs import DECODER, EMBED_TOKENS, VISION_ENCODER, VisionEncoder, graphs_of
+from slimdeploy.exporters.graphs import DECODER, EMBED_TOKENS, VISION_ENCODER, graphs_of
 from slimdeploy.exporters.reference import FLOAT32
 from slimdeploy.exporters.trace import trace
 from slimdeploy.exporters.verify import (
@@ -35,6 +35,7 @@ from slimdeploy.exporters.verify import (
     ragged_batches,
     verify_onnx,
 )
+from slimdeploy.exporters.vision import VisionEncoder
 from slimdeploy.model import Model, encode, load_model
 from slimdeploy.progress import Progress
 from slimdeploy.samples import Sample
