@@ -317,4 +317,4 @@ def test_an_artifact_of_another_format_is_not_loaded_by_any_way(tmp_path: Path) 
 
 
 def test_both_layouts_of_a_configuration_say_the_same(checkpoint: Path, hub_checkpoint: Path) -> None:
-    assert read_facts(checkpoint) == read_facts(hub_checkpoint) == ModelFacts(256, 4, frozenset({2}))
+    assert read_facts(checkpoint) == read_facts(hub_checkpoint) == ModelFacts(256, 4, frozenset({2}), "llava")
