@@ -29,22 +29,23 @@ KINDS = {"Idefics3ImageProcessor": _KIND, "SmolVLMImageProcessor": _KIND}
 
 @dataclass(frozen=True)
 class Tiling:
-    """longest: pixels of a picture's longer side before it is cut; None where it stays in one. side: of a tile."""
+    """longest: pixels of a picture's longer side before it is cut. side: of a tile. splits: False leaves it in one."""
 
-    longest: int | None
+    longest: int
     side: int
+    splits: bool
     resample: Image.Resampling
     colours: Colours
 
     def __call__(self, image: Image.Image) -> tuple[Floats, int, int]:
         """Pixels (1, tiles, 3, side, side), the whole picture last; rows and columns, 0 where it is alone."""
         side, image = self.side, to_rgb(image)
-        if self.longest is not None:
-            image = resized(image, *scaled(image.width, image.height, self.longest), self.resample)
+        image = resized(image, *scaled(image.width, image.height, self.longest), self.resample)
+        if self.splits:
             image = resized(image, *filled(image.width, image.height, side), self.resample)
         whole = np.asarray(resized(image, side, side, self.resample))[None]
         rows, columns = image.height // side, image.width // side
-        if self.longest is None or rows * columns == 1:
+        if not self.splits or rows * columns == 1:
             return self.colours(whole)[None], 0, 0
         tiles = tiles_of(image, side).reshape(-1, side, side, 3)
         return self.colours(np.concatenate([tiles, whole]))[None], rows, columns
@@ -100,9 +101,8 @@ def load_idefics3(said: ModelSettings) -> Pictures:
     longest, side = settings.edge("size", "longest_edge"), settings.edge("max_image_size", "longest_edge")
     if longest > _MOST_PIXELS:
         raise settings.error("size", f"this server knows a longest_edge of {_MOST_PIXELS} at most")
-    tiling = Tiling(
-        longest if settings.is_on("do_image_splitting") else None, side, settings.resampling(), colours_of(settings)
-    )
+    splits = settings.is_on("do_image_splitting")
+    tiling = Tiling(longest, side, splits, settings.resampling(), colours_of(settings))
     text = _tile_text(said, side)
 
     def prepare(image: Image.Image) -> Picture:

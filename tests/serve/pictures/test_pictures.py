@@ -31,7 +31,7 @@ def test_elongated_pictures_equal_transformers_or_both_refuse(described: Describ
     if described.facts.family.startswith("qwen"):
         with pytest.raises(ValueError, match="aspect ratio"):
             described.expected(image)
-        with pytest.raises(DataError, match="4000 pixels is too elongated|4000 x 1 pixels is too elongated"):
+        with pytest.raises(DataError, match="pixels is too elongated"):
             described.pictures.prepare(image)
     else:
         assert_equal(described.pictures.prepare(image), described.expected(image))
