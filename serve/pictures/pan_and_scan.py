@@ -12,7 +12,7 @@ from slimdeploy.images import to_rgb
 
 from .picture import Picture, Pictures
 from .pixels import COMMON, HALF
-from .settings import Kind, ModelSettings, Settings, agreed
+from .settings import Kind, ModelSettings, agreed
 from .whole import fit_of, side_of
 
 Box = tuple[int, int, int, int]
@@ -57,7 +57,7 @@ class PanAndScan:
 
 def load_gemma3(said: ModelSettings) -> Pictures:
     settings = said.image_settings(KINDS)
-    fit = fit_of(Settings(settings.file, {**settings.values, "do_resize": True}))
+    fit = fit_of(settings)
     side_of(fit, said, settings)
     scan = PanAndScan(
         settings.number("pan_and_scan_min_crop_size"),
@@ -65,7 +65,14 @@ def load_gemma3(said: ModelSettings) -> Pictures:
         settings.factor("pan_and_scan_min_ratio_to_activate"),
     )
     pans = settings.is_on("do_pan_and_scan")
-    tokens = _tokens(said)
+    processor, key = said.processor_settings("image_seq_length"), "image_seq_length"
+    agreed(
+        "how many tokens a picture has",
+        said.config.says("mm_tokens_per_image"),
+        processor.says(key),
+        settings.says(key),
+    )
+    tokens = said.config.number("mm_tokens_per_image")
     marker = said.token("boi_token")
     square = f"\n\n{marker}{said.token('image_token') * tokens}{said.token('eoi_token')}\n\n"
 
@@ -84,14 +91,3 @@ def _announced(square: str, crops: int) -> str:
         return square
     crops_text = " ".join([square] * crops)
     return f"Here is the original image {square} and here are some crops to help you see better {crops_text}"
-
-
-def _tokens(said: ModelSettings) -> int:
-    """Of one square: the projector pools the patches to that many."""
-    processor = said.processor_settings("image_seq_length")
-    tokens: int = agreed(
-        "how many tokens a picture has",
-        said.config.says("mm_tokens_per_image", said.config.number_if_there("mm_tokens_per_image")),
-        processor.says("image_seq_length", processor.number_if_there("image_seq_length")),
-    )
-    return tokens

@@ -41,6 +41,8 @@ def colours_of(settings: Settings) -> Colours:
     mean, std = np.zeros((3, 1, 1)), np.ones((3, 1, 1))
     if settings.is_on("do_normalize"):
         mean, std = settings.channels("image_mean"), settings.channels("image_std")
+        if not std.all():
+            raise settings.error("image_std", "nothing can be divided by 0")
     factor = settings.factor("rescale_factor") if settings.is_on("do_rescale") else 1.0
     return Colours((factor / std).astype(np.float32), (-mean / std).astype(np.float32))
 

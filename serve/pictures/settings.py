@@ -19,15 +19,17 @@ from slimdeploy.errors import ArtifactError
 from ..model_files import read_json, read_json_if_there
 from ..text import Text
 
-# What transformers writes into an image processor's file and what changes nothing for one picture that is RGB already:
-# names of classes, where and in which form tensors come back, how batches are grouped, and settings of videos.
-_WITHOUT_EFFECT = frozenset({
+# What transformers writes into any image processor's file. Names of classes, the form in which tensors come back, how
+# batches are grouped and settings of videos change nothing for one picture, and every picture is RGB before it is seen.
+# default_to_square is read where a size is one number, image_seq_length where the family has such a number.
+_EVERYWHERE = frozenset({
     "image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys", "do_convert_rgb",
     "data_format", "input_data_format", "return_tensors", "device", "disable_grouping", "default_to_square",
     "image_seq_length", "return_row_col_info", "video_sampling",
 })  # fmt: skip
 # Parts that a processor's file may hold beside its own settings.
 _PARTS = frozenset({"processor_class", "chat_template", "image_processor", "video_processor", "feature_extractor"})
+_UNKNOWN = "this server does not know that setting; take it out if the model was made without it"
 _ALIASES = {"CLIPFeatureExtractor": "CLIPImageProcessor", "Qwen2_5_VLImageProcessor": "Qwen2VLImageProcessor"}
 
 
@@ -143,7 +145,7 @@ def agreed(what: str, *said: Saying) -> Any:
 class Kind:
     """A class of image processors.
 
-    defaults: of all settings that are read; None where absence is one. only: the one value that others may have.
+    defaults: of the settings that are read; None where absence is one. only: others, which may have but that value.
     """
 
     defaults: Mapping[str, Any]
@@ -175,23 +177,18 @@ class ModelSettings:
                 f"'{self.config.values['model_type']}' this server knows {', '.join(kinds)}"
             )
         for key, value in self.image.values.items():
-            if key in kind.defaults or key in _WITHOUT_EFFECT:
-                continue
-            if key not in kind.only:
-                raise self.image.error(
-                    key, "this server does not know that setting; take it out if the model was made without it"
-                )
-            if value != kind.only[key]:
-                raise self.image.error(key, f"this server knows it as {json.dumps(kind.only[key])} alone")
-        return _settings(self.image.file, {**kind.defaults, **self.image.values}, self.image.part)
+            if key in kind.only:
+                if value != kind.only[key]:
+                    raise self.image.error(key, f"this server knows it as {json.dumps(kind.only[key])} alone")
+            elif key not in kind.defaults and key not in _EVERYWHERE:
+                raise self.image.error(key, _UNKNOWN)
+        return _settings(self.image.file, {**kind.defaults, **kind.only, **self.image.values})
 
     def processor_settings(self, *known: str) -> Settings:
         """Raises ArtifactError for a key that is none of these."""
         for key in self.processor.values:
             if key not in known and key not in _PARTS:
-                raise self.processor.error(
-                    key, "this server does not know that setting; take it out if the model was made without it"
-                )
+                raise self.processor.error(key, _UNKNOWN)
         return self.processor
 
     def token(self, name: str) -> str:
@@ -221,7 +218,10 @@ def read_settings(folder: Path, text: Text) -> ModelSettings:
 
 
 def _settings(file: Path, values: Any, part: str = "") -> Settings:
-    return Settings(file, {key: value for key, value in (values or {}).items() if value is not None}, part)
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ArtifactError(f"{file} holds no JSON object where {part or 'image_processor'} stands; export it again")
+    return Settings(file, {key: value for key, value in values.items() if value is not None}, part)
 
 
 def _is_number(value: Any) -> bool:

@@ -70,6 +70,8 @@ def test_an_unknown_key_without_a_value_is_passed_over(name: str, tmp_path: Path
         (QWEN2_5, {"merge_size": 0}, "merge_size"),
         (PALIGEMMA, {"image_seq_length": 1024}, "how many tokens a picture has is 256 by .* but 1024"),
         (GEMMA3, {"do_resize": False}, "do_resize = false"),
+        (GEMMA3, {"image_std": [0.5, 0, 0.5]}, r"image_std = \[0.5, 0, 0.5\]; nothing can be divided by 0"),
+        (GEMMA3, {"image_seq_length": 64}, "how many tokens a picture has is 256 by mm_tokens_per_image"),
         (GEMMA3, {"pan_and_scan_max_num_crops": 0}, "pan_and_scan_max_num_crops = 0; a whole number above 0"),
     ],
     ids=short,
@@ -144,6 +146,13 @@ def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path: Path) -> Non
     folder = write_hub_model(replace(LLAVA, config=LLAVA.config | {"model_type": "mllama"}), tmp_path)
     with pytest.raises(ArtifactError, match=f"the model type 'mllama', .*; it serves {', '.join(NAMES)}"):
         read_facts(folder)
+
+
+def test_a_part_that_is_no_object_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"config\.json holds no JSON object where vision_config"):
+        load(replace(LLAVA, config=LLAVA.config | {"vision_config": 3}), tmp_path / "config")
+    with pytest.raises(ArtifactError, match=r"processor_config\.json holds no JSON object where image_processor"):
+        load(replace(LLAVA, processor={"image_processor": "CLIP"}), tmp_path / "processor")
 
 
 def test_a_file_that_is_missing_or_no_json_is_named(tmp_path: Path) -> None:

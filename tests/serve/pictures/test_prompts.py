@@ -1,14 +1,18 @@
 """Prompts with pictures have the text and the ids that transformers' processors give; what is forged stays text."""
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from odd_pictures import noise
 from PIL import Image
 from tiny_models import Described
+from tokenizers import Tokenizer, processors
 
 from slimdeploy.serve.engine import Message, RequestError
+from slimdeploy.serve.positions import positions, token_kinds
 
 SQUARE, WIDE, TALL = noise(24, 24), noise(96, 40), noise(30, 70)
 Conversation = tuple[Message, ...]
@@ -83,6 +87,28 @@ def test_ids_hold_as_many_image_tokens_as_the_pictures_have(described: Described
     ids = our_ids(described, conversation)
     assert ids.count(described.facts.image_token) == sum(picture.tokens for picture in pictures)
     assert len(described.prompts.ids(described.prompts.render(conversation))) < len(ids)
+
+
+def test_paligemma_begins_its_question_with_the_one_token_of_a_beginning(paligemma: Described, tmp_path: Path) -> None:
+    folder = shutil.copytree(paligemma.folder, tmp_path / "copy")
+    file = str(folder / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(file)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save(file)
+    conversation = QUESTIONS["one picture"]
+    assert our_ids(Described(folder), conversation) == our_ids(paligemma, conversation)
+
+
+def test_kinds_and_positions_equal_transformers(described: Described) -> None:
+    conversation = CONVERSATIONS["one picture"]
+    ids = our_ids(described, conversation)
+    pictures = described.pictures.prepare_all(pictures_of(conversation))
+    kinds, found = token_kinds(described.facts, ids), positions(described.facts, ids, pictures)
+    assert found.ids.shape[-1] == len(ids)
+    if kinds is not None:
+        prompt, images = theirs(described, conversation)[0], pictures_of(conversation)
+        expected = described.processor(text=prompt, images=images, add_special_tokens=False)["token_type_ids"][0]
+        assert kinds.tolist() == list(expected)
 
 
 def test_control_tokens_in_a_message_stay_plain_text(described: Described) -> None:
