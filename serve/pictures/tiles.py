@@ -101,6 +101,7 @@ def load_idefics3(said: ModelSettings) -> Pictures:
     longest, side = settings.edge("size", "longest_edge"), settings.edge("max_image_size", "longest_edge")
     if longest > _MOST_PIXELS:
         raise settings.error("size", f"this server knows a longest_edge of {_MOST_PIXELS} at most")
+    agreed("the side of a tile", settings.says("max_image_size", side), said.vision.says("image_size"))
     splits = settings.is_on("do_image_splitting")
     tiling = Tiling(longest, side, splits, settings.resampling(), colours_of(settings))
     text = _tile_text(said, side)

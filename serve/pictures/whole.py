@@ -88,11 +88,9 @@ def fit_of(settings: Settings) -> Fit:
 
 def side_of(fit: Fit, said: ModelSettings, settings: Settings) -> int:
     """Of the square that every picture becomes, which must be the one that the vision tower takes."""
-    if fit.shape is None or fit.shape[0] != fit.shape[1]:
-        raise settings.error(
-            "crop_size" if fit.crop else "size", "the vision tower takes squares of one size, and this makes others"
-        )
     key = "crop_size" if fit.crop else "size"
+    if fit.shape is None or fit.shape[0] != fit.shape[1]:
+        raise settings.error(key, "the vision tower takes squares of one size, and this makes others")
     agreed("the side of an image", settings.says(key, fit.shape[0]), said.vision.says("image_size"))
     return fit.shape[0]
 

@@ -63,6 +63,11 @@ def test_an_unknown_key_without_a_value_is_passed_over(name: str, tmp_path: Path
         (LLAVA_NEXT, {"image_grid_pinpoints": [[336, 336]]}, "the list of resolutions is"),
         (LLAVA_NEXT, {"size": {"shortest_edge": 224}}, "the side of a tile is 224 by size of .* but 336 by crop_size"),
         (SMOLVLM, {"size": {"longest_edge": 8192}}, "longest_edge of 4096 at most"),
+        (
+            SMOLVLM,
+            {"max_image_size": {"longest_edge": 364}},
+            "the side of a tile is 364 by max_image_size of .* but 384",
+        ),
         (SMOLVLM, {"size": {"height": 10, "width": 10}}, "knows it with longest_edge alone"),
         (QWEN2_5, {"do_resize": False}, "do_resize = false"),
         (QWEN2_5, {"size": {"height": 10, "width": 10}}, "shortest_edge and longest_edge, which count pixels"),
