@@ -3,9 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from slimdeploy.errors import ArtifactError
+
+Family = Literal["llava", "llava_next", "idefics3", "smolvlm", "qwen2_5_vl", "qwen3_vl", "paligemma", "gemma3"]
+"""The `model_type` of config.json."""
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -37,6 +40,7 @@ class ModelFacts:
     context: int
     image_token: int
     end_tokens: frozenset[int]
+    family: Family
 
 
 def read_facts(folder: Path) -> ModelFacts:
@@ -51,4 +55,16 @@ def read_facts(folder: Path) -> ModelFacts:
     for key, value in found.items():
         if value is None:
             raise ArtifactError(f"{folder / 'config.json'} has no {key}; export the artifact again")
-    return ModelFacts(int(context), int(image_token), frozenset(ends if isinstance(ends, list) else [ends]))
+    ends = frozenset(ends if isinstance(ends, list) else [ends])
+    return ModelFacts(int(context), int(image_token), ends, _family(folder / "config.json", config))
+
+
+def _family(file: Path, config: dict[str, Any]) -> Family:
+    model_type: Any = config.get("model_type")
+    families: tuple[Family, ...] = get_args(Family)
+    if model_type not in families:
+        raise ArtifactError(
+            f"{file} is of the model type {model_type!r}, which this server does not know; it serves "
+            f"{', '.join(families)}; export another model"
+        )
+    return families[families.index(model_type)]

@@ -26,8 +26,9 @@ class Text:
     """A model's tokenizer."""
 
     def __init__(self, folder: Path) -> None:
-        self._tokenizer = _load(folder / "tokenizer.json")
-        self._literal = _load(folder / "tokenizer.json")
+        self._file = folder / "tokenizer.json"
+        self._tokenizer = _load(self._file)
+        self._literal = _load(self._file)
         self._literal.encode_special_tokens = True
         self.special_tokens = special_tokens(folder)
         controls = {token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special}
@@ -66,10 +67,33 @@ class Text:
         if inner.endswith(self._beginnings):
             yield end - max(len(piece) for piece in self._beginnings if inner.endswith(piece)), end
 
-    def encode(self, prompt: str) -> list[int]:
-        """Ids of a rendered prompt. Special tokens are added as the tokenizer says, unless the prompt has them."""
+    def control_token(self, token: int) -> str:
+        """How the control token of that id is written. Raises ArtifactError where it is none: a text could forge it."""
+        added = self._tokenizer.get_added_tokens_decoder().get(token)
+        if added is None or not added.special:
+            raise ArtifactError(
+                f"{self._file} has no special token with the id {token}, which stands for a picture in config.json; "
+                "export the artifact again with the tokenizer that the model was trained with"
+            )
+        return str(added.content)
+
+    def split(self, prompt: str, control: str) -> list[str]:
+        """The rendered prompt without the places where the template, and not a quoted text, wrote a control token."""
+        pieces, is_quoted = [""], False
+        for piece in _MARK.split(prompt):
+            is_quoted = piece == _QUOTE or (is_quoted and piece != _UNQUOTE)
+            first, *others = [piece] if is_quoted else piece.split(control)
+            pieces[-1] += first
+            pieces += others
+        return pieces
+
+    def encode(self, prompt: str, has_special_tokens: bool = False) -> list[int]:
+        """Ids of a rendered prompt. Special tokens are added as the tokenizer says, unless the prompt has them.
+
+        has_special_tokens: it has, though it does not begin with one.
+        """
         bos = self.special_tokens.get("bos_token")
-        add_special_tokens = not (bos and prompt.startswith(bos))
+        add_special_tokens = not (has_special_tokens or (bos and prompt.startswith(bos)))
         ids: list[int] = []
         for number, piece in enumerate(self._literal_at_odd_places(prompt)):
             tokenizer = self._literal if number % 2 else self._tokenizer
@@ -181,6 +205,8 @@ def special_tokens(folder: Path) -> dict[str, str]:
     values = read_json_if_there(folder / "special_tokens_map.json") | read_json_if_there(
         folder / "tokenizer_config.json"
     )
+    extra = values.get("extra_special_tokens")
+    values |= extra if isinstance(extra, dict) else {}
     tokens = {}
     for name, value in values.items():
         content = value.get("content") if isinstance(value, dict) else value

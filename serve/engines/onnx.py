@@ -10,19 +10,20 @@ import os
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 from PIL import Image
 
 from slimdeploy.artifact import Artifact
 from slimdeploy.config import ServeConfig
-from slimdeploy.errors import DataError, ServeError
+from slimdeploy.errors import ArtifactError, DataError, ServeError
 from slimdeploy.kernels.library import instruction_set_in_use
 from slimdeploy.kernels.operators import fallback_note
 from slimdeploy.layouts import held, packed_matrices
 
-from ..chat_template import load_chat_template
 from ..engine import Chunk, EncodedImage, FinishReason, GenerationRequest, Message, RequestError, Usage
 from ..model_files import read_facts
-from ..preprocess import load_preprocessor
+from ..pictures import Picture, load_pictures
+from ..prompts import load_prompts
 from ..sampling import Sampler
 from ..text import AnswerStream, Text
 from .onnx_sessions import Floats, OnnxSessions
@@ -34,14 +35,14 @@ class OnnxGenerator:
     """A loaded ONNX artifact. threads: of onnxruntime; 0 takes one per core."""
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
-        folder = artifact.path
+        self._folder = folder = artifact.path
         note = fallback_note() if artifact.manifest.is_packed else None
         if note:
             log.warning("%s: %s", folder, note)
         self._facts = read_facts(folder)
         self._text = Text(folder)
-        self._template = load_chat_template(folder, self._text.special_tokens)
-        self._preprocess = load_preprocessor(folder)
+        self._pictures = load_pictures(folder, self._facts.family, self._text)
+        self._prompts = load_prompts(folder, self._facts.family, self._text, self._pictures.marker)
         # Pixels can take a thousand times a file's bytes: of all requests together, one picture is decoded at a time.
         # One thread and not a lock, because malloc keeps for each thread what a large picture took there.
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
@@ -79,44 +80,34 @@ class OnnxGenerator:
     def _embed_prompt(self, messages: Sequence[Message]) -> Floats:
         """The conversation as the decoder's input: (1, tokens, hidden), image features in their places."""
         images = [part for message in messages for part in message.parts if not isinstance(part, str)]
-        ids = self._text.encode(self._render(messages))
-        if ids.count(self._facts.image_token) != len(images):
-            raise RequestError(
-                f"of {len(images)} images the model's chat template has places for "
-                f"{ids.count(self._facts.image_token)}; put images into user messages",
-                param="messages",
-            )
+        prompt = self._prompts.render(messages)
+        ids = self._prompts.ids(prompt)
+        self._check_length(len(ids))  # before the costly part; the exact check follows
         if not images:
-            self._check_length(len(ids))
             return self._sessions.embed(ids)
-        self._check_length(len(ids) + 1)  # before the costly part; the exact check follows
-        features = self._sessions.encode_images(self._pixels(images))
-        image_tokens = features.shape[1]
-        expanded = [i for i in ids for _ in range(image_tokens if i == self._facts.image_token else 1)]
-        self._check_length(len(expanded))
-        embeddings = self._sessions.embed(expanded)
-        places = [position for position, token in enumerate(expanded) if token == self._facts.image_token]
-        embeddings[0, places] = features.reshape(-1, features.shape[-1])
+        pictures = self._prepared(images)
+        ids = self._prompts.ids(prompt, pictures)
+        self._check_length(len(ids))
+        embeddings = self._sessions.embed(ids)
+        places = np.flatnonzero(np.array(ids) == self._facts.image_token)
+        features = [self._features(picture) for picture in pictures]
+        embeddings[0, places] = np.concatenate(features)
         return embeddings
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        quoted = [
-            Message(m.role, tuple(self._text.quote(part) if isinstance(part, str) else part for part in m.parts))
-            for m in messages
-        ]
-        prompt = self._template.render(quoted)
-        for number, message in enumerate(quoted):
-            # Many templates of vision-language models pass over system messages, and nobody would notice.
-            texts = [part.strip() for part in message.parts if isinstance(part, str)]
-            if message.role == "system" and not all(text in prompt for text in texts):
-                raise RequestError(
-                    "this model's chat template has no place for a system message", f"messages[{number}]"
-                )
-        return prompt
+    def _features(self, picture: Picture) -> Floats:
+        """(image tokens, hidden)."""
+        features = self._sessions.encode_images(picture.inputs["pixel_values"])
+        rows: Floats = features.reshape(-1, features.shape[-1])
+        if len(rows) != picture.tokens:
+            raise ArtifactError(
+                f"{self._folder / 'vision_encoder.onnx'} gives {len(rows)} features for a picture of {picture.tokens} "
+                "tokens; export the artifact again"
+            )
+        return rows
 
-    def _pixels(self, images: Sequence[EncodedImage | Image.Image]) -> Floats:
+    def _prepared(self, images: Sequence[EncodedImage | Image.Image]) -> list[Picture]:
         try:
-            return self._decoding.submit(self._preprocess, map(_decoded, images)).result()
+            return self._decoding.submit(self._pictures.prepare_all, map(_decoded, images)).result()
         except DataError as error:
             raise RequestError(str(error), param="messages") from None
 

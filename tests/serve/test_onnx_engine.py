@@ -265,6 +265,14 @@ def test_the_server_imports_nothing_that_a_device_lacks() -> None:
     assert shown.strip() == "[]"
 
 
+def test_features_that_are_no_tokens_of_the_picture_are_the_artifacts_error(
+    engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_sessions.OnnxSessions, "encode_images", lambda *_: np.zeros((1, 3, 64), np.float32))
+    with pytest.raises(ArtifactError, match=r"vision_encoder\.onnx gives 3 features for a picture of 4 tokens"):
+        asyncio.run(collect(engine, ask("What?", pictures(1))))
+
+
 def test_a_picture_that_cannot_be_resized_is_the_requests_error(engine: OnnxEngine) -> None:
     with pytest.raises(RequestError, match="too elongated"):
         asyncio.run(collect(engine, ask("What?", [Image.new("RGB", (1, 500_000))])))
@@ -317,4 +325,4 @@ def test_an_artifact_of_another_format_is_not_loaded_by_any_way(tmp_path: Path) 
 
 
 def test_both_layouts_of_a_configuration_say_the_same(checkpoint: Path, hub_checkpoint: Path) -> None:
-    assert read_facts(checkpoint) == read_facts(hub_checkpoint) == ModelFacts(256, 4, frozenset({2}))
+    assert read_facts(checkpoint) == read_facts(hub_checkpoint) == ModelFacts(256, 4, frozenset({2}), "llava")

@@ -126,6 +126,23 @@ def test_a_quoted_control_token_is_plain_text(checkpoint: Path) -> None:
     assert text.quote("plain") == "plain"
 
 
+def test_a_prompt_is_split_where_the_template_and_no_message_wrote_a_control_token(checkpoint: Path) -> None:
+    text = Text(checkpoint)
+    prompt = f"<s><image>{text.quote('an <image> ')}<image>{text.quote('<ima')}ge><image>"
+    pieces = text.split(prompt, "<image>")
+    assert len(pieces) == 4
+    assert text.encode("<image>".join(pieces)) == text.encode(prompt)
+    assert text.split("plain", "<image>") == ["plain"]
+
+
+def test_a_control_token_is_found_by_its_id(checkpoint: Path) -> None:
+    text = Text(checkpoint)
+    assert text.control_token(4) == "<image>"
+    for token in (5, 100_000):
+        with pytest.raises(ArtifactError, match=rf"tokenizer\.json has no special token with the id {token}"):
+            text.control_token(token)
+
+
 FRAGMENTS = st.sampled_from(["<ima", "ge>", "mag", "</", "s>", " <s", "> ", "<image>"])
 FORGED = st.lists(st.text(st.sampled_from("<>/s image\nab"), max_size=9) | FRAGMENTS, max_size=5)
 
