@@ -1,27 +1,32 @@
 """Every ONNX export is run at once against torch: part by part, and token by token from pictures to the end.
 
-The greedy loop here is the plainest one that handles a batch; the edge has its own engine, which prepares its inputs
-itself. Inputs here come from the model's own processor.
+It is run as a device will run it, with the preprocessing that serves it; torch is asked through the model's own
+processor. The greedy loop here is the plainest one that handles a batch.
 """
 
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from ..errors import ExportError
 from ..evaluate import plain_generation
-from ..kernels.operators import missing_operators, register_operators
+from ..kernels.operators import missing_operators
 from ..model import Model, encode
 from ..packed import PackedTensor
 from ..progress import Progress
 from ..samples import Sample
-from .graphs import DECODER, EMBED_TOKENS, VISION_ENCODER
+from ..serve.engines.onnx_model import DEEPSTACK, FEATURES, Features, OnnxModel, Prompt, Question
+from ..serve.engines.onnx_sessions import padded
+from ..serve.runtime import asked
+from .graph import DECODER, EMBED_TOKENS, VISION_ENCODER
 from .onnx_packed import read_packed
 from .reference import FLOAT32, Reference, standing_in
 from .verify_products import compare_products
@@ -33,6 +38,7 @@ MAX_TOKENS = 16
 RAGGED_BATCH = 3
 _PRODUCTS_ON = 16
 """Tokens whose activations the products of the decoder are compared on: all activations of a graph are held at once."""
+_PICTURE_INPUTS = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask")
 
 
 @dataclass(frozen=True)
@@ -41,46 +47,6 @@ class Answer:
 
     tokens: list[int]
     margins: list[float]
-
-
-class OnnxGraphs:
-    """The three graphs as onnxruntime sessions; arrays in, arrays out."""
-
-    def __init__(self, folder: Path, threads: int) -> None:
-        self._vision, self._embedding, self._decoder = (
-            _session(folder / f"{name}.onnx", threads) for name in (VISION_ENCODER, EMBED_TOKENS, DECODER)
-        )
-        self._past = [node for node in self._decoder.get_inputs() if node.name.startswith("past_key_values.")]
-
-    def encode_images(self, pixel_values: Array) -> Array:
-        features: Array = self._vision.run(None, {"pixel_values": pixel_values})[0]
-        return features
-
-    def embed(self, input_ids: Array) -> Array:
-        embeddings: Array = self._embedding.run(None, {"input_ids": input_ids})[0]
-        return embeddings
-
-    def empty_past(self, batch: int) -> list[Array]:
-        return [np.zeros((batch, node.shape[1], 0, node.shape[3]), np.float32) for node in self._past]
-
-    def decode(self, embeddings: Array, mask: Array, positions: Array, past: list[Array]) -> tuple[Array, list[Array]]:
-        """Logits of every sequence's last token, (batch, vocabulary), and the longer past."""
-        logits, *present = self._decoder.run(None, self.decoder_inputs(embeddings, mask, positions, past))
-        return logits[:, -1], present
-
-    def decoder_inputs(self, embeddings: Array, mask: Array, positions: Array, past: list[Array]) -> dict[str, Array]:
-        inputs = {"inputs_embeds": embeddings, "attention_mask": mask, "position_ids": positions}
-        return inputs | dict(zip((node.name for node in self._past), past, strict=True))
-
-
-def _session(file: Path, threads: int) -> Any:
-    import onnxruntime  # absent where only the other formats are exported
-
-    runtime: Any = onnxruntime
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    register_operators(options)
-    return runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 def verify_onnx(
@@ -92,16 +58,17 @@ def verify_onnx(
     Raises ExportError that names the weight, the part, or the prompt and token, that differs.
     """
     compare_packed(folder, reference.packed)
-    graphs = OnnxGraphs(folder, torch.get_num_threads())
+    exported = OnnxModel(folder, torch.get_num_threads())
     with standing_in(model, reference):
-        errors = compare_parts(model, graphs, prompts[:RAGGED_BATCH], reference)
+        errors = compare_parts(model, exported, prompts[:RAGGED_BATCH], reference)
         expected = [greedy_in_torch(model, prompt) for prompt in progress.track(prompts, "asking torch", len(prompts))]
+    lengths = [len(question_of(exported, prompt).ids) for prompt in prompts]
     batches = [[i] for i in range(len(prompts))]
     if reference.batches:
-        batches += ragged_batches(model, prompts)
+        batches += ragged_batches(lengths)
     ties = 0
     for batch in progress.track(batches, "verifying the ONNX graphs", len(batches)):
-        answers = greedy_in_onnx(model, graphs, [prompts[i] for i in batch])
+        answers = greedy_in_onnx(exported, [prompts[i] for i in batch])
         compared = zip((prompts[i] for i in batch), (expected[i] for i in batch), answers, strict=True)
         ties += sum(count_tie(prompt, answer, tokens, reference) for prompt, answer, tokens in compared)
     verification = {
@@ -116,27 +83,26 @@ def verify_onnx(
         same = sum(greedy_in_torch(model, p).tokens == e.tokens for p, e in zip(tracked, expected, strict=True))
         verification["prompts_answered_as_in_float32"] = same
     if reference.packed:
-        verification["relative_error_of_products"] = _rounded(
-            check_products(model, folder, graphs, reference, prompts[0])
-        )
+        verification["relative_error_of_products"] = _rounded(check_products(folder, exported, reference, prompts[0]))
         verification["kernels"] = missing_operators() is None
     return verification
 
 
-def check_products(model: Model, folder: Path, graphs: OnnxGraphs, reference: Reference, prompt: Sample) -> float:
+def question_of(exported: OnnxModel, prompt: Sample) -> Question:
+    """A sample as a device reads it."""
+    return exported.read([asked(prompt.question, prompt.images)])
+
+
+def check_products(folder: Path, exported: OnnxModel, reference: Reference, prompt: Sample) -> float:
     """Largest relative error of a packed matrix on one picture and on the end of one prompt.
 
     Raises ExportError that names the first one whose error is too large.
     """
-    batch = encode(model, [prompt])
-    pixels = batch["pixel_values"][:1] if "pixel_values" in batch else _noise(model)
-    embeddings = graphs.embed(_array(batch["input_ids"]))[:, -_PRODUCTS_ON:]
-    count = embeddings.shape[1]
-    mask, positions = np.ones((1, count), np.int64), np.arange(count, dtype=np.int64)[None]
-    inputs = {
-        VISION_ENCODER: {"pixel_values": _array(pixels)},
-        DECODER: graphs.decoder_inputs(embeddings, mask, positions, graphs.empty_past(1)),
-    }
+    question = question_of(exported, _with_a_picture(prompt))
+    pictures = question.pictures
+    tokens = exported.prompt(question, [exported.encode(picture) for picture in pictures]).tokens.last(_PRODUCTS_ON)
+    mask = np.ones(tokens.embeddings.shape[:2], np.int64)
+    inputs = {VISION_ENCODER: pictures[0].inputs, DECODER: {**tokens.inputs(), "attention_mask": mask}}
     return max(compare_products(folder / f"{name}.onnx", reference.packed, given) for name, given in inputs.items())
 
 
@@ -156,53 +122,73 @@ def _arrays(packed: PackedTensor) -> list[Array]:
     return [described, np.array([packed.encoding.values, packed.pattern]), packed.mask, packed.values, packed.scales]
 
 
-def ragged_batches(model: Model, prompts: Sequence[Sample]) -> list[list[int]]:
+def ragged_batches(lengths: Sequence[int]) -> list[list[int]]:
     """Indices of prompts in batches of (up to) three: a short, a middling and a long one where there are such."""
-    lengths = [int(encode(model, [prompt])["input_ids"].shape[1]) for prompt in prompts]
-    by_length = sorted(range(len(prompts)), key=lambda i: lengths[i])
-    count = -(-len(prompts) // RAGGED_BATCH)
+    by_length = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    count = -(-len(lengths) // RAGGED_BATCH)
     return [by_length[first::count] for first in range(count)]
 
 
 @torch.no_grad()
 def compare_parts(
-    model: Model, graphs: OnnxGraphs, prompts: Sequence[Sample], reference: Reference = FLOAT32
+    model: Model, exported: OnnxModel, prompts: Sequence[Sample], reference: Reference = FLOAT32
 ) -> dict[str, Any]:
-    """Largest absolute and relative error of each graph on a padded batch of prompts.
+    """Largest absolute and relative error of each graph on prompts; the decoder is given torch's features of pictures.
 
-    Raises ExportError for a relative error beyond the reference's.
+    Raises ExportError for a relative error beyond the reference's, and for a prompt that a device reads otherwise.
     """
-    batch = encode(model, prompts)
-    ids = batch["input_ids"]
-    pixels = batch["pixel_values"] if "pixel_values" in batch else _noise(model)
-    features = torch.cat(list(model.pretrained.get_image_features(pixel_values=pixels).pooler_output))
-    embeddings = model.pretrained.get_input_embeddings()(ids)
-    pairs = {
-        VISION_ENCODER: (features, graphs.encode_images(_array(pixels))),
-        EMBED_TOKENS: (embeddings, graphs.embed(_array(ids))),
-    }
-    if "pixel_values" in batch:
-        is_image = ids == model.config.image_token_id
-        embeddings = embeddings.masked_scatter(is_image[..., None], features)
-    inputs = {"embeddings": embeddings, "mask": batch["attention_mask"], "positions": batch["position_ids"]}
-    shifted = padded_on_the_right({name: _array(tensor) for name, tensor in inputs.items()}, "mask")
-    logits, _ = graphs.decode(**shifted, past=graphs.empty_past(len(ids)))
-    pairs[DECODER] = (model.module(**batch, logits_to_keep=1).logits[:, -1], logits)
+    if not any(prompt.images for prompt in prompts):
+        prompts = [_with_a_picture(prompts[0]), *prompts[1:]]
+    pairs: dict[str, list[tuple[Array, Array]]] = {VISION_ENCODER: [], EMBED_TOKENS: [], DECODER: []}
+    for prompt in prompts:
+        inputs, question = encode(model, [prompt]), question_of(exported, prompt)
+        ids = inputs["input_ids"]
+        if ids[0].tolist() != question.ids:
+            raise ExportError(
+                f"prompt {prompt.id} has other tokens on a device than in {model.name}'s own processor; "
+                f"set {FLOAT32.remedy} and report this model"
+            )
+        features = _features_in_torch(model, inputs, question) if question.pictures else []
+        for picture, expected in zip(question.pictures, features, strict=True):
+            found = exported.encode(picture)
+            pairs[VISION_ENCODER] += [(expected[name], found[name]) for name in expected]
+        embeddings = model.pretrained.get_input_embeddings()(ids)
+        pairs[EMBED_TOKENS].append((_array(embeddings), exported.sessions.embed(question.ids)))
+        cache = exported.sessions.new_cache(len(question.ids))
+        logits = exported.sessions.decode(exported.prompt(question, features).tokens, cache)
+        pairs[DECODER].append((_array(model.module(**inputs, logits_to_keep=1).logits[:, -1]), logits))
     return _errors(pairs, reference)
 
 
-def _noise(model: Model) -> Tensor:
-    """A picture for prompts that have none."""
-    vision = model.config.vision_config
-    shape = (1, vision.num_channels, vision.image_size, vision.image_size)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+def _features_in_torch(model: Model, inputs: Mapping[str, Tensor], question: Question) -> list[Features]:
+    """What the model's own tower and projector make of each picture of a prompt."""
+    given = {name: inputs[name] for name in _PICTURE_INPUTS if name in inputs}
+    found = model.pretrained.get_image_features(**given)
+    hidden = model.config.text_config.hidden_size
+    ends = np.cumsum([picture.tokens for picture in question.pictures])[:-1]
+    rows = _array(torch.cat([features.reshape(-1, hidden) for features in found.pooler_output]))
+    features: list[Features] = [{FEATURES: part} for part in np.split(rows, ends)]
+    if deepstack := getattr(found, "deepstack_features", None):
+        layers = np.stack([_array(torch.cat(list(layer))) for layer in deepstack])
+        features = [own | {DEEPSTACK: part} for own, part in zip(features, np.split(layers, ends, axis=1), strict=True)]
+    return features
 
 
-def _errors(pairs: Mapping[str, tuple[Tensor, Array]], reference: Reference) -> dict[str, Any]:
+def _with_a_picture(prompt: Sample) -> Sample:
+    """The prompt itself, or with noise for a picture where it has none."""
+    if prompt.images:
+        return prompt
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return replace(prompt, images=(stream.getvalue(),))
+
+
+def _errors(pairs: Mapping[str, Sequence[tuple[Array, Array]]], reference: Reference) -> dict[str, Any]:
     largest, relative = {}, {}
-    for part, (tensor, output) in pairs.items():
-        expected = _array(tensor).astype(np.float64)
-        difference = output.reshape(expected.shape) - expected
+    for part, compared in pairs.items():
+        expected = np.concatenate([ours.ravel() for ours, _ in compared]).astype(np.float64)
+        difference = np.concatenate([theirs.ravel() for _, theirs in compared]) - expected
         error = float(np.linalg.norm(difference) / np.linalg.norm(expected))
         if not error <= reference.max_relative_error:  # also where it is no number
             raise ExportError(
@@ -231,40 +217,29 @@ def greedy_in_torch(model: Model, prompt: Sample) -> Answer:
     return Answer(tokens, [(first - second) / max(abs(first), 1e-30) for first, second in best])
 
 
-def greedy_in_onnx(model: Model, graphs: OnnxGraphs, prompts: Sequence[Sample]) -> list[list[int]]:
+def greedy_in_onnx(exported: OnnxModel, prompts: Sequence[Sample]) -> list[list[int]]:
     """What the graphs answer to a batch of prompts, padded on the right."""
-    encoded = {name: _array(tensor) for name, tensor in encode(model, prompts).items()}
-    tokens = {name: encoded[name] for name in ("input_ids", "attention_mask", "position_ids")}
-    ids, mask, positions = padded_on_the_right(tokens, "attention_mask").values()
-    embeddings = graphs.embed(ids)
-    if "pixel_values" in encoded:
-        features = graphs.encode_images(encoded["pixel_values"])
-        embeddings[ids == model.config.image_token_id] = features.reshape(-1, embeddings.shape[-1])
-    past, ends = graphs.empty_past(len(ids)), end_tokens(model)
+    read = [_prompt_of(exported, prompt) for prompt in prompts]
+    tokens, counts = padded([prompt.tokens for prompt in read])
+    cache = exported.sessions.new_cache(int(counts.max()) + MAX_TOKENS, batch=len(prompts))
+    logits = exported.sessions.decode(tokens, cache, counts)
     answers: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
-    for _ in range(MAX_TOKENS):
-        logits, past = graphs.decode(embeddings, mask, positions, past)
-        chosen = logits.argmax(axis=-1)
+    for step in range(MAX_TOKENS):
+        chosen = logits.argmax(axis=-1).tolist()
         for i in sorted(running):
-            answers[i].append(int(chosen[i]))
-        running -= {i for i in running if answers[i][-1] in ends}
+            answers[i].append(chosen[i])
+        running -= {i for i in running if chosen[i] in exported.facts.end_tokens}
         if not running:
             break
-        positions = mask.sum(axis=1, keepdims=True)
-        # A new token stands behind its sequence's last, where padding may have been before.
-        mask = (np.arange(mask.shape[1] + 1) <= positions).astype(np.int64)
-        embeddings = graphs.embed(chosen[:, None])
+        after = exported.sessions.one_token(chosen, [prompt.next_position + step for prompt in read])
+        logits = exported.sessions.decode(after, cache)
     return answers
 
 
-def padded_on_the_right(inputs: Mapping[str, Array], mask: str) -> dict[str, Array]:
-    """Inputs padded on the left, (batch, sequence, ...), as GroupQueryAttention wants them. mask: the mask's name."""
-    lengths = inputs[mask].sum(axis=1)
-    return {
-        name: np.stack([np.roll(row, length, axis=0) for row, length in zip(array, lengths, strict=True)])
-        for name, array in inputs.items()
-    }
+def _prompt_of(exported: OnnxModel, prompt: Sample) -> Prompt:
+    question = question_of(exported, prompt)
+    return exported.prompt(question, [exported.encode(picture) for picture in question.pictures])
 
 
 def count_tie(prompt: Sample, expected: Answer, tokens: Sequence[int], reference: Reference = FLOAT32) -> int:
@@ -282,12 +257,6 @@ def count_tie(prompt: Sample, expected: Answer, tokens: Sequence[int], reference
             )
     assert len(tokens) == len(expected.tokens), "equal tokens end at the same one"
     return 0
-
-
-def end_tokens(model: Model) -> frozenset[int]:
-    """Ids that end an answer."""
-    ends = model.pretrained.generation_config.eos_token_id
-    return frozenset([] if ends is None else ends if isinstance(ends, list) else [ends])
 
 
 def _array(tensor: Tensor) -> Array:

@@ -46,7 +46,7 @@ def compare_products(file: Path, packed: Mapping[str, PackedTensor], inputs: Map
 
 
 def _run(file: Path, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-    """All outputs of a graph, by name."""
+    """All outputs of a graph, by name. inputs: but for the past, which is empty."""
     import onnxruntime  # absent where only the other formats are exported
 
     runtime: Any = onnxruntime
@@ -54,7 +54,10 @@ def _run(file: Path, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np
     options.intra_op_num_threads = 1
     register_operators(options)
     session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    return dict(zip([node.name for node in session.get_outputs()], session.run(None, dict(inputs)), strict=True))
+    past = {node.name: node.shape for node in session.get_inputs() if node.name not in inputs}
+    empty = {name: np.zeros((1, shape[1], 0, shape[3]), np.float32) for name, shape in past.items()}
+    values = session.run(None, {**inputs, **empty})
+    return dict(zip([node.name for node in session.get_outputs()], values, strict=True))
 
 
 def _error(name: str, packed: PackedTensor, x: NDArray[np.float32], y: NDArray[np.float32]) -> float:

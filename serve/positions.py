@@ -35,8 +35,17 @@ def positions(facts: ModelFacts, ids: Sequence[int], pictures: Sequence[Picture]
 
 
 def token_kinds(facts: ModelFacts, ids: Sequence[int]) -> Integers | None:
-    """(tokens,): 1 for a picture's, which see each other both ways, 0 for text; None where the decoder takes none."""
-    return (np.array(ids) == facts.image_token).astype(np.int64) if facts.family == "gemma3" else None
+    """(tokens,): 1 for those of a prompt that see each other both ways: a picture's in Gemma 3, all in PaliGemma.
+
+    None where the decoder is told none.
+    """
+    match facts.family:
+        case "gemma3":
+            return np.array([token == facts.image_token for token in ids], np.int64)
+        case "paligemma":
+            return np.ones(len(ids), np.int64)
+        case _:
+            return None
 
 
 def _in_a_row(tokens: int, first: int) -> Positions:

@@ -50,13 +50,17 @@ class LoadedModel:
         """The answer as it comes, a chunk for every token."""
         if sampling.max_tokens < 1:
             raise RequestError(f"max_tokens = {sampling.max_tokens}; an answer needs at least 1", param="max_tokens")
-        message = Message("user", (*(_decoded(image) for image in images), question))
-        return self._generator.generate(GenerationRequest((message,), sampling))
+        return self._generator.generate(GenerationRequest((asked(question, images),), sampling))
 
 
 def load(path: Path | str, threads: int = 0) -> LoadedModel:
     """Check the artifact (or run folder) and load it. threads: of onnxruntime; 0 takes one per core."""
     return LoadedModel(open_artifact(Path(path)), threads)
+
+
+def asked(question: str, images: Sequence[Picture]) -> Message:
+    """A question about pictures, which stand before it."""
+    return Message("user", (*(_decoded(image) for image in images), question))
 
 
 def _decoded(picture: Picture) -> Image.Image:

@@ -1,10 +1,11 @@
-"""The three graphs of an ONNX artifact as onnxruntime sessions, and the KV cache between their runs.
+"""The three graphs of an ONNX artifact as onnxruntime sessions, and the KV cache that the decoder writes into.
 
 Knows arrays only: no text, no pictures, no sampling. Everything is synchronous, and safe to call from several threads
 as long as each has a cache of its own.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -17,9 +18,12 @@ from slimdeploy.errors import ArtifactError, ServeError
 from slimdeploy.kernels.operators import register_operators
 
 Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
 
 GRAPHS = ("vision_encoder", "embed_tokens", "decoder_model_merged")
 _PAST, _PRESENT = "past_key_values", "present"
+_EVERY_DECODER = ("inputs_embeds", "attention_mask", "position_ids")
+_DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -41,17 +45,72 @@ def import_onnxruntime() -> ModuleType:
     return module
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of one sequence or of several, as the decoder takes them.
+
+    embeddings: (batch, tokens, hidden). positions: (batch, tokens), or (3, batch, tokens). more: what else the decoder
+    of some families is told, by its names.
+    """
+
+    embeddings: Floats
+    positions: Integers
+    more: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def inputs(self) -> dict[str, NDArray[Any]]:
+        """By the decoder's names."""
+        return {"inputs_embeds": self.embeddings, "position_ids": self.positions, **self.more}
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, NDArray[Any]]) -> "Tokens":
+        """What `inputs` gives."""
+        more = {name: array for name, array in inputs.items() if name not in _EVERY_DECODER}
+        return cls(inputs["inputs_embeds"], inputs["position_ids"], more)
+
+    def last(self, count: int) -> "Tokens":
+        """The last of them alone."""
+        return self.of(
+            {
+                name: array[(slice(None),) * (_batch_axis(name, array) + 1) + (slice(-count, None),)]
+                for name, array in self.inputs().items()
+            }
+        )
+
+
+def padded(sequences: Sequence[Tokens]) -> tuple[Tokens, Integers]:
+    """Sequences as one batch, padded on the right with zeros, and how many tokens each has."""
+    counts = np.array([tokens.embeddings.shape[1] for tokens in sequences])
+    stacked = {}
+    for name in sequences[0].inputs():
+        arrays = [tokens.inputs()[name] for tokens in sequences]
+        axis = _batch_axis(name, arrays[0])
+        widened = []
+        for array, count in zip(arrays, counts, strict=True):
+            missing = [(0, 0)] * array.ndim
+            missing[axis + 1] = (0, int(counts.max() - count))
+            widened.append(np.pad(array, missing))
+        stacked[name] = np.concatenate(widened, axis)
+    return Tokens.of(stacked), counts
+
+
+def _batch_axis(name: str, array: NDArray[Any]) -> int:
+    """Of sequences; that of tokens is the next."""
+    has_width = name not in ("position_ids", "token_type_ids")
+    return array.ndim - 2 - has_width
+
+
 @dataclass
 class KeyValueCache:
-    """What the decoder remembers of one sequence: buffers that it reads, and writes what is new into.
+    """What the decoder remembers of sequences: buffers that it reads, and writes what is new into.
 
-    capacity: tokens that there is room for. length: tokens in it. logits: (1, 1, vocabulary), after the last of them.
-    binding: of the decoder to the buffers.
+    capacity: tokens that a sequence has room for. lengths: tokens in each, (batch,). logits: (batch, 1, vocabulary),
+    after the last of them. binding: of the decoder to all of these, which it does not keep alive.
     """
 
     capacity: int
-    length: int
-    logits: Any
+    lengths: Integers
+    buffers: list[Any]
+    logits: Floats
     binding: Any
 
 
@@ -63,55 +122,84 @@ class OnnxSessions:
         self._vision, self._embedding, self._decoder = (
             self._session(folder / f"{name}.onnx", threads) for name in GRAPHS
         )
-        self._past = [node for node in self._decoder.get_inputs() if node.name.startswith(_PAST)]
+        inputs = {node.name: node for node in self._decoder.get_inputs()}
         outputs = {node.name: node for node in self._decoder.get_outputs()}
-        missing = {"logits", *(node.name.replace(_PAST, _PRESENT) for node in self._past)} - outputs.keys()
+        self._past = {name: node for name, node in inputs.items() if name.startswith(f"{_PAST}.")}
+        missing = {"logits", *(name.replace(_PAST, _PRESENT) for name in self._past)} - outputs.keys()
         if not self._past or missing:
-            what = ", ".join(sorted(missing)) or "past_key_values inputs"
+            what = ", ".join(sorted(missing)) or f"{_PAST} inputs"
             raise ArtifactError(f"{folder / GRAPHS[2]}.onnx has no {what}; export the artifact again")
         self._vocabulary = outputs["logits"].shape[-1]
-        # Slices of these are a run's mask and positions, with nothing to allocate per token.
+        self._dimensions = len(inputs["position_ids"].shape)
+        self._more = {
+            name: node for name, node in inputs.items() if name not in self._past and name not in _EVERY_DECODER
+        }
+        # A slice of it is the mask of one sequence, with nothing to allocate per token.
         self._ones = np.ones((1, context), np.int64)
-        self._positions = np.arange(context, dtype=np.int64)[None]
 
-    def encode_images(self, pixel_values: Floats) -> Floats:
-        """(images, 3, height, width) to (images, image tokens, hidden)."""
-        features: Floats = self._vision.run(["image_features"], {"pixel_values": pixel_values})[0]
-        return features
+    def encode_picture(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
+        """What the vision graph makes of one picture: image_features, and deepstack_features in some families."""
+        names = [node.name for node in self._vision.get_outputs()]
+        return dict(zip(names, self._vision.run(names, dict(inputs)), strict=True))
 
-    def embed(self, ids: list[int]) -> Floats:
+    def embed(self, ids: Sequence[int]) -> Floats:
         """(1, tokens, hidden); the caller's own, to overwrite."""
         embeddings: Floats = self._embedding.run(["inputs_embeds"], {"input_ids": np.array([ids], np.int64)})[0]
         return embeddings
 
-    def new_cache(self, capacity: int) -> KeyValueCache:
-        """For one sequence of at most `capacity` tokens. The system gives it memory as it fills."""
+    def plain_text(self, batch: int, tokens: int) -> dict[str, NDArray[Any]]:
+        """What the decoder of some families is told of tokens that are text, beside what every one is."""
+        sizes = {"batch_size": batch, "sequence_length": tokens}
+        return {
+            name: np.zeros([sizes.get(size, size) for size in node.shape], _DTYPES[node.type])
+            for name, node in self._more.items()
+        }
+
+    def one_token(self, ids: Sequence[int], positions: Sequence[int]) -> Tokens:
+        """The next token of every sequence: text, which has the same position in every dimension."""
+        places = np.array(positions, np.int64)[:, None]
+        if self._dimensions == 3:
+            places = np.repeat(places[None], 3, axis=0)
+        return Tokens(self.embed(ids).transpose(1, 0, 2), places, self.plain_text(len(ids), 1))
+
+    def new_cache(self, capacity: int, batch: int = 1) -> KeyValueCache:
+        """For sequences of at most `capacity` tokens. The system gives it memory as it fills."""
         binding = self._decoder.io_binding()
-        for node in self._past:
-            buffer = self._zeros((1, node.shape[1], capacity, node.shape[3]))
-            binding.bind_ortvalue_input(node.name, buffer)
-            binding.bind_ortvalue_output(node.name.replace(_PAST, _PRESENT), buffer)
-        logits = self._zeros((1, 1, self._vocabulary))
-        binding.bind_ortvalue_output("logits", logits)
-        return KeyValueCache(capacity, 0, logits, binding)
+        buffers = []
+        for name, node in self._past.items():
+            buffer = self._value(np.zeros((batch, node.shape[1], capacity, node.shape[3]), np.float32))
+            binding.bind_ortvalue_input(name, buffer)
+            binding.bind_ortvalue_output(name.replace(_PAST, _PRESENT), buffer)
+            buffers.append(buffer)
+        logits = np.zeros((batch, 1, self._vocabulary), np.float32)
+        buffers.append(self._value(logits))
+        binding.bind_ortvalue_output("logits", buffers[-1])
+        return KeyValueCache(capacity, np.zeros(batch, np.int64), buffers, logits, binding)
 
-    def decode(self, embeddings: Floats, cache: KeyValueCache) -> Floats:
-        """Run the decoder over more tokens of a sequence, and remember them in its cache, which has room for them.
+    def decode(self, tokens: Tokens, cache: KeyValueCache, counts: Integers | None = None) -> Floats:
+        """Run the decoder over more tokens of every sequence, and remember them in the cache, which has room for them.
 
-        embeddings: (1, tokens, hidden). Returns the logits after the last token, (vocabulary,).
+        counts: how many tokens each sequence has, (batch,), where some are padded on the right. Only a batch of one may
+        have several tokens behind others. Returns the logits after each one's last token, (batch, vocabulary).
         """
-        start, end = cache.length, cache.length + embeddings.shape[1]
-        assert end <= cache.capacity, "the decoder would write behind the buffers"
-        cache.binding.bind_cpu_input("inputs_embeds", embeddings)
-        cache.binding.bind_cpu_input("attention_mask", self._ones[:, :end])
-        cache.binding.bind_cpu_input("position_ids", self._positions[:, start:end])
+        lengths = cache.lengths + (tokens.embeddings.shape[1] if counts is None else counts)
+        longest = int(lengths.max())
+        assert longest <= cache.capacity, "the decoder would write behind the buffers"
+        if len(lengths) == 1:
+            mask = self._ones[:, :longest]
+        else:
+            mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+        inputs = {**tokens.inputs(), "attention_mask": mask}
+        inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        for name, array in inputs.items():
+            cache.binding.bind_cpu_input(name, array)
         self._decoder.run_with_iobinding(cache.binding)
-        cache.length = end
-        last: Floats = cache.logits.numpy()[0, -1]
-        return last
+        cache.lengths = lengths
+        return cache.logits[:, 0].copy()
 
-    def _zeros(self, shape: tuple[int, ...]) -> Any:
-        return self._onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+    def _value(self, array: Floats) -> Any:
+        """The array as onnxruntime's, in the same memory."""
+        return self._onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
     def _session(self, file: Path, threads: int) -> Any:
         if not file.is_file():

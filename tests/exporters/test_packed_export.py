@@ -27,6 +27,8 @@ from slimdeploy.packed import PackedTensor
 from slimdeploy.packed_tensor import ALL_KEPT
 from slimdeploy.progress import Progress
 from slimdeploy.samples import Sample
+from slimdeploy.serve.engines.onnx_model import OnnxModel
+from slimdeploy.serve.engines.onnx_sessions import Tokens
 
 GRAPHS = (VISION_ENCODER, EMBED_TOKENS, DECODER)
 # "packed" stores what a policy says: test_mixed_values.py.
@@ -88,18 +90,17 @@ def test_every_packed_product_is_close_to_float64(form: str, forms: dict[str, Ex
 @needs_kernels
 @pytest.mark.parametrize("form", PACKED)
 def test_answers_are_the_same_with_and_without_the_kernels(
-    form: str, forms: dict[str, Exported], model: Model, prompts: list[Sample], request: pytest.FixtureRequest
+    form: str, forms: dict[str, Exported], prompts: list[Sample], request: pytest.FixtureRequest
 ) -> None:
     folder = forms[form].folder
-    kernels = verify.OnnxGraphs(folder, threads=1)
+    kernels = OnnxModel(folder, threads=1)
     request.getfixturevalue("without_kernels")
-    stock = verify.OnnxGraphs(folder, threads=1)
-    assert verify.greedy_in_onnx(model, kernels, prompts) == verify.greedy_in_onnx(model, stock, prompts)
-    ids = np.arange(5, 25)[None]
-    count = ids.shape[1]
-    mask, positions = np.ones((1, count), np.int64), np.arange(count, dtype=np.int64)[None]
+    stock = OnnxModel(folder, threads=1)
+    assert verify.greedy_in_onnx(kernels, prompts) == verify.greedy_in_onnx(stock, prompts)
     ours, theirs = (
-        graphs.decode(graphs.embed(ids), mask, positions, graphs.empty_past(1))[0] for graphs in (kernels, stock)
+        exported.sessions.decode(Tokens(exported.sessions.embed(range(5, 25)), np.arange(20)[None]), cache)
+        for exported in (kernels, stock)
+        for cache in [exported.sessions.new_cache(20)]
     )
     assert 0 < np.linalg.norm(ours - theirs) < 0.05 * np.linalg.norm(theirs), "both ran the same operators"
 
@@ -254,15 +255,15 @@ def test_a_packed_weight_that_was_altered_is_told_by_its_name(
 
 
 def test_products_with_another_weight_are_told_by_the_layers_name(
-    forms: dict[str, Exported], model: Model, prompts: list[Sample]
+    forms: dict[str, Exported], prompts: list[Sample]
 ) -> None:
     folder = forms["packed-int8"].folder
     packed = packed_in(folder)
     name, other = (f"model.language_model.layers.{i}.self_attn.q_proj" for i in (0, 1))
     packed[name] = packed[other]
-    graphs = verify.OnnxGraphs(folder, threads=1)
+    exported = OnnxModel(folder, threads=1)
     with pytest.raises(ExportError, match=rf"the packed layer {name} differs from its product in float64"):
-        verify.check_products(model, folder, graphs, packed_reference(packed), prompts[0])
+        verify.check_products(folder, exported, packed_reference(packed), prompts[0])
     assert not list(folder.glob(".*")), "nothing is left behind"
 
 

@@ -268,7 +268,8 @@ def test_the_server_imports_nothing_that_a_device_lacks() -> None:
 def test_features_that_are_no_tokens_of_the_picture_are_the_artifacts_error(
     engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_sessions.OnnxSessions, "encode_images", lambda *_: np.zeros((1, 3, 64), np.float32))
+    features = {"image_features": np.zeros((1, 3, 64), np.float32)}
+    monkeypatch.setattr(onnx_sessions.OnnxSessions, "encode_picture", lambda *_: features)
     with pytest.raises(ArtifactError, match=r"vision_encoder\.onnx gives 3 features for a picture of 4 tokens"):
         asyncio.run(collect(engine, ask("What?", pictures(1))))
 
