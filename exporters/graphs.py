@@ -1,7 +1,7 @@
 """The three graphs of an ONNX export, in the layout of onnx-community and transformers.js: what each computes, and
 the names and axes of what goes in and comes out. Knows no ONNX.
 
-    vision_encoder         pixel_values -> image_features
+    vision_encoder         pixel_values -> image_features; some families have more of both, which vision.py says
     embed_tokens           input_ids -> inputs_embeds
     decoder_model_merged   inputs_embeds, attention_mask, position_ids, past_key_values.N.key/value
                            -> logits, present.N.key/value

@@ -123,13 +123,14 @@ class WholeTiles(nn.Module):
     def __init__(self, model: Model, positions: Tensor) -> None:
         super().__init__()
         self.tower, self.projector = _tower_and_projector(model)
-        self.positions = nn.Buffer(positions)
+        # A new nn.Buffer would lose its numbers here, where tensors have none.
+        self.register_buffer("positions", positions)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Shapes as in `_graph_of_tiles`."""
         tower: Any = self.tower
         patches = tower.embeddings.patch_embedding(pixel_values.flatten(0, 1)).flatten(2).transpose(1, 2)
-        states = patches + tower.embeddings.position_embedding(self.positions)
+        states = patches + tower.embeddings.position_embedding(self.get_buffer("positions"))
         states = tower.post_layernorm(tower.encoder(inputs_embeds=states, attention_mask=None).last_hidden_state)
         features: Tensor = self.projector(states)
         return features

@@ -5,6 +5,7 @@ The modules that hold weights are the model's own, but what they do is written h
 """
 
 from functools import reduce
+from math import prod
 from typing import Any
 
 import torch
@@ -36,12 +37,12 @@ def qwen3_vl_graph(model: Model) -> Graph:
 def _graph(model: Model, part: nn.Module, outputs: tuple[str, ...]) -> Graph:
     vision = model.config.vision_config
     merge = vision.spatial_merge_size
-    grids = torch.tensor(_SAMPLE) * torch.tensor([1, merge, merge])
+    grids = [(frames, rows * merge, columns * merge) for frames, rows, columns in _SAMPLE]
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     return Graph(
         VISION_ENCODER,
         part,
-        (torch.zeros(int(grids.prod(dim=1).sum()), width), grids),
+        (torch.zeros(sum(map(prod, grids)), width), torch.tensor(grids)),
         ({0: Dim("num_patches")}, {0: Dim("num_images")}),
         ("pixel_values", "image_grid_thw"),
         outputs,

@@ -27,6 +27,7 @@ from slimdeploy.packed import PackedTensor
 from slimdeploy.packed_tensor import ALL_KEPT
 from slimdeploy.progress import Progress
 from slimdeploy.samples import Sample
+from slimdeploy.serve.engines import onnx_sessions
 from slimdeploy.serve.engines.onnx_model import OnnxModel
 from slimdeploy.serve.engines.onnx_sessions import Tokens
 
@@ -65,7 +66,7 @@ def packed_in(folder: Path) -> dict[str, PackedTensor]:
 @pytest.fixture
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which they were not built."""
-    for module in (verify, verify_products):
+    for module in (onnx_sessions, verify_products):
         monkeypatch.setattr(module, "register_operators", lambda _: None)
     monkeypatch.setattr(verify, "missing_operators", lambda: "there was no compiler")
 
