@@ -26,9 +26,8 @@ class ExportJob:
         """Of the form "unstructured" or "N:M"; a matrix that nobody pruned counts as unstructured."""
         return self.patterns.get(name, UNSTRUCTURED)
 
-    def encoding(self, name: str) -> Encoding:
-        """What a matrix is packed as. Raises ExportError where neither the setting nor the policy says it."""
-        setting = self.config.weights
+    def encoding(self, name: str, setting: str) -> Encoding:
+        """What a setting of weights packs a matrix as. Raises ExportError where neither it nor the policy says that."""
         if setting != "packed":
             return ENCODINGS[setting]
         if values := self.values.get(name):

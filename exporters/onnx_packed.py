@@ -1,11 +1,11 @@
 """Packed weights in an ONNX graph: SparseLinear and DenseLinear nodes in place of multiplications, and back again.
 
 The packed arrays are the nodes' inputs, byte for byte as docs/packed-format.md has them; ONNX's own types tell what the
-values are. Knows no model of ours: weights are found by the name that they are multiplied under.
+values are.
 """
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -16,8 +16,10 @@ from onnxscript import ir
 from ..errors import ExportError
 from ..packed import Encoding, PackedTensor, ValueType
 from ..packed_tensor import ALL_KEPT, VALUE_DTYPES
-from .onnx_edit import add_initializer, multiplied, replace
+from .onnx_data import read_bytes
+from .onnx_forms import Product
 from .onnx_functions import DENSE, DOMAIN, SPARSE, VERSION, function_of
+from .packing import pack_smallest
 
 _TYPES: Final[Mapping[ValueType, ir.DataType]] = {
     "bf16": ir.DataType.BFLOAT16,
@@ -29,38 +31,28 @@ _TYPES: Final[Mapping[ValueType, ir.DataType]] = {
 _MOST_KEPT: Final = 2**30 - 1
 
 
-def store_packed(model: ir.Model, weights: Mapping[str, PackedTensor]) -> None:
-    """Multiply with packed weights wherever `model` multiplies with NAME.weight for a NAME in `weights`.
+@dataclass(frozen=True)
+class Packed:
+    """Without the zeros, or all of them where a mask would not pay; multiplied by our operators."""
 
-    The functions behind the new nodes come with them.
-    """
-    found = {}
-    for node in list(model.graph):
-        name = multiplied(node)
-        if name in weights:
-            _replace(model.graph, node, name, weights[name])
-            found[name] = weights[name]
-    for kind in (SPARSE, DENSE):
-        encodings = {packed.encoding.values for packed in found.values() if _kind(packed) == kind}
-        if encodings:
-            # One function serves a whole file; int8 and int4 have the same one.
-            assert len({values.startswith("int") for values in encodings}) == 1, encodings
-            function = function_of(kind, sorted(encodings)[0], model.graph.opset_imports[""])
-            model.functions[function.identifier()] = function
-            model.graph.opset_imports[DOMAIN] = VERSION
+    encoding: Encoding
+    pattern: str
+
+    def store(self, product: Product, weight: NDArray[np.float32]) -> None:
+        put_packed(product, pack_smallest(weight, self.encoding, self.pattern))
 
 
-def _replace(graph: ir.Graph, node: ir.Node, name: str, packed: PackedTensor) -> None:
-    x, weight = node.inputs
-    assert x is not None
-    assert weight is not None
-    inputs = [add_initializer(graph, f"{name}.{part}", tensor) for part, tensor in _tensors(packed)]
+def put_packed(product: Product, packed: PackedTensor) -> None:
+    """Multiply with a packed weight; the function that stands in for the operator comes with it."""
+    kind, values = _kind(packed), packed.encoding.values
+    inputs = [product.weight(part, tensor) for part, tensor in _tensors(packed)]
     attributes: dict[str, Any] = {"columns": packed.columns, "group": packed.encoding.group, "pattern": packed.pattern}
-    linear = ir.node(_kind(packed), [x, *inputs], attributes, domain=DOMAIN, name=name)
-    graph.insert_before(node, linear)
-    replace(graph, node, linear.outputs[0])
-    if not weight.uses():
-        del graph.initializers[str(weight.name)]
+    product.become(ir.node(kind, [product.x, *inputs], attributes, domain=DOMAIN, name=product.name))
+    function = function_of(kind, values, product.model.graph.opset_imports[""])
+    there = product.model.functions.setdefault(function.identifier(), function)
+    # One function serves a whole file; int8 and int4 have the same one.
+    assert len(there) == len(function), f"{product.name} is stored as {values} beside other types"
+    product.model.graph.opset_imports[DOMAIN] = VERSION
 
 
 def _kind(packed: PackedTensor) -> str:
@@ -87,32 +79,34 @@ def _tensor(dtype: ir.DataType, shape: tuple[int, ...], array: NDArray[Any]) -> 
     return ir.serde.deserialize_tensor(proto)
 
 
-def read_packed(file: Path) -> dict[str, PackedTensor]:
-    """The packed weights in a graph, by the names of their nodes. Raises ArtifactError for one that is not valid."""
-    weights = {node.name or "": _packed(node) for node in ir.load(file).graph if node.domain == DOMAIN}
-    for name, packed in weights.items():
-        packed.validate(name)
-    return weights
+def value_type(node: ir.Node) -> ValueType:
+    """Of the weights that a node of ours multiplies with."""
+    values = node.inputs[1 if node.op_type == DENSE else 2]
+    assert values is not None
+    return next(name for name, dtype in _TYPES.items() if dtype == values.dtype)
 
 
-def _packed(node: ir.Node) -> PackedTensor:
-    """What `_replace` made a node of."""
-    arrays = {}
+def read_packed(node: ir.Node) -> PackedTensor:
+    """What `put_packed` made a node of. Raises ArtifactError for one that is not valid."""
+    tensors = {}
     for value in node.inputs[1:]:
         assert value is not None
         assert value.const_value is not None
-        arrays[str(value.name).rpartition(".")[2]] = value.const_value
-    values = arrays["values"]
-    kind = next(name for name, dtype in _TYPES.items() if dtype == values.dtype)
+        tensors[str(value.name).rpartition(".")[2]] = value.const_value
+    kind = value_type(node)
     columns, group = node.attributes["columns"].as_int(), node.attributes["group"].as_int()
-    rows = arrays["mask"].shape.numpy()[0] if "mask" in arrays else values.size // columns
-    none = np.empty((rows, 0))
-    return PackedTensor(
+    arrays = {part: read_bytes(tensor) for part, tensor in tensors.items()}
+    rows = tensors["mask"].shape.numpy()[0] if "mask" in tensors else tensors["values"].size // columns
+    mask = arrays.get("mask", np.empty(0, np.uint8))
+    scales = arrays.get("scales", np.empty(0, np.uint8)).view(np.uint16)
+    packed = PackedTensor(
         rows,
         columns,
         Encoding(kind, group),
         node.attributes["pattern"].as_string(),
-        arrays["mask"].numpy() if "mask" in arrays else none.astype(np.uint8),
-        np.frombuffer(values.tobytes(), VALUE_DTYPES[kind]),
-        arrays["scales"].numpy().view(np.uint16) if "scales" in arrays else none.astype(np.uint16),
+        mask.reshape(rows, -1),
+        arrays["values"].view(VALUE_DTYPES[kind]),
+        scales.reshape(rows, -1),
     )
+    packed.validate(str(node.name))
+    return packed

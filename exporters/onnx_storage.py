@@ -1,122 +1,113 @@
-"""In which form an ONNX export stores its matrices: float32, float16, packed, or quantised by onnxruntime's own tools.
+"""In which form an ONNX export stores which matrix, and the writing of a graph in these forms.
 
 Matrices are the weights that may be pruned, the head, and the table of token embeddings. All else (biases, norms, the
 patch embedding, positions) stays float32: it is small.
 """
 
-from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Protocol, assert_never
+from pathlib import Path
+from typing import Any, assert_never
 
-import torch
 from onnxscript import ir
 
-from ..errors import ExportError
+from ..config import OnnxConfig, OnnxWeights
 from ..model import Model
-from ..packed import PackedTensor, pack
-from ..packed_tensor import ALL_KEPT, ENCODINGS
-from ..progress import Progress
+from ..packed_tensor import ALL_KEPT, ENCODINGS, Encoding
+from .graph import EMBED_TOKENS
 from .job import ExportJob
-from .onnx_edit import add_initializer, multiplied
-from .onnx_packed import store_packed
-from .onnx_table import TokenTable, token_table
-from .packing import pack_weights
-from .reference import Reference, packed_reference
+from .onnx_data import DataFile
+from .onnx_edit import multiplied
+from .onnx_forms import Blocks, Dynamic, Float16, Float32, Form, Product
+from .onnx_packed import Packed
+from .onnx_table import TableType, store_table
+from .trace import is_weight
 
 
-class Storage(Protocol):
-    """One form. Graphs have float32 weights under the model's own names when they come here."""
+def forms_of(model: Model, job: ExportJob) -> dict[str, Form]:
+    """How each matrix is stored, by the name of its layer. Raises ExportError where neither setting nor policy says."""
+    settings = job.config.onnx
+    forms: dict[str, Form] = {}
+    for layer in model.layers():
+        setting = settings.weights if layer.tower == "language" else settings.vision_weights
+        forms[layer.name] = _form(setting, layer.name, job)
+    # The head decides between tokens and is read once per token like any matrix: eight bits, not four.
+    forms.setdefault(model.arch.lm_head, _head(settings))
+    return forms
 
-    @abstractmethod
-    def store(self, model: ir.Model) -> ir.Model:
-        """The graph with its matrices in this form; the one given is used up."""
 
-    @abstractmethod
-    def reference(self) -> Reference:
-        """What torch must hold and round to compute the same, once every graph was stored."""
-
-
-def storage_of(model: Model, job: ExportJob, progress: Progress) -> Storage:
-    """As `export.onnx.weights` says. Raises ExportError for weights that the form cannot hold."""
-    match weights := job.config.onnx.weights:
+def _form(setting: OnnxWeights, name: str, job: ExportJob) -> Form:
+    match setting:
         case "dense-fp32":
             return Float32()
         case "dense-fp16":
-            return Float16(model, token_table(model, "float16"))
-        case "dense-int8" | "dense-int4":
-            from .onnx_quantized import Method, Quantized
-
-            method: Method = "dynamic" if weights == "dense-int8" else "blocks"
-            return Quantized(method, matrices(model), model.arch.lm_head, token_table(model, "int8"))
+            return Float16()
+        case "dense-int8":
+            return Dynamic()
+        case "dense-int4":
+            return Blocks(4)
         case "packed" | "packed-bf16" | "packed-int8" | "packed-int4":
-            packed = pack_weights(model, job, progress)
-            # The head decides between tokens and is read once per token like any matrix: eight bits, not four.
-            head = "packed-bf16" if weights == "packed-bf16" else "packed-int8"
-            if model.arch.lm_head not in packed:
-                weight = model.linear(model.arch.lm_head).weight.detach().cpu().numpy()
-                packed[model.arch.lm_head] = pack(weight, ENCODINGS[head], ALL_KEPT)
-            return Packed(packed, token_table(model, "bfloat16" if weights == "packed-bf16" else "int8"))
-        case other:
-            assert_never(other)
+            return Packed(job.encoding(name, setting), job.pattern(name))
+        case _:
+            assert_never(setting)
 
 
-def matrices(model: Model) -> list[str]:
-    """Names of the linear layers whose weights are stored in the chosen form."""
-    return list(dict.fromkeys([*(layer.name for layer in model.layers()), model.arch.lm_head]))
+def _head(settings: OnnxConfig) -> Form:
+    ours = settings.weights in ("packed", "packed-int8", "packed-int4")
+    match settings.head:
+        case "int8":
+            return Packed(ENCODINGS["packed-int8"], ALL_KEPT) if ours else Blocks(8)
+        case "int4":
+            return Packed(ENCODINGS["packed-int4"], ALL_KEPT) if ours else Blocks(4)
+        case "auto":
+            match settings.weights:
+                case "dense-fp32":
+                    return Float32()
+                case "dense-fp16":
+                    return Float16()
+                case "dense-int8":
+                    return Dynamic()
+                case "packed-bf16":
+                    return Packed(Encoding("bf16"), ALL_KEPT)
+                case _:
+                    return Packed(ENCODINGS["packed-int8"], ALL_KEPT) if ours else Blocks(8)
 
 
-class Float32:
-    """Zeros and all, as torch has them."""
-
-    def store(self, model: ir.Model) -> ir.Model:
-        return model
-
-    def reference(self) -> Reference:
-        return Reference()
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Packed matrices, multiplied by our operators."""
-
-    packed: Mapping[str, PackedTensor]
-    table: TokenTable
-
-    def store(self, model: ir.Model) -> ir.Model:
-        store_packed(model, self.packed)
-        self.table.store(model.graph)
-        return model
-
-    def reference(self) -> Reference:
-        reference = packed_reference(self.packed)
-        return replace(reference, weights={**reference.weights, **self.table.weights()})
+def table_type(settings: OnnxConfig) -> TableType:
+    """What the token table is stored as."""
+    if settings.embeddings != "auto":
+        return settings.embeddings
+    match settings.weights:
+        case "dense-fp32":
+            return "float32"
+        case "dense-fp16":
+            return "float16"
+        case "packed-bf16":
+            return "bfloat16"
+        case _:
+            return "int8"
 
 
-class Float16:
-    """Half the file. onnxruntime multiplies no float16 on most CPUs, so it widens the weights when it loads them."""
+def token_table(model: Model) -> str:
+    """The path of the module that holds the table."""
+    table: Any = model.pretrained.get_input_embeddings()
+    return next(str(name) for name, module in model.module.named_modules() if module is table)
 
-    def __init__(self, model: Model, table: TokenTable) -> None:
-        self._weights = {name: model.linear(name).weight.detach().cpu() for name in matrices(model)}
-        self._table = table
-        for name, weight in self._weights.items():
-            if not torch.isfinite(weight.half()).all():
-                raise ExportError(
-                    f"{name} holds {float(weight.abs().max()):g}, beyond the range of float16; "
-                    "set export.onnx.weights = 'packed-bf16' or 'dense-fp32'"
-                )
 
-    def store(self, model: ir.Model) -> ir.Model:
-        for node in list(model.graph):
-            if (name := multiplied(node)) in self._weights:
-                halves = self._weights[name].half().numpy().T
-                stored = add_initializer(model.graph, f"{name}.weight", ir.tensor(halves.copy()))
-                cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
-                model.graph.insert_before(node, cast)
-                node.replace_input_with(1, cast.outputs[0])
-        self._table.store(model.graph)
-        return model
+def write(traced: ir.Model, model: Model, job: ExportJob, file: Path) -> None:
+    """Write a graph, its weights in their forms beside it. Never more than one of them is in memory."""
+    forms, table = forms_of(model, job), token_table(model)
+    with DataFile(file) as data:
+        if file.stem == EMBED_TOKENS:
+            store_table(traced.graph, table, model.weight(f"{table}.weight"), table_type(job.config.onnx), data)
+        for node in list(traced.graph):
+            name = multiplied(node)
+            if name in forms:
+                forms[name].store(Product(traced, node, name, data), model.weight(f"{name}.weight"))
+        for value in traced.graph.initializers.values():
+            if is_weight(value):
+                value.const_value = data.add(str(value.name), _as_it_is(model, value))
+        ir.save(traced, file)
 
-    def reference(self) -> Reference:
-        weights = {f"{name}.weight": weight.half().float() for name, weight in self._weights.items()}
-        return Reference({**weights, **self._table.weights()})
+
+def _as_it_is(model: Model, value: ir.Value) -> ir.TensorProtocol:
+    weight = model.weight(str(value.name).removesuffix(".transposed"))
+    return ir.tensor(weight.T.copy() if value.meta.get("transposed") else weight, name=value.name)

@@ -14,14 +14,9 @@ def pack_weights(model: Model, job: ExportJob, progress: Progress) -> dict[str, 
     """Every matrix that may be pruned, whether it was or not; embeddings and the head stay as they are."""
     names = [layer.name for layer in model.layers()]
     return {
-        name: pack_smallest(_weight(model, name), job.encoding(name), job.pattern(name))
+        name: pack_smallest(model.weight(f"{name}.weight"), job.encoding(name, job.config.weights), job.pattern(name))
         for name in progress.track(names, "packing the weights", total=len(names))
     }
-
-
-def _weight(model: Model, name: str) -> NDArray[np.float32]:
-    weight: NDArray[np.float32] = model.linear(name).weight.detach().float().cpu().numpy()
-    return weight
 
 
 def pack_smallest(weight: NDArray[np.float32], encoding: Encoding, pattern: str) -> PackedTensor:

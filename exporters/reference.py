@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -58,14 +59,14 @@ class Reference:
 FLOAT32 = Reference()
 """The model as it is."""
 
-_ROUNDING: Mapping[ValueType, Rounding] = {"bf16": "bf16", "fp16": "none", "int8": "int8 rows", "int4": "int8 rows"}
+ROUNDING_OF: Mapping[ValueType, Rounding] = {"bf16": "bf16", "fp16": "none", "int8": "int8 rows", "int4": "int8 rows"}
 
 
 def packed_reference(packed: Mapping[str, PackedTensor]) -> Reference:
     """What products with packed weights compute: unpacked weights and activations rounded as those ask for."""
     return Reference(
         {f"{name}.weight": torch.from_numpy(unpack(weight)) for name, weight in packed.items()},
-        {name: _ROUNDING[weight.encoding.values] for name, weight in packed.items()},
+        {name: ROUNDING_OF[weight.encoding.values] for name, weight in packed.items()},
         packed,
     )
 
@@ -84,15 +85,27 @@ _TIE: dict[Rounding, float] = {"none": 1e-4, "bf16": 1e-2, "int8 rows": 5e-2, "i
 
 @contextmanager
 def standing_in(model: Model, reference: Reference) -> Iterator[None]:
-    """The model as the reference has it while the body runs; tied weights are parted for as long."""
+    """The model as the reference has it while the body runs; tied weights are parted for as long.
+
+    Weights are read once, or each time that they are multiplied where the model's own stay on disk.
+    """
+    weights = reference.weights if model.streamed else dict(reference.weights)
     with ExitStack() as stack:
-        for name, weight in reference.weights.items():
-            path, _, own_name = name.rpartition(".")
-            stack.enter_context(_replaced(model.module.get_submodule(path), own_name, weight))
+        for name in weights:
+            module = model.module.get_submodule(name.removesuffix(".weight"))
+            if isinstance(module, nn.Linear):
+                multiply = partial(_multiply, module, weights, name)
+                stack.enter_context(patch.object(module, "forward", multiply))
+            else:
+                stack.enter_context(_replaced(module, "weight", weights[name]))
         for name, rounding in reference.rounding.items():
             hook = model.linear(name).register_forward_pre_hook(partial(_rounded, rounding))
             stack.callback(hook.remove)
         yield
+
+
+def _multiply(linear: nn.Linear, weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    return nn.functional.linear(x, weights[name].to(x), linear.bias)
 
 
 @contextmanager

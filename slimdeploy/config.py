@@ -120,6 +120,11 @@ class Config(Table):
                 f"search.budget.bytes counts every matrix as the policy stores it, and "
                 f"export.{export.format}.weights = '{export.weights}' stores it otherwise; set 'packed'"
             )
+        if counts_bytes and export.format == "onnx" and export.onnx.vision != "same":
+            raise ValueError(
+                f"search.budget.bytes counts every matrix as the policy stores it, and export.onnx.vision = "
+                f"'{export.onnx.vision}' stores those of the vision tower otherwise; set 'same'"
+            )
         if export.weights == "packed" and not counts_bytes:
             raise ValueError(
                 f"export.{export.format}.weights = 'packed' stores every matrix as the policy says, which only "

@@ -10,6 +10,9 @@ ExportFormat = Literal["onnx", "vllm", "checkpoint"]
 OnnxWeights = Literal[
     "packed", "packed-int4", "packed-int8", "packed-bf16", "dense-fp32", "dense-fp16", "dense-int8", "dense-int4"
 ]
+VisionWeights = OnnxWeights | Literal["same"]
+HeadWeights = Literal["auto", "int8", "int4"]
+EmbeddingWeights = Literal["auto", "float16", "int8", "int4"]
 OtherForm = Literal["none", "dense-fp32", "dense-fp16", "dense-int8", "dense-int4"]
 CheckpointWeights = Literal["dense", "packed", "packed-int4", "packed-int8", "packed-bf16"]
 Metric = Literal["ttft", "tpot", "e2e", "throughput", "accuracy", "accuracy_retention", "artifact_mb"]
@@ -24,6 +27,22 @@ class OnnxConfig(Table):
         "matrix as the policy says, where search.budget.bytes is set. With them:\n"
         '"dense-fp32", "dense-fp16", and what onnxruntime has of its own: "dense-int8" (dynamic), "dense-int4".',
     )
+    vision: VisionWeights = Field(
+        "same", description='Of the vision tower and the projector: "same" as `weights`, or another of its forms.'
+    )
+    head: HeadWeights = Field(
+        "auto",
+        description='Of the layer that gives the logits: "int8", "int4"; "auto": as `weights`, but never four bits.',
+    )
+    embeddings: EmbeddingWeights = Field(
+        "auto",
+        description='Of the token table: "float16", "int8", "int4"; "auto": as `weights`, but never four bits.',
+    )
+
+    @property
+    def vision_weights(self) -> OnnxWeights:
+        """The form of the vision tower's matrices and the projector's."""
+        return self.weights if self.vision == "same" else self.vision
 
 
 class CheckpointConfig(Table):

@@ -12,8 +12,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from transformers import AutoModelForMultimodalLM
 from transformers.utils import logging as transformers_logging
 
@@ -134,6 +136,15 @@ class Model:
         linear = self.module.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         return linear
+
+    def weight(self, name: str) -> NDArray[np.float32]:
+        """A parameter, from memory or, where the model is streamed, from its folder."""
+        tensor: Tensor = self.module.get_parameter(name)
+        if tensor.is_meta:
+            assert self.streamed is not None
+            ((_, tensor),) = self.streamed.stored.read([name])
+        weight: NDArray[np.float32] = tensor.detach().float().cpu().numpy()
+        return weight
 
     def vision_blocks(self) -> list[str]:
         """Paths of the vision tower's blocks that the projector's features depend on."""

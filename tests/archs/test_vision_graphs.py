@@ -18,13 +18,13 @@ from tiny import make_tiny_llava
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from slimdeploy.config import ExportConfig
+from slimdeploy.config import ExportConfig, OnnxConfig
 from slimdeploy.errors import ExportError
-from slimdeploy.exporters import check
+from slimdeploy.exporters import ExportJob, check
 from slimdeploy.exporters.graphs import graphs_of
 from slimdeploy.exporters.limits import VISION_TOWERS, require_known_tower
-from slimdeploy.exporters.onnx import put_weights_in, write
 from slimdeploy.exporters.onnx_edit import multiplied
+from slimdeploy.exporters.onnx_storage import write
 from slimdeploy.exporters.trace import trace
 from slimdeploy.model import Model, load_model
 
@@ -121,9 +121,8 @@ def exported(model: Model, make_once: MakeOnce) -> Path:
 
 
 def write_vision(model: Model, folder: Path) -> Path:
-    traced = trace(graphs_of(model)[0])
-    put_weights_in(traced, model)
-    write(traced, folder / "vision.onnx")
+    job = ExportJob(ExportConfig(onnx=OnnxConfig(weights="dense-fp32")), [])
+    write(trace(graphs_of(model)[0]), model, job, folder / "vision.onnx")
     return folder / "vision.onnx"
 
 

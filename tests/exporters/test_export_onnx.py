@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from exported import Exported
@@ -23,8 +22,8 @@ from slimdeploy.errors import ExportError
 from slimdeploy.exporters import ExportJob, attention, check, export
 from slimdeploy.exporters import onnx as onnx_exporter
 from slimdeploy.exporters.graphs import DECODER, EMBED_TOKENS, VISION_ENCODER, graphs_of
+from slimdeploy.exporters.onnx_data import DataFile
 from slimdeploy.exporters.reference import FLOAT32
-from slimdeploy.exporters.trace import trace
 from slimdeploy.exporters.verify import (
     Answer,
     compare_parts,
@@ -222,21 +221,6 @@ def test_the_vision_encoder_follows_the_choice_of_features(
         assert torch.equal(encoder(pixels), torch.stack(list(expected)))
 
 
-def test_large_weights_lie_beside_their_graph(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_exporter, "SINGLE_FILE_BYTES", 10_000)
-    (graph,) = (graph for graph in graphs_of(model) if graph.name == EMBED_TOKENS)
-    traced = trace(graph)
-    onnx_exporter.put_weights_in(traced, model)
-    file = tmp_path / "large.onnx"
-    onnx_exporter.write(traced, file)
-    assert {file.name for file in tmp_path.iterdir()} == {"large.onnx", "large.onnx_data"}
-    assert file.stat().st_size < 10_000
-    ids = np.array([[5, 7]])
-    session = onnxruntime.InferenceSession(file)  # type: ignore[attr-defined]
-    table = model.pretrained.get_input_embeddings().weight.detach().numpy()
-    np.testing.assert_array_equal(session.run(None, {"input_ids": ids})[0], table[ids])
-
-
 def test_tracing_copies_no_weights_and_leaves_the_model_as_it_was(model: Model) -> None:
     before = model.config.text_config._attn_implementation
     for graph in graphs_of(model):
@@ -268,7 +252,7 @@ def test_a_model_that_rotates_neighbours_keeps_its_own_rotations() -> None:
 
 def test_the_folder_holds_what_the_edge_needs(onnx_export: Exported) -> None:
     files = {file.name for file in onnx_export.folder.iterdir()}
-    assert {f"{name}.onnx" for name in GRAPHS} | {
+    assert {f"{name}.{kind}" for name in GRAPHS for kind in ("onnx", "onnx_data")} | {
         "config.json",
         "generation_config.json",
         "tokenizer.json",
@@ -317,9 +301,9 @@ def test_half_precision_is_refused(checkpoint: Path, prompts: list[Sample], tmp_
 def test_a_full_disk_is_not_swallowed(
     model: Model, prompts: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object, **__: object) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(onnx_exporter.ir, "save", full)
+    monkeypatch.setattr(DataFile, "add", full)
     with pytest.raises(OSError, match="No space left"):
-        onnx_exporter.write(onnx_exporter.ir.Model(onnx_exporter.ir.Graph([], [], nodes=[]), ir_version=10), tmp_path)
+        export(model, tmp_path, ExportJob(ExportConfig(), prompts), Progress.silent())

@@ -20,8 +20,7 @@ from slimdeploy.config import (
 )
 from slimdeploy.errors import ExportError
 from slimdeploy.exporters import ExportJob, export, stored_bytes, write_card
-from slimdeploy.exporters.graphs import DECODER, VISION_ENCODER
-from slimdeploy.exporters.onnx_packed import read_packed
+from slimdeploy.exporters.onnx_stored import stored_reference
 from slimdeploy.gain import missing_gains
 from slimdeploy.layouts import packed_matrices
 from slimdeploy.model import Model
@@ -80,7 +79,7 @@ def _job(form: str, policy: Policy, model: Model) -> ExportJob:
 def _packed(form: str, folder: Path) -> dict[str, PackedTensor]:
     if form == "checkpoint":
         return read_packed_file(folder / "model.safetensors")[0]
-    return read_packed(folder / f"{DECODER}.onnx") | read_packed(folder / f"{VISION_ENCODER}.onnx")
+    return dict(stored_reference(folder, "model.language_model.embed_tokens").packed)
 
 
 @pytest.mark.parametrize("form", EXPORTS)
