@@ -39,7 +39,7 @@ bench-demo: .venv/installed
 
 # SLIMDEPLOY_BENCH_GGML=FOLDER adds llama.cpp; benchmarks/README.md tells how.
 bench-kernels: .venv/installed
-	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/kernel_speed.py
 
 # Finished cells are kept in benchmarks/results/quality_cells.json; BENCH_ARGS=--fresh measures them again, for hours.
 bench-quality: .venv/installed

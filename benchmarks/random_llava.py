@@ -5,7 +5,7 @@ Tokenizer, processor and chat template are the demo's, told of the pictures' siz
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -77,8 +77,23 @@ class Shape:
         return config
 
 
-def write_checkpoint(folder: Path, shape: Shape, seed: int = 0) -> Path:
-    """Never more than one block of it is in memory. Returns its folder, which is made."""
+Prune = Callable[[Tensor, torch.Generator], Tensor]
+"""A matrix, (rows, columns), with zeros in it."""
+
+
+def half_of(weight: Tensor, generator: torch.Generator) -> Tensor:
+    return weight * (torch.rand(weight.shape, generator=generator) < 0.5)
+
+
+def gathered(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """26 of every 64 neighbours in a row stay."""
+    places = torch.rand(weight.numel() // 64, 64, generator=generator).topk(26).indices
+    kept = torch.zeros(weight.numel() // 64, 64, dtype=torch.bool).scatter_(1, places, True)
+    return weight * kept.view(weight.shape)
+
+
+def write_checkpoint(folder: Path, shape: Shape, seed: int = 0, prune: Prune | None = None) -> Path:
+    """Never more than one block of it is in memory. Returns its folder, which is made. prune: matrices of blocks."""
     folder.mkdir()
     _write_settings(folder, shape)
     config = AutoConfig.from_pretrained(folder)
@@ -89,9 +104,11 @@ def write_checkpoint(folder: Path, shape: Shape, seed: int = 0) -> Path:
         shards.setdefault(_shard_of(name), []).append((LLAVA.hub_name(name), parameter.shape))
     generator = torch.Generator().manual_seed(seed)
     places, size = {}, 0
-    for number, members in enumerate(shards.values(), start=1):
+    for number, (block, members) in enumerate(shards.items(), start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {name: _random(name, tuple(shape), generator) for name, shape in members}
+        if prune is not None and block:
+            tensors = {name: prune(each, generator) if each.ndim == 2 else each for name, each in tensors.items()}
         save_file(tensors, folder / file, {"format": "pt"})
         places |= dict.fromkeys(tensors, file)
         size += sum(tensor.nbytes for tensor in tensors.values())

@@ -11,7 +11,9 @@ import numpy as np
 from contenders import Stack, ours
 from onnxscript import ir
 
-from slimdeploy.exporters.onnx_packed import store_packed
+from slimdeploy.exporters.onnx_data import DataFile
+from slimdeploy.exporters.onnx_forms import Product
+from slimdeploy.exporters.onnx_packed import put_packed
 from slimdeploy.kernels.library import library_file
 from slimdeploy.packed import ValueType
 
@@ -27,9 +29,11 @@ def write_model(folder: Path, stack: Stack, values: ValueType, pattern: str, rng
     while sum(layer.bytes for layer in layers) < stack.least_bytes:
         layers.append(weights.packed(blocks))
     model = _chain(stack.size, len(layers))
-    store_packed(model, {f"layer_{number}": layer for number, layer in enumerate(layers)})
     file = folder / "packed.onnx"
-    ir.save(model, file, external_data="packed.onnx.data")
+    with DataFile(file) as data:
+        for number, (node, layer) in enumerate(zip(list(model.graph), layers, strict=True)):
+            put_packed(Product(model, node, f"layer_{number}", data.add), layer)
+        ir.save(model, file)
     return file
 
 

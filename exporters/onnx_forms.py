@@ -5,6 +5,7 @@ ours: what differs between them is the operator.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -15,7 +16,6 @@ from onnxscript import ir
 from ..errors import ExportError
 from ..packed_tensor import row_chunks
 from ..quantize import LARGEST_CODE, LARGEST_SCALE, from_bf16, quantize
-from .onnx_data import DataFile
 from .onnx_edit import add_initializer, replace
 
 BLOCK: Final = 128
@@ -27,12 +27,15 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Product:
-    """y = x W^T: `node` multiplies with the weight NAME.weight, (columns, rows), which has no values yet."""
+    """y = x W^T: `node` multiplies with the weight NAME.weight, (columns, rows), which has no values yet.
+
+    keep: takes a new weight by its name and gives it as the graph will hold it, as `DataFile.add` does.
+    """
 
     model: ir.Model
     node: ir.Node
     name: str
-    data: DataFile
+    keep: Callable[[str, ir.TensorProtocol], ir.TensorProtocol]
 
     @property
     def x(self) -> ir.Value:
@@ -43,7 +46,7 @@ class Product:
     def weight(self, part: str, tensor: ir.TensorProtocol) -> ir.Value:
         """A new weight NAME.part, written."""
         name = f"{self.name}.{part}"
-        return add_initializer(self.model.graph, name, self.data.add(name, tensor))
+        return add_initializer(self.model.graph, name, self.keep(name, tensor))
 
     def insert(self, *nodes: ir.Node) -> None:
         """Before the multiplication, in order."""

@@ -101,7 +101,7 @@ def write(traced: ir.Model, model: Model, job: ExportJob, file: Path) -> None:
         for node in list(traced.graph):
             name = multiplied(node)
             if name in forms:
-                forms[name].store(Product(traced, node, name, data), model.weight(f"{name}.weight"))
+                forms[name].store(Product(traced, node, name, data.add), model.weight(f"{name}.weight"))
         for value in traced.graph.initializers.values():
             if is_weight(value):
                 value.const_value = data.add(str(value.name), _as_it_is(model, value))

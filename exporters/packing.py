@@ -1,16 +1,20 @@
 """From a model's matrices to packed ones: which are packed, and how each is stored. Knows no file."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model import Model
 from ..packed import Encoding, PackedTensor, pack
 from ..packed_tensor import ALL_KEPT, dense_bytes
 from ..progress import Progress
 from .job import ExportJob
 
+if TYPE_CHECKING:
+    from ..model import Model
 
-def pack_weights(model: Model, job: ExportJob, progress: Progress) -> dict[str, PackedTensor]:
+
+def pack_weights(model: "Model", job: ExportJob, progress: Progress) -> dict[str, PackedTensor]:
     """Every matrix that may be pruned, whether it was or not; embeddings and the head stay as they are."""
     names = [layer.name for layer in model.layers()]
     return {

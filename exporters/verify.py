@@ -58,19 +58,14 @@ def verify_onnx(
     Raises ExportError that names the weight, the part, or the prompt and token, that differs.
     """
     weights = compare_weights(model, reference)
-    exported = OnnxModel(folder, torch.get_num_threads())
+    compared = with_a_picture(prompts[:RAGGED_BATCH])
     with standing_in(model, reference):
-        errors = compare_parts(model, exported, prompts[:RAGGED_BATCH], reference)
+        parts = [parts_in_torch(model, prompt) for prompt in compared]
         expected = [greedy_in_torch(model, prompt) for prompt in progress.track(prompts, "asking torch", len(prompts))]
-    lengths = [len(question_of(exported, prompt).ids) for prompt in prompts]
-    batches = [[i] for i in range(len(prompts))]
-    if reference.batches:
-        batches += ragged_batches(lengths)
-    ties = 0
-    for batch in progress.track(batches, "verifying the ONNX graphs", len(batches)):
-        answers = greedy_in_onnx(exported, [prompts[i] for i in batch])
-        compared = zip((prompts[i] for i in batch), (expected[i] for i in batch), answers, strict=True)
-        ties += sum(count_tie(prompt, answer, tokens, reference) for prompt, answer, tokens in compared)
+    # A large model's sessions are made when torch has spoken, one after the other.
+    exported = OnnxModel(folder, torch.get_num_threads())
+    errors = compare_parts(exported, compared, parts, reference)
+    ties = compare_answers(exported, prompts, expected, reference, progress)
     verification = {
         **errors,
         "prompts": len(prompts),
@@ -78,15 +73,40 @@ def verify_onnx(
         "batch_sizes": [1, RAGGED_BATCH] if reference.batches else [1],
         "ties": ties,
     }
+    inputs = inputs_of_products(exported, compared[0])
+    del exported
     if reference.weights:
         tracked = progress.track(prompts, "asking torch with float32 weights", len(prompts))
         same = sum(greedy_in_torch(model, p).tokens == e.tokens for p, e in zip(tracked, expected, strict=True))
         verification["prompts_answered_as_in_float32"] = same
         verification["relative_error_of_weights"] = _rounded(weights)
     if reference.packed:
-        verification["relative_error_of_products"] = _rounded(check_products(folder, exported, reference, prompts[0]))
+        errors_of = (compare_products(folder / f"{name}.onnx", reference.packed, inputs[name]) for name in inputs)
+        verification["relative_error_of_products"] = _rounded(max(errors_of))
         verification["kernels"] = missing_operators() is None
     return verification
+
+
+def compare_answers(
+    exported: OnnxModel,
+    prompts: Sequence[Sample],
+    expected: Sequence[Answer],
+    reference: Reference,
+    progress: Progress,
+) -> int:
+    """Answers that part from torch's where it could as well have taken another token; both alone and in batches.
+
+    Raises ExportError that names the first prompt and token that differs otherwise.
+    """
+    batches = [[i] for i in range(len(prompts))]
+    if reference.batches:
+        batches += ragged_batches([len(question_of(exported, prompt).ids) for prompt in prompts])
+    ties = 0
+    for batch in progress.track(batches, "verifying the ONNX graphs", len(batches)):
+        answers = greedy_in_onnx(exported, [prompts[i] for i in batch])
+        for i, tokens in zip(batch, answers, strict=True):
+            ties += count_tie(prompts[i], expected[i], tokens, reference)
+    return ties
 
 
 def question_of(exported: OnnxModel, prompt: Sample) -> Question:
@@ -94,17 +114,13 @@ def question_of(exported: OnnxModel, prompt: Sample) -> Question:
     return exported.read([asked(prompt.question, prompt.images)])
 
 
-def check_products(folder: Path, exported: OnnxModel, reference: Reference, prompt: Sample) -> float:
-    """Largest relative error of a packed matrix on one picture and on the end of one prompt.
-
-    Raises ExportError that names the first one whose error is too large.
-    """
-    question = question_of(exported, _with_a_picture(prompt))
+def inputs_of_products(exported: OnnxModel, prompt: Sample) -> dict[str, dict[str, Array]]:
+    """One picture, and the end of one prompt: activations to compare products on. By the graph, without a past."""
+    question = question_of(exported, prompt)
     pictures = question.pictures
     tokens = exported.prompt(question, [exported.encode(picture) for picture in pictures]).tokens.last(_PRODUCTS_ON)
     mask = np.ones(tokens.embeddings.shape[:2], np.int64)
-    inputs = {VISION_ENCODER: pictures[0].inputs, DECODER: {**tokens.inputs(), "attention_mask": mask}}
-    return max(compare_products(folder / f"{name}.onnx", reference.packed, given) for name, given in inputs.items())
+    return {VISION_ENCODER: dict(pictures[0].inputs), DECODER: {**tokens.inputs(), "attention_mask": mask}}
 
 
 def compare_weights(model: Model, reference: Reference) -> float:
@@ -132,59 +148,66 @@ def ragged_batches(lengths: Sequence[int]) -> list[list[int]]:
     return [by_length[first::count] for first in range(count)]
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What torch computes of one prompt. features: of all pictures, one after the other. logits: of the last token."""
+
+    ids: list[int]
+    features: Features
+    embeddings: Array
+    logits: Array
+
+
 @torch.no_grad()
+def parts_in_torch(model: Model, prompt: Sample) -> Parts:
+    inputs = encode(model, [prompt])
+    ids, features = inputs["input_ids"], {}
+    given = {name: inputs[name] for name in _PICTURE_INPUTS if name in inputs}
+    if given:
+        found = model.pretrained.get_image_features(**given)
+        hidden = model.config.text_config.hidden_size
+        features[FEATURES] = _array(torch.cat([rows.reshape(-1, hidden) for rows in found.pooler_output]))
+        if deepstack := getattr(found, "deepstack_features", None):
+            features[DEEPSTACK] = np.stack([_array(torch.cat(list(layer))) for layer in deepstack])
+    embeddings = model.pretrained.get_input_embeddings()(ids)
+    logits = model.module(**inputs, logits_to_keep=1).logits[:, -1]
+    return Parts(ids[0].tolist(), features, _array(embeddings), _array(logits))
+
+
 def compare_parts(
-    model: Model, exported: OnnxModel, prompts: Sequence[Sample], reference: Reference = FLOAT32
+    exported: OnnxModel, prompts: Sequence[Sample], parts: Sequence[Parts], reference: Reference = FLOAT32
 ) -> dict[str, Any]:
     """Largest absolute and relative error of each graph on prompts; the decoder is given torch's features of pictures.
 
     Raises ExportError for a relative error beyond the reference's, and for a prompt that a device reads otherwise.
     """
-    if not any(prompt.images for prompt in prompts):
-        prompts = [_with_a_picture(prompts[0]), *prompts[1:]]
     pairs: dict[str, list[tuple[Array, Array]]] = {VISION_ENCODER: [], EMBED_TOKENS: [], DECODER: []}
-    for prompt in prompts:
-        inputs, question = encode(model, [prompt]), question_of(exported, prompt)
-        ids = inputs["input_ids"]
-        if ids[0].tolist() != question.ids:
+    for prompt, part in zip(prompts, parts, strict=True):
+        question = question_of(exported, prompt)
+        if part.ids != question.ids:
             raise ExportError(
-                f"prompt {prompt.id} has other tokens on a device than in {model.name}'s own processor; "
+                f"prompt {prompt.id} has other tokens on a device than in the model's own processor; "
                 f"set {FLOAT32.remedy} and report this model"
             )
-        features = _features_in_torch(model, inputs, question) if question.pictures else []
-        for picture, expected in zip(question.pictures, features, strict=True):
-            found = exported.encode(picture)
-            pairs[VISION_ENCODER] += [(expected[name], found[name]) for name in expected]
-        embeddings = model.pretrained.get_input_embeddings()(ids)
-        pairs[EMBED_TOKENS].append((_array(embeddings), exported.sessions.embed(question.ids)))
+        found = [exported.encode(picture) for picture in question.pictures]
+        for name, expected in part.features.items():
+            pairs[VISION_ENCODER].append((expected, np.concatenate([own[name] for own in found], axis=-2)))
+        pairs[EMBED_TOKENS].append((part.embeddings, exported.sessions.embed(question.ids)))
         cache = exported.sessions.new_cache(len(question.ids))
-        logits = exported.sessions.decode(exported.prompt(question, features).tokens, cache)
-        pairs[DECODER].append((_array(model.module(**inputs, logits_to_keep=1).logits[:, -1]), logits))
+        tokens = exported.prompt(question, [part.features] if part.features else []).tokens
+        pairs[DECODER].append((part.logits, exported.sessions.decode(tokens, cache)))
     return _errors(pairs, reference)
 
 
-def _features_in_torch(model: Model, inputs: Mapping[str, Tensor], question: Question) -> list[Features]:
-    """What the model's own tower and projector make of each picture of a prompt."""
-    given = {name: inputs[name] for name in _PICTURE_INPUTS if name in inputs}
-    found = model.pretrained.get_image_features(**given)
-    hidden = model.config.text_config.hidden_size
-    ends = np.cumsum([picture.tokens for picture in question.pictures])[:-1]
-    rows = _array(torch.cat([features.reshape(-1, hidden) for features in found.pooler_output]))
-    features: list[Features] = [{FEATURES: part} for part in np.split(rows, ends)]
-    if deepstack := getattr(found, "deepstack_features", None):
-        layers = np.stack([_array(torch.cat(list(layer))) for layer in deepstack])
-        features = [own | {DEEPSTACK: part} for own, part in zip(features, np.split(layers, ends, axis=1), strict=True)]
-    return features
-
-
-def _with_a_picture(prompt: Sample) -> Sample:
-    """The prompt itself, or with noise for a picture where it has none."""
-    if prompt.images:
-        return prompt
+def with_a_picture(prompts: Sequence[Sample]) -> list[Sample]:
+    """The prompts; the first one has one of noise where none has any, and is first in line where another has."""
+    ordered = sorted(prompts, key=lambda prompt: not prompt.images)
+    if ordered[0].images:
+        return ordered
     pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
-    return replace(prompt, images=(stream.getvalue(),))
+    return [replace(ordered[0], images=(stream.getvalue(),)), *ordered[1:]]
 
 
 def _errors(pairs: Mapping[str, Sequence[tuple[Array, Array]]], reference: Reference) -> dict[str, Any]:

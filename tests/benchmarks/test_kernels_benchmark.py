@@ -26,7 +26,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_quick_run_measures_every_goal_and_keeps_nothing():
     results = BENCHMARKS / "results" / "kernels.json"
     before = results.stat().st_mtime_ns if results.exists() else None
-    run = [sys.executable, BENCHMARKS / "kernels.py", "--quick", "--json"]
+    run = [sys.executable, BENCHMARKS / "kernel_speed.py", "--quick", "--json"]
     result = json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
     names = [row["name"] for row in result["rows"]]
     assert "ours int4 50% against MatMulNBits int4, 1 row" in names

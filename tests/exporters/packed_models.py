@@ -9,7 +9,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxscript import ir
 
-from slimdeploy.exporters.onnx_packed import store_packed
+from slimdeploy.exporters.onnx_forms import Product
+from slimdeploy.exporters.onnx_packed import put_packed
 from slimdeploy.packed import PackedTensor
 
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
@@ -31,7 +32,8 @@ def packed_model(weights: Mapping[str, PackedTensor]) -> ir.Model:
     outputs = [node.outputs[0] for node in nodes]
     graph = ir.Graph([x], outputs, nodes=nodes, initializers=dense, opset_imports={"": OPSET}, name="products")
     model = ir.Model(graph, ir_version=10)
-    store_packed(model, weights)
+    for node, (name, packed) in zip(nodes, weights.items(), strict=True):
+        put_packed(Product(model, node, name, lambda _, tensor: tensor), packed)
     assert {node.name for node in model.graph} == set(weights)
     return model
 

@@ -1,0 +1,71 @@
+"""One random LLaVA, exported to ONNX with weights in every form. Not verified: tests do that on small models."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from random_llava import Prune, Shape, gathered, half_of, write_checkpoint
+from transformers import AutoModelForMultimodalLM
+
+from slimdeploy.config import ExportConfig, OnnxConfig, OnnxWeights
+from slimdeploy.exporters import ExportJob
+from slimdeploy.exporters.checkpoint import save_settings
+from slimdeploy.exporters.graphs import graphs_of
+from slimdeploy.exporters.onnx_storage import write
+from slimdeploy.exporters.trace import trace
+from slimdeploy.policy import UNSTRUCTURED
+from slimdeploy.streaming import load_streamed
+
+
+@dataclass(frozen=True)
+class Form:
+    """prune: the weights that it is made of."""
+
+    name: str
+    weights: OnnxWeights
+    prune: Prune
+    pattern: str = UNSTRUCTURED
+
+
+FORMS = (
+    Form("packed int4 50%", "packed-int4", half_of),
+    Form("packed int4 26:64", "packed-int4", gathered, "26:64"),
+    Form("packed int8 50%", "packed-int8", half_of),
+    Form("packed bf16 50%", "packed-bf16", half_of),
+    Form("MatMulNBits int4", "dense-int4", half_of),
+    Form("dynamic int8", "dense-int8", half_of),
+    Form("float16", "dense-fp16", half_of),
+    Form("float32", "dense-fp32", half_of),
+)
+
+
+@dataclass(frozen=True)
+class Made:
+    """seconds: that the export took, without tracing."""
+
+    name: str
+    folder: Path
+    seconds: float
+
+
+def make(folder: Path, shape: Shape, forms: Sequence[Form]) -> tuple[list[Made], Any]:
+    """An export in every form; and the model in torch, in bfloat16."""
+    sources = {prune: write_checkpoint(folder / prune.__name__, shape, prune=prune) for prune in (half_of, gathered)}
+    traced = {graph.name: trace(graph) for graph in graphs_of(load_streamed(str(sources[half_of])))}
+    made = []
+    for form in forms:
+        model = load_streamed(str(sources[form.prune]))
+        patterns = {layer.name: form.pattern for layer in model.layers() if layer.tower != "projector"}
+        job = ExportJob(ExportConfig(onnx=OnnxConfig(weights=form.weights)), [], patterns)
+        target = folder / form.name.replace(":", "-")
+        target.mkdir()
+        save_settings(model, target)
+        start = time.perf_counter()
+        for name, graph in traced.items():
+            write(graph.clone(), model, job, target / f"{name}.onnx")
+        made.append(Made(form.name, target, time.perf_counter() - start))
+    module = AutoModelForMultimodalLM.from_pretrained(sources[half_of], dtype=torch.bfloat16)
+    return made, module.eval()
