@@ -5,7 +5,7 @@ which a machine sorts them. No vocabulary is sorted whole where its likeliest to
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,29 +38,33 @@ class Sampler:
 
     def _draw(self, logits: Logits) -> int:
         tokens, weights = candidates(logits, self._sampling)
-        cumulative = weights.cumsum()
+        cumulative = np.cumsum(weights, out=weights)
         return int(tokens[cumulative.searchsorted(self._rng.random() * cumulative[-1], side="right")])
 
 
-def candidates(logits: Logits, sampling: Sampling) -> tuple[NDArray[np.intp], Weights]:
-    """The tokens that may come next, by their ids, and weights in proportion to their probabilities.
+def candidates(logits: Logits, sampling: Sampling) -> tuple[Sequence[int] | NDArray[np.intp], Weights]:
+    """The tokens that may come next, by their ids, and weights in proportion to their probabilities."""
+    least = _least_logit(logits, sampling)
+    if least == -math.inf:
+        return range(len(logits)), _weights(logits, sampling.temperature)
+    tokens = np.flatnonzero(logits >= least)
+    return tokens, _weights(logits[tokens], sampling.temperature)
+
+
+def _least_logit(logits: Logits, sampling: Sampling) -> float:
+    """Of the tokens that may be drawn.
 
     min_p: at least this share of the likeliest token's probability (Nguyen et al. 2024). top_k: the k likeliest (Fan
     et al. 2018). top_p: of what these leave, the nucleus (Holtzman et al. 2020).
     """
-    likeliest = logits.max()
     least = -math.inf
     if sampling.min_p > 0:
-        least = float(likeliest) + sampling.temperature * math.log(sampling.min_p)
+        least = float(logits.max()) + sampling.temperature * math.log(sampling.min_p)
     if 0 < sampling.top_k < len(logits):
         least = max(least, kth_largest(logits, sampling.top_k))
-    tokens = np.flatnonzero(logits >= least)
-    # Shifted before it is divided: a tiny temperature must not make infinity minus infinity.
-    weights = np.exp((logits[tokens].astype(np.float64) - likeliest) / sampling.temperature)
     if sampling.top_p < 1:
-        kept = weights >= _least_of_nucleus(weights, sampling.top_p)
-        tokens, weights = tokens[kept], weights[kept]
-    return tokens, weights
+        least = max(least, _least_of_nucleus(logits[logits >= least], sampling))
+    return least
 
 
 def kth_largest(logits: Logits, k: int) -> float:
@@ -72,11 +76,24 @@ def kth_largest(logits: Logits, k: int) -> float:
     return float(np.partition(logits, -k)[-k])
 
 
-def _least_of_nucleus(weights: Weights, top_p: float) -> float:
-    """The least weight in the smallest set of largest weights that holds a share of `top_p`."""
+def _least_of_nucleus(logits: Logits, sampling: Sampling) -> float:
+    """The least logit in the smallest set of largest ones that has a share of `top_p` of the probability."""
+    weights = _weights(logits, sampling.temperature)
     total = weights.sum()
-    # All weights below the first bound hold less than 1 - top_p together, so that the others hold the nucleus; half of
-    # it leaves room for rounding.
-    large = np.sort(weights[weights >= (1 - top_p) * total / len(weights) / 2])[::-1]
-    size = large.cumsum().searchsorted(top_p * total) + 1
+    # Below this all together hold less than 1 - top_p, so that the others have the nucleus; half leaves room to round.
+    bound = (1 - sampling.top_p) * total / len(weights) / 2
+    large = np.sort(logits[weights >= bound])[::-1]
+    size = _weights(large, sampling.temperature).cumsum().searchsorted(sampling.top_p * total) + 1
     return float(large[min(size, len(large)) - 1])
+
+
+def _weights(logits: Logits, temperature: float) -> Weights:
+    """In proportion to softmax(logits / temperature); the largest is 1.
+
+    In place: at 256,000 tokens fetching memory for every step takes longer than the steps.
+    """
+    weights = logits.astype(np.float64)
+    # Shifted before it is divided: a tiny temperature must not make infinity minus infinity.
+    weights -= logits.max()
+    weights /= temperature
+    return np.exp(weights, out=weights)

@@ -98,3 +98,11 @@ def test_the_bytes_are_the_real_engines_answer_also_of_half_characters(
     # What never became a whole character at the end is in the bytes alone.
     assert data.decode(errors="replace").rstrip("\ufffd") == text
     assert any(each.token == "\ufffd" for each in tokens)
+
+
+def test_an_answer_that_ends_at_once_has_an_empty_list(serve: Serve, artifact: Artifact) -> None:
+    client = client_of(serve(OnnxEngine(artifact, ServeConfig(threads=1))))
+    every_token = {"stop_token_ids": list(range(1000))}
+    answer = client.chat.completions.create(model="tiny", messages=user("a"), logprobs=True, extra_body=every_token)
+    assert (answer.choices[0].message.content, content(answer)) == ("", [])
+    assert answer.choices[0].finish_reason == "stop"

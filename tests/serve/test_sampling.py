@@ -58,7 +58,7 @@ def kept_by(warper: Any, logits: Logits) -> set[int]:
 
 
 def kept(logits: Logits, **settings: Any) -> set[int]:
-    return set(candidates(logits, Sampling(1, **settings))[0].tolist())
+    return set(candidates(logits, Sampling(1, **settings))[0])
 
 
 def test_temperature_0_is_greedy() -> None:
@@ -103,7 +103,7 @@ def test_candidates_and_their_probabilities_are_those_of_a_full_sort(
 ) -> None:
     sampling = Sampling(1, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     tokens, weights = candidates(np.array(logits, np.float32), sampling)
-    found = dict(zip(tokens.tolist(), weights / weights.sum(), strict=True))
+    found = dict(zip(tokens, weights / weights.sum(), strict=True))
     assert found == pytest.approx(plain_candidates(logits, sampling))
 
 
