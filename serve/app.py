@@ -36,6 +36,17 @@ _CLIENT_CLOSED_REQUEST = 499
 # A body beyond its limit is read on to this many times the limit, and thrown away: only then does its client read why.
 _TIMES_READ = 8
 _SECONDS_FOR_A_BODY = 120
+# What a request and `Sampling` call by the same name.
+_SETTINGS = {
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+}
 
 
 def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
@@ -99,7 +110,8 @@ def _understand(body: bytes, model: str, config: ServeConfig) -> _Wanted:
     if request.model != model:
         raise _unknown_model(request.model, model)
     include_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
-    generation = GenerationRequest(read_messages(request, config), _sampling(request, config))
+    sampling = _sampling(request, config)
+    generation = GenerationRequest(read_messages(request, config), sampling)
     return _Wanted(generation, bool(request.stream), include_usage)
 
 
@@ -160,14 +172,13 @@ def content_security_policy(page: str) -> str:
 
 def _sampling(wanted: ChatRequest, config: ServeConfig) -> Sampling:
     """An answer is never longer than the server's limit; one that was cut says so by its finish reason."""
-    defaults = Sampling(config.max_tokens)
     asked = wanted.max_completion_tokens or wanted.max_tokens or config.max_tokens
     return Sampling(
         max_tokens=min(asked, config.max_tokens),
-        temperature=defaults.temperature if wanted.temperature is None else wanted.temperature,
-        top_p=defaults.top_p if wanted.top_p is None else wanted.top_p,
-        seed=wanted.seed,
         stop=tuple(wanted.stop or ()),
+        stop_tokens=tuple(wanted.stop_token_ids or ()),
+        logprobs=(wanted.top_logprobs or 0) if wanted.logprobs else None,
+        **wanted.model_dump(include=_SETTINGS, exclude_none=True),
     )
 
 

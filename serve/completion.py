@@ -4,20 +4,21 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import chain
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from .engine import Chunk, FinishReason
+from .engine import Chunk
 from .protocol import (
     AnswerMessage,
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
+    ChoiceLogprobs,
     ChunkChoice,
     TokenUsage,
     error_body,
@@ -39,12 +40,12 @@ class CompletionHead:
 
 async def whole_answer(head: CompletionHead, chunks: Chunks) -> ChatCompletion:
     """Runs the request to its end."""
-    text = []
     async with aclosing(chunks):
-        async for chunk in chunks:
-            text.append(chunk.text)
+        made = [chunk async for chunk in chunks]
+    chunk = made[-1]
     assert chunk.finish_reason is not None
-    choice = Choice(message=AnswerMessage(content="".join(text)), finish_reason=chunk.finish_reason)
+    message = AnswerMessage(content="".join(each.text for each in made))
+    choice = Choice(message=message, logprobs=_logprobs(made), finish_reason=chunk.finish_reason)
     return ChatCompletion(
         id=head.id, created=head.created, model=head.model, choices=[choice], usage=TokenUsage.of(chunk.usage)
     )
@@ -78,13 +79,13 @@ async def _chained(first: Chunk, chunks: Chunks) -> AsyncIterator[Chunk]:
 
 
 async def _events(head: CompletionHead, chunks: AsyncIterator[Chunk], include_usage: bool) -> AsyncIterator[str]:
-    yield _event(head, [_choice({"role": "assistant", "content": ""})])
+    yield _event(head, [ChunkChoice(delta={"role": "assistant", "content": ""})])
     try:
         async for chunk in chunks:
-            if chunk.text:
-                yield _event(head, [_choice({"content": chunk.text})])
+            if chunk.text or chunk.logprobs:
+                yield _event(head, [ChunkChoice(delta={"content": chunk.text}, logprobs=_logprobs([chunk]))])
             if chunk.finish_reason is not None:
-                yield _event(head, [_choice({}, chunk.finish_reason)])
+                yield _event(head, [ChunkChoice(delta={}, finish_reason=chunk.finish_reason)])
                 if include_usage:
                     yield _event(head, [], TokenUsage.of(chunk.usage))
     except Exception:  # the status line is long gone, yet the client must learn that the answer is not whole
@@ -94,8 +95,10 @@ async def _events(head: CompletionHead, chunks: AsyncIterator[Chunk], include_us
     yield _line("[DONE]")
 
 
-def _choice(delta: dict[Literal["role", "content"], str], finish_reason: FinishReason | None = None) -> ChunkChoice:
-    return ChunkChoice(delta=delta, finish_reason=finish_reason)
+def _logprobs(chunks: Sequence[Chunk]) -> ChoiceLogprobs | None:
+    """None where they were not asked for."""
+    told = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
+    return ChoiceLogprobs.of(chain.from_iterable(told)) if told else None
 
 
 def _event(head: CompletionHead, choices: list[ChunkChoice], usage: TokenUsage | None = None) -> str:

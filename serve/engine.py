@@ -1,5 +1,6 @@
 """What an engine is: the one interface between the server and whatever runs the model."""
 
+import math
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -54,15 +55,55 @@ class Message:
     parts: tuple[str | EncodedImage | Image.Image, ...]
 
 
+# Both ends included. Beyond these repetition penalties a 32-bit logit could overflow.
+_RANGES: dict[str, tuple[float, float]] = {
+    "max_tokens": (1, math.inf),
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "top_k": (-1, math.inf),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "logprobs": (0, 20),
+}
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. temperature 0 is greedy; seed None draws one."""
+    """How the next token is chosen, and where the answer ends. Raises RequestError for a value that is out of range.
+
+    Penalties come first, then the temperature, then min_p, top_k and top_p, as in vLLM. temperature 0 is greedy; top_k
+    0 or -1 keeps all tokens; seed None draws one. stop_tokens: ids that end the answer beside the model's own.
+    logprobs: how many alternatives are told beside every token's own log probability; None tells neither.
+    """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, (lowest, highest) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not lowest <= value <= highest:
+                allowed = f"at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
+                raise RequestError(f"'{name}' = {value}: should be {allowed}", param=name)
+        if "" in self.stop:
+            raise RequestError("'stop': an empty text would end every answer at once", param="stop")
+
+
+def greedy(max_tokens: int) -> Sampling:
+    """The likeliest token, always."""
+    return Sampling(max_tokens, temperature=0.0)
 
 
 @dataclass(frozen=True)
@@ -82,12 +123,31 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token's log probability: log softmax of the model's own logits, before penalties, temperature and the rest.
+
+    data: the token's bytes in the answer, of which `text` shows parts of characters as U+FFFD; None for a control
+    token, which gives the answer no text. alternatives: the likeliest tokens in its place, likeliest first.
+    """
+
+    text: str
+    data: bytes | None
+    logprob: float
+    alternatives: tuple["TokenLogprob", ...] = ()
+
+
+@dataclass(frozen=True)
 class Chunk:
-    """Text that became certain; the last chunk carries the reason for the end."""
+    """Text that became certain; the last chunk carries the reason for the end.
+
+    logprobs: of the tokens that were made, also of those whose text is not certain yet, but not of the one that ended
+    the answer; None where they were not asked for.
+    """
 
     text: str
     usage: Usage = field(default_factory=Usage)
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Engine(Protocol):

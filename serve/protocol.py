@@ -5,22 +5,18 @@ with the field's name.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .engine import FinishReason, RequestError, Usage
+from .engine import FinishReason, RequestError, TokenLogprob, Usage
 
 CHAT_PATH = "/v1/chat/completions"
 # Fields that OpenAI documents and this server does not honour, with the values at which they change nothing.
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "n": (1,),
-    "frequency_penalty": (0, 0.0),
-    "presence_penalty": (0, 0.0),
     "logit_bias": ({},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
@@ -97,19 +93,31 @@ class StreamOptions(_Wire):
 
 
 Stop = Annotated[str, Field(min_length=1)]
+TokenId = Annotated[int, Field(ge=0)]
 
 
 class ChatRequest(_Wire):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions: OpenAI's fields, and those by which vLLM extends them.
+
+    Settings that `Sampling` has by the same name are judged there.
+    """
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, gt=0)
     max_tokens: int | None = Field(None, gt=0)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, ge=0, le=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: list[Stop] | None = Field(None, max_length=4)
+    stop_token_ids: list[TokenId] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -126,6 +134,8 @@ def parse_request(body: bytes) -> ChatRequest:
     except ValidationError as error:
         raise _request_error(error) from None
     _refuse_extras(request, "", _NEUTRAL_VALUES, _LABELS)
+    if request.top_logprobs and not request.logprobs:
+        raise RequestError("'top_logprobs' is only allowed when 'logprobs' is true", param="top_logprobs")
     if request.stream_options is not None:
         if not request.stream:
             raise RequestError("'stream_options' is only allowed when 'stream' is true", param="stream_options")
@@ -187,6 +197,37 @@ class TokenUsage(BaseModel):
         )
 
 
+class LikelyToken(BaseModel):
+    """bytes: null for a control token, which gives the answer no text."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+    @classmethod
+    def of(cls, token: TokenLogprob) -> Self:
+        data = None if token.data is None else list(token.data)
+        # JSON has no infinity; this is OpenAI's number for what is as good as impossible.
+        return cls(token=token.text, logprob=max(token.logprob, -9999.0), bytes=data)
+
+
+class ChosenToken(LikelyToken):
+    top_logprobs: list[LikelyToken]
+
+    @classmethod
+    def of(cls, token: TokenLogprob) -> Self:
+        return cls(**vars(LikelyToken.of(token)), top_logprobs=[*map(LikelyToken.of, token.alternatives)])
+
+
+class ChoiceLogprobs(BaseModel):
+    content: list[ChosenToken]
+    refusal: None = None
+
+    @classmethod
+    def of(cls, tokens: Iterable[TokenLogprob]) -> Self:
+        return cls(content=[*map(ChosenToken.of, tokens)])
+
+
 class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str
@@ -196,7 +237,7 @@ class AnswerMessage(BaseModel):
 class Choice(BaseModel):
     index: int = 0
     message: AnswerMessage
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason
 
 
@@ -214,7 +255,7 @@ class ChatCompletion(BaseModel):
 class ChunkChoice(BaseModel):
     index: int = 0
     delta: dict[Literal["role", "content"], str]
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
 
 

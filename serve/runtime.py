@@ -10,13 +10,13 @@ from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ServeError
 from slimdeploy.images import load_image
 
-from .engine import Chunk, GenerationRequest, Message, RequestError, Sampling
+from .engine import Chunk, GenerationRequest, Message, Sampling, greedy
 from .engines.onnx import OnnxGenerator
 
 Picture = Path | str | bytes | Image.Image
 """A file, its bytes, or a decoded picture."""
 
-GREEDY = Sampling(ServeConfig().max_tokens, temperature=0.0)
+GREEDY = greedy(ServeConfig().max_tokens)
 
 
 class LoadedModel:
@@ -31,25 +31,12 @@ class LoadedModel:
         self.artifact = artifact
         self._generator = OnnxGenerator(artifact, threads)
 
-    def ask(
-        self,
-        question: str,
-        images: Sequence[Picture] = (),
-        *,
-        max_tokens: int = ServeConfig().max_tokens,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> str:
-        """The answer to a question about pictures, without outer blanks; greedy unless a temperature is given."""
-        sampling = Sampling(max_tokens, temperature, top_p, seed, tuple(stop))
+    def ask(self, question: str, images: Sequence[Picture] = (), sampling: Sampling = GREEDY) -> str:
+        """The answer to a question about pictures, without outer blanks."""
         return "".join(chunk.text for chunk in self.stream(question, images, sampling)).strip()
 
     def stream(self, question: str, images: Sequence[Picture] = (), sampling: Sampling = GREEDY) -> Iterator[Chunk]:
         """The answer as it comes, a chunk for every token."""
-        if sampling.max_tokens < 1:
-            raise RequestError(f"max_tokens = {sampling.max_tokens}; an answer needs at least 1", param="max_tokens")
         return self._generator.generate(GenerationRequest((asked(question, images),), sampling))
 
 

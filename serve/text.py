@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
 from slimdeploy.errors import ArtifactError
 
@@ -19,6 +19,8 @@ from .model_files import read_json_if_there
 _QUOTE, _UNQUOTE = "\ufdd0", "\ufdd1"
 _MARK = re.compile(f"([{_QUOTE}{_UNQUOTE}])")
 _REPLACEMENT = "\ufffd"
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+_WORD = "a"
 Span = tuple[int, int]
 
 
@@ -31,7 +33,11 @@ class Text:
         self._literal = _load(self._file)
         self._literal.encode_special_tokens = True
         self.special_tokens = special_tokens(folder)
-        controls = {token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special}
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._control_ids = {token for token, how in added.items() if how.special}
+        self._decoder = self._tokenizer.decoder or decoders.Fuse()
+        self._is_byte_level = self._decoder.decode(["Ġ"]) == " "
+        controls = {added[token].content for token in self._control_ids}
         controls |= set(self.special_tokens.values())
         controls.discard("")
         longest_first = sorted(controls, key=len, reverse=True)
@@ -116,6 +122,23 @@ class Text:
         """The text of an answer, without special tokens."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
+    def token(self, token: int) -> tuple[str, bytes | None]:
+        """One token's own text, and its bytes inside an answer: a control token has none, nor an id without a token."""
+        written = self._tokenizer.id_to_token(token)
+        if written is None or token in self._control_ids:
+            return written or "", None
+        data = self._bytes(written)
+        return data.decode(errors="replace"), data
+
+    def _bytes(self, written: str) -> bytes:
+        """Of a token as the vocabulary writes it."""
+        if self._is_byte_level and _BYTE_OF.keys() >= set(written):
+            return bytes(_BYTE_OF[character] for character in written)
+        # After a word, because an answer's first token may lose its space.
+        shown: str = self._decoder.decode([_WORD, written]).removeprefix(_WORD)
+        byte = _BYTE_TOKEN.fullmatch(written)
+        return bytes.fromhex(byte[1]) if byte and shown == _REPLACEMENT else shown.encode()
+
 
 class AnswerStream:
     """Turns an answer's tokens into text that is certain, piece by piece.
@@ -168,6 +191,16 @@ class AnswerStream:
         return max(
             (n for stop in self._stop for n in _prefix_lengths(stop) if self._held.endswith(stop[:n])), default=0
         )
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """How byte-level tokens write bytes, since GPT-2: printable ones as themselves, the others from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
 
 
 def _prefix_lengths(stop: str) -> Iterator[int]:

@@ -307,11 +307,12 @@ def _show_layers(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _ask(options: argparse.Namespace) -> int:
+    from .serve.engine import greedy
     from .serve.runtime import load
 
-    model = load(options.artifact)
+    sampling, model = greedy(options.max_tokens), load(options.artifact)
     start = time.perf_counter()
-    answer = model.ask(options.question, images=options.image, max_tokens=options.max_tokens)
+    answer = model.ask(options.question, options.image, sampling)
     Console().print(answer, highlight=False, markup=False)
     Console(stderr=True).print(
         f"answered in {1000 * (time.perf_counter() - start):.0f} ms", style="dim", highlight=False

@@ -15,12 +15,13 @@ from .scoring import Accuracy, score
 
 def engine_answers(artifact: Artifact, samples: Sequence[Sample], config: Config, progress: Progress) -> list[str]:
     """Greedy answers of an ONNX artifact, one after the other, without a server."""
+    from .serve.engine import greedy
     from .serve.runtime import LoadedModel
 
     model = LoadedModel(artifact, config.serve.threads)
-    limit = config.validate_.max_tokens
+    sampling = greedy(config.validate_.max_tokens)
     questions = progress.track(samples, "onnx answers", total=len(samples))
-    return [model.ask(sample.question, images=sample.images, max_tokens=limit) for sample in questions]
+    return [model.ask(sample.question, sample.images, sampling) for sample in questions]
 
 
 def evaluate(path: str, config: Config, progress: Progress) -> tuple[Accuracy, Accuracy | None]:

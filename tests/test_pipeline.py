@@ -24,6 +24,7 @@ from slimdeploy.inspection import evaluate, inspect
 from slimdeploy.pipeline import Run, opened_run, run_pipeline
 from slimdeploy.progress import Progress
 from slimdeploy.report import read_json
+from slimdeploy.serve.engine import greedy
 from slimdeploy.validation import validate
 
 pytestmark = pytest.mark.usefixtures("traced_once")
@@ -218,7 +219,7 @@ def test_a_missed_target_is_exit_code_one(finished: Config, tmp_path: Path, caps
 
 def test_a_run_and_an_artifact_open_from_python(finished: Config) -> None:
     assert slimdeploy.run(Path(finished.out) / "deploy.toml").met
-    assert isinstance(slimdeploy.load(finished.out).ask("What is it?", max_tokens=2), str)
+    assert isinstance(slimdeploy.load(finished.out).ask("What is it?", sampling=greedy(2)), str)
 
 
 def test_accuracies_on_other_samples_are_no_measure_for_these(finished: Config, source: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from slimdeploy.kernels.operators import fallback_note
 from slimdeploy.layouts import held, packed_matrices
 
 from ..engine import Chunk, FinishReason, GenerationRequest, Usage
+from ..logprobs import token_logprob
 from ..sampling import Sampler
 from ..text import AnswerStream
 from .onnx_model import OnnxModel
@@ -47,19 +48,26 @@ class OnnxGenerator:
         prompt = model.prompt(question, [model.encode(picture) for picture in question.pictures])
         prompt_tokens = len(question.ids)
         limit = min(request.sampling.max_tokens, model.facts.context - prompt_tokens)
-        sample = Sampler(request.sampling)
-        answer = AnswerStream(model.text, request.sampling.stop)
+        sampling = request.sampling
+        # Tokens that stand for a picture are not the prompt's words.
+        sample = Sampler(sampling, (token for token in question.ids if token != model.facts.image_token))
+        ends = model.facts.end_tokens.union(sampling.stop_tokens)
+        answer = AnswerStream(model.text, sampling.stop)
         cache, tokens = sessions.new_cache(prompt_tokens + limit), prompt.tokens
         for count in range(1, limit + 1):
-            token = sample(sessions.decode(tokens, cache)[0])
-            ended = token in model.facts.end_tokens
+            logits = sessions.decode(tokens, cache)[0]
+            token = sample(logits)
+            ended = token in ends
             text = "" if ended else answer.push(token)
             finish: FinishReason | None = "stop" if ended or answer.stopped else "length" if count == limit else None
             if finish and not answer.stopped:
                 text += answer.flush()
                 # The rest of the text may complete a stop string after all.
                 finish = "stop" if answer.stopped else finish
-            yield Chunk(text, Usage(prompt_tokens, count), finish)
+            logprobs = None
+            if sampling.logprobs is not None:
+                logprobs = () if ended else (token_logprob(logits, token, sampling.logprobs, model.text),)
+            yield Chunk(text, Usage(prompt_tokens, count), finish, logprobs)
             if finish:
                 return
             tokens = sessions.one_token([token], [prompt.next_position + count - 1])

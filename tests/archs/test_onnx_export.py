@@ -18,6 +18,7 @@ from slimdeploy.exporters.limits import VISION_TOWERS
 from slimdeploy.model import Model, load_model
 from slimdeploy.progress import Progress
 from slimdeploy.samples import Sample
+from slimdeploy.serve.engine import greedy
 from slimdeploy.serve.runtime import LoadedModel
 
 EXPORTED = tuple(name for name in VISION_TOWERS["onnx"] if name in FAMILIES)
@@ -76,7 +77,7 @@ def test_every_part_is_within_float32_of_torch(dense: Exported, model: Model) ->
 def test_the_runtime_gives_the_answers_that_torch_gives(dense: Exported, model: Model) -> None:
     samples = prompts_for(model)
     served = LoadedModel(open_artifact(dense.folder), threads=1)
-    answers = [served.ask(sample.question, sample.images, max_tokens=12) for sample in samples]
+    answers = [served.ask(sample.question, sample.images, greedy(12)) for sample in samples]
     assert answers == greedy_answers(model, samples, 12, 1, Progress.silent())
     assert len(set(answers)) > 1, "the answers do not depend on the prompt"
 

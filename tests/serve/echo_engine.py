@@ -1,12 +1,22 @@
 """A small real engine without a model: it answers with the last message's text, a word per token."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
 
 from PIL import Image
 
 from slimdeploy.errors import ServeError
-from slimdeploy.serve.engine import Chunk, EncodedImage, FinishReason, GenerationRequest, RequestError, Usage
+from slimdeploy.serve.engine import (
+    Chunk,
+    EncodedImage,
+    FinishReason,
+    GenerationRequest,
+    RequestError,
+    Sampling,
+    TokenLogprob,
+    Usage,
+)
 
 TOO_LONG = "too long"
 
@@ -33,13 +43,13 @@ class EchoEngine:
             raise OSError("/secret/path")
         self.running += 1
         try:
-            async for chunk in self._words(text, request.sampling.max_tokens):
+            async for chunk in self._words(text, request.sampling):
                 yield chunk
         finally:
             self.running -= 1
             self.ended += 1
 
-    async def _words(self, text: str, max_tokens: int) -> AsyncGenerator[Chunk, None]:
+    async def _words(self, text: str, sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         words = text.split(" ")
         for number, word in enumerate(words, start=1):
             await asyncio.sleep(self.seconds_per_token)
@@ -48,14 +58,23 @@ class EchoEngine:
             finish: FinishReason | None = None
             if number == len(words):
                 finish = "stop"
-            elif number == max_tokens:
+            elif number == sampling.max_tokens:
                 finish = "length"
-            yield Chunk(word if number == 1 else f" {word}", Usage(len(words), number), finish)
+            word = word if number == 1 else f" {word}"
+            logprobs = None if sampling.logprobs is None else (_logprob(word, sampling.logprobs),)
+            yield Chunk(word, Usage(len(words), number), finish, logprobs)
             if finish:
                 return
 
     async def close(self) -> None:
         pass
+
+
+def _logprob(word: str, alternatives: int) -> TokenLogprob:
+    """The word as sure, and control tokens that are impossible beside it."""
+    others = [TokenLogprob(f"<{number}>", None, -math.inf) for number in range(1, alternatives)]
+    sure = TokenLogprob(word, word.encode(), 0.0)
+    return TokenLogprob(word, word.encode(), 0.0, (sure, *others)[:alternatives])
 
 
 def _size(picture: EncodedImage | Image.Image) -> str:

@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from urllib.parse import urlsplit
 
 import httpx
@@ -16,7 +17,7 @@ from requests_to_send import client_of, image_part, picture, user
 
 from slimdeploy.artifact import Artifact
 from slimdeploy.config import ServeConfig
-from slimdeploy.serve.engine import EncodedImage
+from slimdeploy.serve.engine import EncodedImage, Sampling
 from slimdeploy.serve.engines.onnx import OnnxEngine
 
 
@@ -100,15 +101,33 @@ def test_settings_reach_the_engine(client: openai.OpenAI, engine: EchoEngine) ->
         ],
         temperature=0.5,
         top_p=0.25,
+        presence_penalty=0.5,
+        frequency_penalty=-1,
         seed=-7,
         stop=["x", "yy"],
         max_tokens=3,
         max_completion_tokens=9,
+        logprobs=True,
+        top_logprobs=4,
+        extra_body={"top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1, "stop_token_ids": [7, 8]},
     )
     (request,) = engine.requests
-    sampling = request.sampling
-    assert (sampling.temperature, sampling.top_p, sampling.seed, sampling.stop) == (0.5, 0.25, -7, ("x", "yy"))
-    assert sampling.max_tokens == 9
+    assert request.sampling == Sampling(
+        max_tokens=9,
+        temperature=0.5,
+        top_p=0.25,
+        top_k=40,
+        min_p=0.05,
+        repetition_penalty=1.1,
+        presence_penalty=0.5,
+        frequency_penalty=-1,
+        seed=-7,
+        stop=("x", "yy"),
+        stop_tokens=(7, 8),
+        logprobs=4,
+    )
+    untouched = [f.name for f in fields(Sampling) if getattr(request.sampling, f.name) == f.default]
+    assert untouched == []  # no setting that a client cannot reach
     assert [message.role for message in request.messages] == ["system", "user", "assistant", "user"]
 
 
@@ -117,8 +136,8 @@ def test_defaults_are_openais_and_the_servers(serve: Serve, engine: EchoEngine) 
     client.chat.completions.create(model="echo", messages=user("a"), stop="s")
     client.chat.completions.create(model="echo", messages=user("a"), max_tokens=1000)
     first, second = (request.sampling for request in engine.requests)
-    assert (first.temperature, first.top_p, first.seed, first.stop, first.max_tokens) == (1.0, 1.0, None, ("s",), 7)
-    assert second.max_tokens == 7
+    assert first == Sampling(7, temperature=1.0, top_p=1.0, seed=None, stop=("s",))
+    assert second == Sampling(7)
 
 
 def test_fields_at_values_that_change_nothing_are_accepted(client: openai.OpenAI) -> None:
@@ -129,6 +148,7 @@ def test_fields_at_values_that_change_nothing_are_accepted(client: openai.OpenAI
         tools=[],
         store=False,
         logprobs=False,
+        top_logprobs=0,
         frequency_penalty=0,
         presence_penalty=0.0,
         logit_bias={},

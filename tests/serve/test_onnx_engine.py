@@ -22,7 +22,7 @@ import slimdeploy.serve.engines.onnx_sessions as onnx_sessions
 from slimdeploy.artifact import Artifact, Manifest, bundle
 from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ArtifactError, ServeError
-from slimdeploy.serve.engine import Chunk, EncodedImage, GenerationRequest, Message, RequestError, Sampling
+from slimdeploy.serve.engine import Chunk, EncodedImage, GenerationRequest, Message, RequestError, Sampling, greedy
 from slimdeploy.serve.engines import create_engine
 from slimdeploy.serve.engines.onnx import OnnxEngine
 from slimdeploy.serve.model_files import ModelFacts, read_facts
@@ -76,19 +76,19 @@ def test_greedy_answers_equal_transformers(model: LoadedModel, checkpoint: Path,
     with torch.no_grad():
         tokens = theirs.generate(**inputs, max_new_tokens=24, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     expected = processor.decode(tokens, skip_special_tokens=True).rstrip("\ufffd").strip()
-    assert model.ask(question, pictures(images), max_tokens=24) == expected
+    assert model.ask(question, pictures(images), greedy(24)) == expected
 
 
 def test_a_picture_changes_the_answer(model: LoadedModel) -> None:
     black, white = (Image.new("RGB", (30, 30), colour) for colour in ("black", "white"))
-    assert model.ask("What?", [black], max_tokens=16) != model.ask("What?", [white], max_tokens=16)
+    assert model.ask("What?", [black], greedy(16)) != model.ask("What?", [white], greedy(16))
 
 
 def test_a_picture_may_be_a_file_or_bytes(model: LoadedModel, tmp_path: Path) -> None:
     file = tmp_path / "picture.png"
     pictures(1)[0].save(file)
     forms = (pictures(1)[0], file, str(file), file.read_bytes())
-    assert len({model.ask("What?", [form], max_tokens=8) for form in forms}) == 1
+    assert len({model.ask("What?", [form], greedy(8)) for form in forms}) == 1
 
 
 def test_answers_are_the_same_alone_and_among_others(artifact: Artifact, model: LoadedModel) -> None:
@@ -96,7 +96,7 @@ def test_answers_are_the_same_alone_and_among_others(artifact: Artifact, model: 
         engine = OnnxEngine(artifact, ServeConfig(threads=1, concurrency=2))
         return await asyncio.gather(*(collect(engine, ask(q, pictures(n))) for q in QUESTIONS for n in (0, 1)))
 
-    alone = [model.ask(q, pictures(n), max_tokens=8) for q in QUESTIONS for n in (0, 1)]
+    alone = [model.ask(q, pictures(n), greedy(8)) for q in QUESTIONS for n in (0, 1)]
     assert [joined(chunks).strip() for chunks in asyncio.run(together())] == alone
 
 
@@ -110,7 +110,7 @@ def test_every_token_is_counted_and_the_last_chunk_says_why(engine: OnnxEngine) 
 
 
 def test_equal_seeds_repeat_and_others_differ(model: LoadedModel) -> None:
-    answers = [model.ask("What?", temperature=1.5, seed=seed, max_tokens=12) for seed in (1, 1, 2)]
+    answers = [model.ask("What?", sampling=Sampling(12, temperature=1.5, seed=seed)) for seed in (1, 1, 2)]
     assert answers[0] == answers[1] != answers[2]
 
 
@@ -303,8 +303,8 @@ def test_control_tokens_cut_into_parts_stay_plain_text(artifact: Artifact, tmp_p
 
 @pytest.mark.parametrize("max_tokens", [0, -5])
 def test_an_answer_without_tokens_is_refused(model: LoadedModel, max_tokens: int) -> None:
-    with pytest.raises(RequestError, match=f"max_tokens = {max_tokens}"):
-        model.ask("What?", max_tokens=max_tokens)
+    with pytest.raises(RequestError, match=f"'max_tokens' = {max_tokens}: should be at least 1"):
+        model.ask("What?", sampling=greedy(max_tokens))
 
 
 def test_a_bundle_answers_as_its_artifact(
@@ -312,7 +312,7 @@ def test_a_bundle_answers_as_its_artifact(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bundle(artifact, tmp_path / "tiny.zip")
-    answers = [each.ask("What is it?", max_tokens=4) for each in (load(tmp_path / "tiny.zip", threads=1), model)]
+    answers = [each.ask("What is it?", sampling=greedy(4)) for each in (load(tmp_path / "tiny.zip", threads=1), model)]
     assert answers[0] == answers[1]
 
 

@@ -16,6 +16,7 @@ from slimdeploy.errors import ConfigError
 from slimdeploy.kernels import operators
 from slimdeploy.kernels.library import FORCED, LayoutChoice, instruction_set_in_use, library_file
 from slimdeploy.progress import Progress
+from slimdeploy.serve.engine import greedy
 from slimdeploy.serve.runtime import LoadedModel
 
 pytestmark = pytest.mark.usefixtures("traced_once")
@@ -42,7 +43,7 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def answers(artifact: Artifact) -> list[str]:
     model = LoadedModel(artifact, threads=1)
-    return [model.ask(sample.question, sample.images, max_tokens=12) for sample in make_samples(4, seed=5)]
+    return [model.ask(sample.question, sample.images, greedy(12)) for sample in make_samples(4, seed=5)]
 
 
 @pytest.mark.skipif(library_file() is None, reason="the kernels were not built")

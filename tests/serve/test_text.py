@@ -102,6 +102,45 @@ def test_the_answer_ends_before_the_first_stop_string(byte_level: Text, answer: 
         assert not any(s in given for s in stop)
 
 
+@pytest.mark.parametrize("kind", ["byte_level", "llama_like"])
+def test_the_bytes_of_an_answers_tokens_are_the_answers_bytes(kind: str, request: pytest.FixtureRequest) -> None:
+    text: Text = request.getfixturevalue(kind)
+
+    @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufdd0\ufdd1"), max_size=12))
+    def holds(answer: str) -> None:
+        ids = text.encode(answer)
+        data = b"".join(text.token(token)[1] or b"" for token in ids)
+        # An answer's first word may lose its space, which is its token's all the same.
+        assert data.decode() in (text.decode(ids), " " + text.decode(ids))
+
+    holds()
+
+
+def test_a_byte_that_is_part_of_a_character_is_told_as_it_is(byte_level: Text, llama_like: Text) -> None:
+    assert [byte_level.token(token) for token in byte_level.encode("é")] == [("\ufffd", b"\xc3"), ("\ufffd", b"\xa9")]
+    euro = [llama_like.token(token) for token in llama_like.encode("€")[1:]]
+    assert euro == [("\ufffd", b"\xe2"), ("\ufffd", b"\x82"), ("\ufffd", b"\xac")]
+    assert llama_like.token(3 + ord("\n")) == ("\n", b"\n")
+
+
+def test_a_words_space_belongs_to_its_token(byte_level: Text, llama_like: Text) -> None:
+    assert byte_level.token(byte_level.encode("a th")[-1]) == (" th", b" th")
+    assert llama_like.token(llama_like.encode("a b")[-1]) == (" b", b" b")
+
+
+def test_a_control_token_and_an_id_without_a_token_have_no_bytes(byte_level: Text, llama_like: Text) -> None:
+    for text in (byte_level, llama_like):
+        assert text.token(text.encode("</s>")[-1]) == ("</s>", None)
+        assert text.token(100_000) == ("", None)
+
+
+def test_every_byte_has_its_character_in_byte_level_tokens(byte_level: Text) -> None:
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    assert sorted(byte_level.token(token)[1] for token in range(2, 2 + len(alphabet))) == [
+        bytes([byte]) for byte in range(256)
+    ]
+
+
 def test_a_stop_string_across_tokens_never_shows(byte_level: Text) -> None:
     assert pieces(byte_level, byte_level.encode("a then"), (" the",)) == ["a", "", ""]
     assert "".join(pieces(byte_level, byte_level.encode("one the end of"), ("the end",))) == "one "
