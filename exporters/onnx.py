@@ -4,6 +4,7 @@ Equal weights give equal bytes: names come from the model, and what the tracer l
 this machine) is removed. Weights keep their names in the model, so that a tool finds a matrix again.
 """
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def export(model: Model, folder: Path, job: ExportJob, progress: Progress) -> di
     if dtype != torch.float32:
         raise ExportError(f"{model.name} is loaded as {dtype}, but the ONNX export holds float32; load it as float32")
     save_settings(model, folder)
+    _save_picture_settings(folder)
     graphs = graphs_of(model)
     bar = progress.bar("writing ONNX graphs", total=len(graphs))
     for graph in graphs:
@@ -58,3 +60,9 @@ def export(model: Model, folder: Path, job: ExportJob, progress: Progress) -> di
     reference = stored_reference(folder, token_table(model))
     verification = verify_onnx(model, folder, reference, job.prompts, progress)
     return {"weights": job.config.onnx.weights, **verification}
+
+
+def _save_picture_settings(folder: Path) -> None:
+    """The image processor's settings once more, in a file of their own: transformers.js looks for that one."""
+    pictures = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
+    (folder / "preprocessor_config.json").write_text(json.dumps(pictures, indent=2) + "\n", encoding="utf-8")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # What the tests with a marker run, and the Debian packages that hold it.
 PROGRAMS = {
     "chromium": (["chromium"], "chromium"),
+    "node": (["node", "npm"], "nodejs npm"),
     "compiler": (["c++", "cmake"], "g++ cmake"),
     "cross": (
         ["aarch64-linux-gnu-g++", "qemu-aarch64-static", "cmake"],

@@ -4,12 +4,12 @@ python onnx_peak.py FOLDER TOKENS THREADS
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from peak_memory import peak_bytes
 
 from slimdeploy.serve.engines.onnx_model import OnnxModel
 from slimdeploy.serve.engines.onnx_sessions import Tokens
@@ -22,5 +22,4 @@ size = json.loads((folder / "config.json").read_text())["vision_config"]["image_
 model.sessions.encode_picture({"pixel_values": np.zeros((1, 3, size, size), np.float32)})
 embeddings = model.sessions.embed([0] * tokens)
 model.sessions.decode(Tokens(embeddings, np.arange(tokens)[None]), model.sessions.new_cache(tokens))
-peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-sys.stdout.write(json.dumps({"load": loaded, "bytes": peak}))
+sys.stdout.write(json.dumps({"load": loaded, "bytes": peak_bytes()}))
