@@ -28,8 +28,8 @@ class ModelConfig(Table):
     streamed: bool = Field(
         False,
         description="Leave the blocks on disk and read one at a time while the model is searched and pruned, on the\n"
-        "CPU: for models that do not fit into memory. Restoring, measuring and exporting read it whole, on a\n"
-        "larger machine if need be.",
+        "CPU: for models that do not fit into memory. Restoring and measuring read it whole, on a larger machine\n"
+        "if need be.",
     )
     device: str = Field(
         "cpu",

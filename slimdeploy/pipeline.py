@@ -339,7 +339,7 @@ class Run:
         quality: dict[str, Any] = {stage: asdict(self.accuracy(step)) for stage, step in self.stages().items()}
         # Exports are traced and compared on the CPU, where they will run.
         source = self.restored().path / "checkpoint" if self.prunes else self.source
-        model = self._load(source, "cpu", self.config.model.dtype if settings.keeps_dtype else "float32")
+        model = self._load_to_export(source, settings)
         layers = model.layers()
         rows = self.layer_rows() if self.prunes else describe(layers, Policy({x.name: DENSE for x in layers}))
         prompts = self.samples["calibration"][: settings.verify_prompts]
@@ -371,6 +371,14 @@ class Run:
         if settings.device != "cpu":
             self.progress.note(f"Searched and pruned on the CPU, not on {settings.device}: model.streamed reads there.")
         return load_streamed(str(self.source), settings.dtype, settings.path, self.config.prune.include)
+
+    def _load_to_export(self, folder: Path, settings: ExportConfig) -> "Model":
+        """Whole, or on disk where the settings say so and the format is written a matrix at a time."""
+        from .streaming import load_streamed
+
+        if self.config.model.streamed and settings.format == "onnx":
+            return load_streamed(str(folder), "float32", self.config.model.path, self.config.prune.include)
+        return self._load(folder, "cpu", self.config.model.dtype if settings.keeps_dtype else "float32")
 
     def _load(self, folder: Path, device: str | None = None, dtype: "DType | None" = None) -> "Model":
         from .model import load_model

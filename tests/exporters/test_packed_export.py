@@ -25,6 +25,7 @@ from slimdeploy.samples import Sample
 from slimdeploy.serve.engines import onnx_sessions
 from slimdeploy.serve.engines.onnx_model import OnnxModel
 from slimdeploy.serve.engines.onnx_sessions import Tokens
+from slimdeploy.streaming import load_streamed
 
 TABLE = "model.language_model.embed_tokens"
 GRAPHS = (VISION_ENCODER, EMBED_TOKENS, DECODER)
@@ -222,6 +223,20 @@ def test_tied_embeddings_are_packed_as_the_head_and_narrowed_as_the_table(
     names = {tensor.name for tensor in onnx.load(tmp_path / f"{EMBED_TOKENS}.onnx").graph.initializer}
     assert names == {"model.language_model.embed_tokens.weight", "model.language_model.embed_tokens.scales"}
     assert fresh_model.linear("lm_head").weight is table
+
+
+@pytest.mark.parametrize("form", ["packed-int8", "dense-int4"])
+def test_a_model_that_stays_on_disk_is_exported_to_the_same_bytes(
+    form: OnnxWeights, checkpoint: Path, prompts: list[Sample], tmp_path: Path
+) -> None:
+    exports = []
+    for name, model in (("whole", load_model(str(checkpoint))), ("streamed", load_streamed(str(checkpoint)))):
+        (tmp_path / name).mkdir()
+        exports.append(exported_as(form, model, prompts, tmp_path / name))
+    whole, streamed = exports
+    assert streamed.verification == whole.verification
+    for file in whole.folder.iterdir():
+        assert file.read_bytes() == (streamed.folder / file.name).read_bytes(), file.name
 
 
 def test_a_model_comes_out_of_its_export_as_it_went_in(model: Model, prompts: list[Sample], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An exported folder of the LLaVA family is loaded by transformers.js as it is, and answers there as in our own runtime."""
+"""An exported folder of the LLaVA family is loaded by transformers.js as it is; it answers there as in our runtime."""
 
 import json
 import shutil
