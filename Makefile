@@ -4,7 +4,7 @@ CONFIG ?= deploy.toml
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test check format bench-demo bench-kernels bench-quality bench-scale wheels clean
+.PHONY: install demo test check format bench-demo bench-kernels bench-onnx bench-quality bench-scale wheels clean
 
 KERNELS := slimdeploy/kernels
 
@@ -40,6 +40,10 @@ bench-demo: .venv/installed
 # SLIMDEPLOY_BENCH_GGML=FOLDER adds llama.cpp; benchmarks/README.md tells how.
 bench-kernels: .venv/installed
 	$(BIN)/python benchmarks/kernel_speed.py
+
+# Exports the 1B shape with random weights, and the demo, in every form; about 20 minutes.
+bench-onnx: .venv/installed
+	$(BIN)/python benchmarks/onnx_speed.py
 
 # Finished cells are kept in benchmarks/results/quality_cells.json; BENCH_ARGS=--fresh measures them again, for hours.
 bench-quality: .venv/installed

@@ -5,10 +5,7 @@ make bench-onnx
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,12 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx_demo import demo
 from onnx_exports import FORMS, Made, make
+from onnx_footprint import footprint
 from random_llava import Shape, Tower
 from results import Row, markdown_table, publish
+from rich.console import Console
 from rich.table import Table
 from transformers import DynamicCache
 
+from slimdeploy.progress import Progress
 from slimdeploy.serve.engines.onnx_sessions import KeyValueCache, OnnxSessions, Tokens
 
 LARGE = Shape(
@@ -39,7 +40,6 @@ TINY = Shape(
     image=48,
     patch=12,
 )
-PROGRAM = Path(__file__).parent / "programs" / "onnx_peak.py"
 TORCH = "torch bf16"
 BLOCKS, DYNAMIC = "MatMulNBits int4", "dynamic int8"
 
@@ -174,14 +174,11 @@ def speed_table(times: Times, pictures: Mapping[str, float], scale: Scale) -> Ta
 
 
 def footprint_table(made: Sequence[Made], scale: Scale) -> Table:
-    """Each form in a process of its own: Python and onnxruntime included."""
     table = markdown_table("weights", "files, MB", "peak memory, MB", "load, s", "export, s")
     for each in made:
-        command = [sys.executable, str(PROGRAM), str(each.folder), str(scale.tokens), str(scale.threads)]
-        peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        size = sum(file.stat().st_size for file in each.folder.glob("*.onnx*"))
-        figures = (size / 1e6, peak["bytes"] / 1e6)
-        table.add_row(each.name, *(f"{figure:.0f}" for figure in figures), f"{peak['load']:.1f}", f"{each.seconds:.0f}")
+        taken = footprint(each.folder, scale.tokens, scale.threads)
+        sizes = (f"{size / 1e6:.0f}" for size in (taken.file_bytes, taken.peak_bytes))
+        table.add_row(each.name, *sizes, f"{taken.load_s:.1f}", f"{each.seconds:.0f}")
     return table
 
 
@@ -198,8 +195,14 @@ def main() -> None:
         times = measure({**contenders, TORCH: TorchContender(module)}, scale)
         del contenders, module
         pictures = measure_pictures({each.name: each.folder for each in made}, scale)
-        details = [speed_table(times, pictures, scale), footprint_table(made, scale), _note(scale)]
-    publish("onnx", list(rows_of(times, scale)), details, as_json=arguments.json, keep=not arguments.quick)
+        details: list[Table | str] = [speed_table(times, pictures, scale), footprint_table(made, scale), _note(scale)]
+        rows = list(rows_of(times, scale))
+        if not arguments.quick:
+            with Progress(Console(stderr=True)) as progress:
+                table, more = demo(Path(folder), progress)
+            details.append(table)
+            rows += more
+    publish("onnx", rows, details, as_json=arguments.json, keep=not arguments.quick)
 
 
 def _note(scale: Scale) -> str:
