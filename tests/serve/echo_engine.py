@@ -1,4 +1,7 @@
-"""A small real engine without a model: it answers with the last message's text, a word per token."""
+"""A small real engine without a model: it answers with the last message's text, a word per token.
+
+It claims to have had all words but the last from the cache.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -50,7 +53,7 @@ class EchoEngine:
                 finish = "stop"
             elif number == max_tokens:
                 finish = "length"
-            yield Chunk(word if number == 1 else f" {word}", Usage(len(words), number), finish)
+            yield Chunk(word if number == 1 else f" {word}", Usage(len(words), number, len(words) - 1), finish)
             if finish:
                 return
 
