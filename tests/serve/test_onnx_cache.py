@@ -25,6 +25,7 @@ from slimdeploy.serve.engines.onnx import OnnxEngine, OnnxGenerator
 from slimdeploy.serve.engines.onnx_model import OnnxModel
 from slimdeploy.serve.engines.onnx_sequence import pieces_of
 from slimdeploy.serve.engines.prefix_cache import FEWEST_TOKENS, Pieces
+from slimdeploy.serve.runtime import load
 
 CONVERSING = ("llava", "qwen2_5_vl", "qwen3_vl", "gemma3")
 CAUSAL = ("llava", "qwen2_5_vl", "qwen3_vl")
@@ -355,3 +356,10 @@ def test_cancelled_requests_do_no_harm(both: Both, artifacts: dict[str, Artifact
         return await asyncio.gather(*map(ask, questions))
 
     assert asyncio.run(storm()) == expected
+
+
+def test_a_loaded_model_keeps_what_it_is_told_to(artifact: Artifact) -> None:
+    for model, cached in ((load(artifact.path, threads=1), True), (load(artifact.path, 1, cache_mb=0), False)):
+        chunks = [[*model.stream("What is it?", [picture(0).data], Sampling(4, temperature=0.0))] for _ in range(2)]
+        assert text_of(chunks[0]) == text_of(chunks[1])
+        assert (chunks[1][-1].usage.cached_tokens > 0) == cached
