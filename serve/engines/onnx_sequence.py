@@ -25,22 +25,27 @@ class RunningSequence:
 def running(model: OnnxModel, question: Question, limit: int) -> Iterator[RunningSequence]:
     """A sequence with room for an answer of `limit` tokens. However it ends, its keys and values are kept."""
     asked = pieces_of(model, question)
-    prefix = model.cache.longest_prefix(asked)
-    start = prefix.tokens if prefix else 0
-    prompt = model.prompt(question, model.features(question, start), start)
-    cache = model.sessions.new_cache(len(question.ids) + limit)
-    if prefix:
-        cache.start_from(prefix.past, start)
-    sequence = RunningSequence(prompt, cache, start)
+    sequence = _begun(model, question, asked, limit)
     try:
         yield sequence
     finally:
+        cache = sequence.cache
         answered = int(cache.lengths[0]) - len(question.ids)
         # Of a prompt in one piece nobody can take a part, and one that was not read yet has nothing new.
         if len(asked.keys) > 1 and answered >= 0:
             kept = pieces_of(model, question, sequence.answer[:answered])
             tokens = len(question.ids) + answered
             model.cache.keep_sequence(kept, tokens * cache.bytes_per_token, lambda: cache.first(tokens))
+
+
+def _begun(model: OnnxModel, question: Question, asked: Pieces, limit: int) -> RunningSequence:
+    prefix = model.cache.longest_prefix(asked)
+    start = prefix.tokens if prefix else 0
+    prompt = model.prompt(question, model.features(question, start), start)
+    cache = model.sessions.new_cache(len(question.ids) + limit)
+    if prefix:
+        cache.start_from(prefix.past, start)
+    return RunningSequence(prompt, cache, start)
 
 
 def pieces_of(model: OnnxModel, question: Question, answer: Sequence[int] = ()) -> Pieces:
