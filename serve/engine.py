@@ -116,10 +116,11 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens in (image tokens included) and out."""
+    """Tokens in (image tokens included) and out. cached_tokens: those of the prompt that an earlier request left."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -183,10 +183,15 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 60 else text[:60] + "…"
 
 
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int
+
+
 class TokenUsage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
     @classmethod
     def of(cls, usage: Usage) -> Self:
@@ -194,6 +199,7 @@ class TokenUsage(BaseModel):
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
         )
 
 

@@ -20,16 +20,19 @@ GREEDY = greedy(ServeConfig().max_tokens)
 
 
 class LoadedModel:
-    """Answers questions, one after the other. Raises ServeError for an artifact that is not in ONNX."""
+    """Answers questions, one after the other. Raises ServeError for an artifact that is not in ONNX.
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    cache_mb: as serve.cache_mb. By default nothing is kept, so that equal questions take equal time.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int, cache_mb: float = 0) -> None:
         if artifact.manifest.format != "onnx":
             raise ServeError(
                 f"{artifact.source} has the format '{artifact.manifest.format}'; only 'onnx' artifacts run in this "
                 "process"
             )
         self.artifact = artifact
-        self._generator = OnnxGenerator(artifact, threads)
+        self._generator = OnnxGenerator(artifact, threads, cache_mb)
 
     def ask(self, question: str, images: Sequence[Picture] = (), sampling: Sampling = GREEDY) -> str:
         """The answer to a question about pictures, without outer blanks."""
@@ -40,9 +43,12 @@ class LoadedModel:
         return self._generator.generate(GenerationRequest((asked(question, images),), sampling))
 
 
-def load(path: Path | str, threads: int = 0) -> LoadedModel:
-    """Check the artifact (or run folder) and load it. threads: of onnxruntime; 0 takes one per core."""
-    return LoadedModel(open_artifact(Path(path)), threads)
+def load(path: Path | str, threads: int = 0, cache_mb: float = ServeConfig().cache_mb) -> LoadedModel:
+    """Check the artifact (or run folder) and load it. threads: of onnxruntime; 0 takes one per core.
+
+    cache_mb: as serve.cache_mb, the memory in which pictures and conversations are kept.
+    """
+    return LoadedModel(open_artifact(Path(path)), threads, cache_mb)
 
 
 def asked(question: str, images: Sequence[Picture]) -> Message:

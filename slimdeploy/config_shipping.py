@@ -89,6 +89,12 @@ class ServeConfig(Table):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     threads: int = Field(0, ge=0, description="Threads of onnxruntime; 0: one per core.")
     concurrency: Positive = Field(4, description="Requests that generate at the same time; more wait in line.")
+    cache_mb: float = Field(
+        256.0,
+        ge=0,
+        description="Memory for pictures and conversations that come again: a picture is encoded once, and of a\n"
+        "conversation that goes on only what is new is read. 0 keeps nothing between requests.",
+    )
     max_tokens: Positive = Field(512, description="Longest answer, and the default where a request names none.")
     max_images: Positive = Field(8, description="Images per request.")
     max_image_mb: float = Field(10.0, gt=0, description="Encoded size of one image.")

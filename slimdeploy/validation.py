@@ -124,7 +124,8 @@ def _measure(url: str, samples: list[Sample], config: Config, progress: Progress
 def _serve_and_measure(artifact: Artifact, samples: list[Sample], config: Config, progress: Progress) -> Load:
     from .serve.server import background_server
 
-    with background_server(artifact, config.serve) as url:
+    # Without a cache: the warm-up asks some of the questions that count, and the targets hold for new ones.
+    with background_server(artifact, config.serve.model_copy(update={"cache_mb": 0.0})) as url:
         return _measure(url, samples, config, progress)
 
 

@@ -6,8 +6,9 @@ server's requests without ever blocking the event loop.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from concurrent.futures import ThreadPoolExecutor
+from inspect import GEN_RUNNING, getgeneratorstate
 
 from slimdeploy.artifact import Artifact
 from slimdeploy.config import ServeConfig
@@ -20,40 +21,45 @@ from ..engine import Chunk, FinishReason, GenerationRequest, Usage
 from ..logprobs import token_logprob
 from ..sampling import Sampler
 from ..text import AnswerStream
-from .onnx_model import OnnxModel
+from .onnx_model import OnnxModel, Question
+from .onnx_sequence import RunningSequence, running
 
 log = logging.getLogger(__name__)
 
 
 class OnnxGenerator:
-    """A loaded ONNX artifact. threads: of onnxruntime; 0 takes one per core."""
+    """A loaded ONNX artifact. threads: of onnxruntime; 0 takes one per core. cache_mb: kept for later requests."""
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: Artifact, threads: int, cache_mb: float = 0) -> None:
         note = fallback_note() if artifact.manifest.is_packed else None
         if note:
             log.warning("%s: %s", artifact.path, note)
-        self._model = OnnxModel(artifact.path, threads)
+        self._model = OnnxModel(artifact.path, threads, int(cache_mb * 1e6))
         if artifact.manifest.is_packed and not note:
             log.info("%s: kernels %s", artifact.path, instruction_set_in_use())
             for each in held(packed_matrices(artifact.manifest)):
                 log.log(each.log_level, "%s: %s", artifact.path, each)
 
-    def generate(self, request: GenerationRequest) -> Iterator[Chunk]:
+    def generate(self, request: GenerationRequest) -> Generator[Chunk, None, None]:
         """One chunk per token, with no text while that is not certain; the last one has the finish reason.
 
         The token that ends the answer counts as a completion token. Raises RequestError before the first chunk.
         """
+        question = self._model.read(request.messages)
+        limit = min(request.sampling.max_tokens, self._model.facts.context - len(question.ids))
+        with running(self._model, question, limit) as sequence:
+            yield from self._answer(request, question, sequence, limit)
+
+    def _answer(
+        self, request: GenerationRequest, question: Question, sequence: RunningSequence, limit: int
+    ) -> Generator[Chunk, None, None]:
         model, sessions = self._model, self._model.sessions
-        question = model.read(request.messages)
-        prompt = model.prompt(question, [model.encode(picture) for picture in question.pictures])
-        prompt_tokens = len(question.ids)
-        limit = min(request.sampling.max_tokens, model.facts.context - prompt_tokens)
         sampling = request.sampling
         # Tokens that stand for a picture are not the prompt's words.
         sample = Sampler(sampling, (token for token in question.ids if token != model.facts.image_token))
         ends = model.facts.end_tokens.union(sampling.stop_tokens)
         answer = AnswerStream(model.text, sampling.stop)
-        cache, tokens = sessions.new_cache(prompt_tokens + limit), prompt.tokens
+        prompt, cache, tokens = sequence.prompt, sequence.cache, sequence.prompt.tokens
         for count in range(1, limit + 1):
             logits = sessions.decode(tokens, cache)[0]
             token = sample(logits)
@@ -67,9 +73,10 @@ class OnnxGenerator:
             logprobs = None
             if sampling.logprobs is not None:
                 logprobs = () if ended else (token_logprob(logits, token, sampling.logprobs, model.text),)
-            yield Chunk(text, Usage(prompt_tokens, count), finish, logprobs)
+            yield Chunk(text, Usage(len(question.ids), count, sequence.cached_tokens), finish, logprobs)
             if finish:
                 return
+            sequence.answer.append(token)
             tokens = sessions.one_token([token], [prompt.next_position + count - 1])
 
 
@@ -78,7 +85,7 @@ class OnnxEngine:
 
     def __init__(self, artifact: Artifact, config: ServeConfig) -> None:
         self._model = artifact.manifest.model
-        self._generator = OnnxGenerator(artifact, config.threads)
+        self._generator = OnnxGenerator(artifact, config.threads, config.cache_mb)
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="onnx")
         self._slots = asyncio.Semaphore(config.concurrency)  # wakes those who wait in the order of their arrival
         self._closed = False
@@ -93,13 +100,23 @@ class OnnxEngine:
         async with self._slots:
             chunks = self._generator.generate(request)
             finished = False
-            while not finished:
-                if self._closed:
-                    raise ServeError("the server is shutting down; ask again later")
-                chunk = await loop.run_in_executor(self._threads, next, chunks)
-                finished = chunk.finish_reason is not None
-                yield chunk
+            try:
+                while not finished:
+                    if self._closed:
+                        raise ServeError("the server is shutting down; ask again later")
+                    chunk = await loop.run_in_executor(self._threads, next, chunks)
+                    finished = chunk.finish_reason is not None
+                    yield chunk
+            finally:
+                if not self._closed:
+                    await loop.run_in_executor(self._threads, _close, chunks)
 
     async def close(self) -> None:
         self._closed = True
         await asyncio.to_thread(self._threads.shutdown, wait=True)
+
+
+def _close(chunks: Generator[Chunk, None, None]) -> None:
+    """End a request, and so keep of it what is kept. One that is still making a token ends in its own thread."""
+    if getgeneratorstate(chunks) != GEN_RUNNING:
+        chunks.close()

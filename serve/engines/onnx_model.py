@@ -3,16 +3,19 @@
 Knows no sampling and no server: `onnx` serves with it, and every export is verified with it.
 """
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from slimdeploy.errors import ArtifactError, DataError
+from slimdeploy.images import to_rgb
 
 from ..engine import EncodedImage, Message, RequestError
 from ..model_files import read_facts
@@ -20,7 +23,8 @@ from ..pictures import Picture, load_pictures
 from ..positions import positions, token_kinds
 from ..prompts import load_prompts
 from ..text import Text
-from .onnx_sessions import Floats, OnnxSessions, Tokens
+from .onnx_sessions import Floats, OnnxSessions, Past, Tokens
+from .prefix_cache import PrefixCache
 
 Features = dict[str, Floats]
 """What the vision graph gives for one picture, by its names: features of (tokens, hidden), or of (layers, ...)."""
@@ -30,25 +34,43 @@ FEATURES, DEEPSTACK = "image_features", "deepstack_features"
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation, read: ids as the decoder sees them, and its pictures in order."""
+    """A conversation, read: ids as the decoder sees them, and its pictures in order.
+
+    digests: of the pictures as they came. features: by digest, of those that were seen before.
+    """
 
     ids: list[int]
     pictures: list[Picture]
+    digests: list[bytes]
+    features: Mapping[bytes, Features]
+
+
+@dataclass(frozen=True)
+class SeenPicture:
+    """All that is needed of a picture when it comes again. picture: without inputs of the vision graph."""
+
+    picture: Picture
+    features: Features
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.features.values())
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the decoder takes of a conversation. next_position: of the token that follows."""
+    """What the decoder takes of a conversation, or of its end. next_position: of the token that follows."""
 
     tokens: Tokens
     next_position: int
 
 
 class OnnxModel:
-    """The files of an ONNX artifact. threads: of onnxruntime; 0 takes one per core."""
+    """The files of an ONNX artifact. threads: of onnxruntime; 0 takes one per core. cache_bytes: kept of requests."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, cache_bytes: int = 0) -> None:
         self._folder = folder
+        self.cache: PrefixCache[SeenPicture, Past] = PrefixCache(cache_bytes)
         self.facts = read_facts(folder)
         self.text = Text(folder)
         self._pictures = load_pictures(folder, self.facts.family, self.text)
@@ -64,12 +86,28 @@ class OnnxModel:
         prompt = self._prompts.render(messages)
         ids = self._prompts.ids(prompt)
         self._check_length(len(ids))  # before the costly part; the exact check follows
-        if not images:
-            return Question(ids, [])
-        pictures = self._prepared(images)
-        ids = self._prompts.ids(prompt, pictures)
-        self._check_length(len(ids))
-        return Question(ids, pictures)
+        digests = [_digest(image) for image in images]
+        seen = {digest: each for digest in digests if (each := self.cache.picture(digest))}
+        new = {digest: image for digest, image in zip(digests, images, strict=True) if digest not in seen}
+        known = self._prepared(new) | {digest: each.picture for digest, each in seen.items()}
+        pictures = [known[digest] for digest in digests]
+        if pictures:
+            ids = self._prompts.ids(prompt, pictures)
+            self._check_length(len(ids))
+        return Question(ids, pictures, digests, {digest: each.features for digest, each in seen.items()})
+
+    def features(self, question: Question, start: int = 0) -> list[Features]:
+        """Of its pictures, in order, less those whose tokens all stand before `start`. None is encoded twice."""
+        before = question.ids[:start].count(self.facts.image_token)
+        ends = accumulate(picture.tokens for picture in question.pictures)
+        placed = zip(question.digests, question.pictures, ends, strict=True)
+        needed = [(digest, picture) for digest, picture, end in placed if end > before]
+        known = dict(question.features)
+        for digest, picture in needed:
+            if digest not in known:
+                known[digest] = self.encode(picture)
+                self.cache.keep_picture(digest, SeenPicture(replace(picture, inputs={}), known[digest]))
+        return [known[digest] for digest, _ in needed]
 
     def encode(self, picture: Picture) -> Features:
         """Raises ArtifactError where the graph does not give what the processor announced."""
@@ -82,26 +120,33 @@ class OnnxModel:
             )
         return features | {FEATURES: rows}
 
-    def prompt(self, question: Question, features: Sequence[Features]) -> Prompt:
-        """features: of its pictures, in order."""
-        embeddings = self.sessions.embed(question.ids)
-        more = self.sessions.plain_text(1, len(question.ids))
+    def prompt(self, question: Question, features: Sequence[Features], start: int = 0) -> Prompt:
+        """From the token at `start` on. features: of its pictures, in order, as `features` gives them."""
+        ids = question.ids[start:]
+        embeddings = self.sessions.embed(ids)
+        more = self.sessions.plain_text(1, len(ids))
         if (kinds := token_kinds(self.facts, question.ids)) is not None:
-            more["token_type_ids"] = kinds[None]
+            more["token_type_ids"] = kinds[None, start:]
         if features:
-            is_picture = np.array(question.ids) == self.facts.image_token
-            embeddings[0, is_picture] = np.concatenate([each[FEATURES] for each in features])
+            is_picture = np.array(ids) == self.facts.image_token
+            # The first of them may belong to a picture that began before.
+            rows = slice(-int(is_picture.sum()), None)
+            embeddings[0, is_picture] = np.concatenate([each[FEATURES] for each in features])[rows]
             if "deepstack_embeds" in more:
-                more["deepstack_embeds"][:, 0, is_picture] = np.concatenate([each[DEEPSTACK] for each in features], 1)
+                deepstack = np.concatenate([each[DEEPSTACK] for each in features], 1)
+                more["deepstack_embeds"][:, 0, is_picture] = deepstack[:, rows]
         where = positions(self.facts, question.ids, question.pictures)
         places = where.ids[None] if where.ids.ndim == 1 else where.ids[:, None]
-        return Prompt(Tokens(embeddings, places, more), where.next)
+        return Prompt(Tokens(embeddings, places[..., start:], more), where.next)
 
-    def _prepared(self, images: Sequence[EncodedImage | Image.Image]) -> list[Picture]:
+    def _prepared(self, images: Mapping[bytes, EncodedImage | Image.Image]) -> dict[bytes, Picture]:
+        if not images:
+            return {}  # without waiting for other requests' pictures
         try:
-            return self._decoding.submit(self._pictures.prepare_all, map(_decoded, images)).result()
+            pictures = self._decoding.submit(self._pictures.prepare_all, map(_decoded, images.values())).result()
         except DataError as error:
             raise RequestError(str(error), param="messages") from None
+        return dict(zip(images, pictures, strict=True))
 
     def _check_length(self, prompt_tokens: int) -> None:
         if prompt_tokens >= self.facts.context:
@@ -115,3 +160,13 @@ class OnnxModel:
 
 def _decoded(image: EncodedImage | Image.Image) -> Image.Image:
     return image if isinstance(image, Image.Image) else image.decode()
+
+
+def _digest(image: EncodedImage | Image.Image) -> bytes:
+    """sha256 of a picture as it came, or of all that a model sees of one that is decoded."""
+    if isinstance(image, EncodedImage):
+        return hashlib.sha256(image.data).digest()
+    seen = to_rgb(image)
+    digest = hashlib.sha256(f"RGB {seen.width} {seen.height} ".encode())
+    digest.update(seen.tobytes())
+    return digest.digest()

@@ -99,19 +99,46 @@ def _batch_axis(name: str, array: NDArray[Any]) -> int:
     return array.ndim - 2 - has_width
 
 
+@dataclass(frozen=True)
+class Past:
+    """Keys and values of the tokens of one sequence, by layer: (1, KV heads, tokens, head size)."""
+
+    arrays: list[Floats]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays)
+
+
 @dataclass
 class KeyValueCache:
     """What the decoder remembers of sequences: buffers that it reads, and writes what is new into.
 
-    capacity: tokens that a sequence has room for. lengths: tokens in each, (batch,). logits: (batch, 1, vocabulary),
-    after the last of them. binding: of the decoder to all of these, which it does not keep alive.
+    capacity: tokens that a sequence has room for. lengths: tokens in each, (batch,). past: arrays in the memory of the
+    buffers, (batch, KV heads, capacity, head size). logits: (batch, 1, vocabulary), after the last of them. binding: of
+    the decoder to all of these, which it does not keep alive.
     """
 
     capacity: int
     lengths: Integers
     buffers: list[Any]
+    past: list[Floats]
     logits: Floats
     binding: Any
+
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(array.nbytes for array in self.past) // self.capacity
+
+    def first(self, tokens: int) -> Past:
+        """A copy of the first tokens, as large as they are: the capacity may be many times that."""
+        return Past([array[:, :, :tokens].copy() for array in self.past])
+
+    def start_from(self, past: Past, tokens: int) -> None:
+        """As if the first tokens of that sequence had been decoded here. They are copied."""
+        for array, given in zip(self.past, past.arrays, strict=True):
+            array[:, :, :tokens] = given[:, :, :tokens]
+        self.lengths = np.full_like(self.lengths, tokens)
 
 
 class OnnxSessions:
@@ -165,16 +192,17 @@ class OnnxSessions:
     def new_cache(self, capacity: int, batch: int = 1) -> KeyValueCache:
         """For sequences of at most `capacity` tokens. The system gives it memory as it fills."""
         binding = self._decoder.io_binding()
+        past = [np.zeros((batch, node.shape[1], capacity, node.shape[3]), np.float32) for node in self._past.values()]
         buffers = []
-        for name, node in self._past.items():
-            buffer = self._value(np.zeros((batch, node.shape[1], capacity, node.shape[3]), np.float32))
+        for name, array in zip(self._past, past, strict=True):
+            buffer = self._value(array)
             binding.bind_ortvalue_input(name, buffer)
             binding.bind_ortvalue_output(name.replace(_PAST, _PRESENT), buffer)
             buffers.append(buffer)
         logits = np.zeros((batch, 1, self._vocabulary), np.float32)
         buffers.append(self._value(logits))
         binding.bind_ortvalue_output("logits", buffers[-1])
-        return KeyValueCache(capacity, np.zeros(batch, np.int64), buffers, logits, binding)
+        return KeyValueCache(capacity, np.zeros(batch, np.int64), buffers, past, logits, binding)
 
     def decode(self, tokens: Tokens, cache: KeyValueCache, counts: Integers | None = None) -> Floats:
         """Run the decoder over more tokens of every sequence, and remember them in the cache, which has room for them.

@@ -3,27 +3,19 @@
 from pathlib import Path
 
 import pytest
-import torch
-from artifacts import new_artifact
-from exported import Exported
-from families import FAMILIES, make_checkpoint
+from exported import Exported, exported, half_pruned, prompts_for
+from families import FAMILIES
 from made_once import MakeOnce
-from tiny import make_samples
 
-from slimdeploy.artifact import Manifest, open_artifact
-from slimdeploy.config import ExportConfig
+from slimdeploy.artifact import open_artifact
 from slimdeploy.evaluate import greedy_answers
-from slimdeploy.exporters import ExportJob, export
 from slimdeploy.exporters.limits import VISION_TOWERS
-from slimdeploy.model import Model, load_model
+from slimdeploy.model import Model
 from slimdeploy.progress import Progress
-from slimdeploy.samples import Sample
 from slimdeploy.serve.engine import greedy
 from slimdeploy.serve.runtime import LoadedModel
 
 EXPORTED = tuple(name for name in VISION_TOWERS["onnx"] if name in FAMILIES)
-SEEDS = {"gemma3": 2}
-"""Of random models whose answers depend on the prompt, where the usual one's do not."""
 PARTS = {"vision_encoder", "embed_tokens", "decoder_model_merged"}
 
 pytestmark = pytest.mark.usefixtures("traced_once")
@@ -31,39 +23,13 @@ pytestmark = pytest.mark.usefixtures("traced_once")
 
 @pytest.fixture(scope="module", params=EXPORTED)
 def model(request: pytest.FixtureRequest, make_once: MakeOnce) -> Model:
-    """Half of every prunable matrix is zero."""
     name: str = request.param
-    seed = SEEDS.get(name, 0)
-    model = load_model(str(make_once(f"exported_{name}", lambda folder: make_checkpoint(FAMILIES[name], folder, seed))))
-    with torch.no_grad():
-        for layer in model.layers():
-            weight = model.linear(layer.name).weight
-            weight *= weight.abs() > weight.abs().median()
-    return model
-
-
-def prompts_for(model: Model) -> list[Sample]:
-    """Pictures of several shapes; one prompt without, and one with two, where the family takes such."""
-    prompts = make_samples(3)
-    if model.arch.fewest == 0:
-        prompts.append(Sample("text", "Which day is it?"))
-    return [*prompts, Sample("two", "Which is larger?", (*prompts[0].images, *prompts[1].images))]
+    return half_pruned(name, make_once)
 
 
 @pytest.fixture(scope="module")
 def dense(model: Model, make_once: MakeOnce) -> Exported:
     return exported(model, "dense-fp32", make_once)
-
-
-def exported(model: Model, weights: str, make_once: MakeOnce) -> Exported:
-    def make(parent: Path) -> Exported:
-        family = model.arch.model_type
-        with new_artifact(parent / "artifact", Manifest("onnx", family, family)) as folder:
-            config = ExportConfig.model_validate({"onnx": {"weights": weights}})
-            verification = export(model, folder, ExportJob(config, prompts_for(model)), Progress.silent())
-        return Exported(parent / "artifact", verification)
-
-    return make_once(f"artifact_{model.arch.model_type}_{weights}", make)
 
 
 def test_every_part_is_within_float32_of_torch(dense: Exported, model: Model) -> None:

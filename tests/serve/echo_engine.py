@@ -1,4 +1,7 @@
-"""A small real engine without a model: it answers with the last message's text, a word per token."""
+"""A small real engine without a model: it answers with the last message's text, a word per token.
+
+It claims to have had all words but the last from the cache.
+"""
 
 import asyncio
 import math
@@ -62,7 +65,7 @@ class EchoEngine:
                 finish = "length"
             word = word if number == 1 else f" {word}"
             logprobs = None if sampling.logprobs is None else (_logprob(word, sampling.logprobs),)
-            yield Chunk(word, Usage(len(words), number), finish, logprobs)
+            yield Chunk(word, Usage(len(words), number, len(words) - 1), finish, logprobs)
             if finish:
                 return
 

@@ -39,6 +39,8 @@ def test_a_question_is_answered(client: openai.OpenAI) -> None:
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (3, 2, 5)
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 2
     assert answer.model == "echo"
     assert answer.id.startswith("chatcmpl-")
 

@@ -270,8 +270,9 @@ def test_features_that_are_no_tokens_of_the_picture_are_the_artifacts_error(
 ) -> None:
     features = {"image_features": np.zeros((1, 3, 64), np.float32)}
     monkeypatch.setattr(onnx_sessions.OnnxSessions, "encode_picture", lambda *_: features)
+    never_seen = [Image.new("RGB", (33, 33))]
     with pytest.raises(ArtifactError, match=r"vision_encoder\.onnx gives 3 features for a picture of 4 tokens"):
-        asyncio.run(collect(engine, ask("What?", pictures(1))))
+        asyncio.run(collect(engine, ask("What?", never_seen)))
 
 
 def test_a_picture_that_cannot_be_resized_is_the_requests_error(engine: OnnxEngine) -> None:
