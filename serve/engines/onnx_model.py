@@ -20,6 +20,7 @@ from ..pictures import Picture, load_pictures
 from ..positions import positions, token_kinds
 from ..prompts import load_prompts
 from ..text import Text
+from .onnx_provider import CPU, Provider
 from .onnx_sessions import Floats, OnnxSessions, Tokens
 
 Features = dict[str, Floats]
@@ -47,7 +48,7 @@ class Prompt:
 class OnnxModel:
     """The files of an ONNX artifact. threads: of onnxruntime; 0 takes one per core."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, provider: Provider = CPU) -> None:
         self._folder = folder
         self.facts = read_facts(folder)
         self.text = Text(folder)
@@ -56,7 +57,7 @@ class OnnxModel:
         # Pixels can take a thousand times a file's bytes: of all requests together, one picture is decoded at a time.
         # One thread and not a lock, because malloc keeps for each thread what a large picture took there.
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
-        self.sessions = OnnxSessions(folder, threads or len(os.sched_getaffinity(0)), self.facts.context)
+        self.sessions = OnnxSessions(folder, threads or len(os.sched_getaffinity(0)), self.facts.context, provider)
 
     def read(self, messages: Sequence[Message]) -> Question:
         """Raises RequestError for a conversation that the model cannot answer."""

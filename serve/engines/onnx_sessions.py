@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from slimdeploy.errors import ArtifactError, ServeError
 from slimdeploy.kernels.operators import register_operators
 
+from .onnx_provider import CPU, Provider
+
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
@@ -117,8 +119,9 @@ class KeyValueCache:
 class OnnxSessions:
     """threads: of one run of a graph; runs of several requests share them. context: tokens of the longest sequence."""
 
-    def __init__(self, folder: Path, threads: int, context: int) -> None:
+    def __init__(self, folder: Path, threads: int, context: int, provider: Provider = CPU) -> None:
         self._onnxruntime = import_onnxruntime()
+        self._provider = provider
         self._vision, self._embedding, self._decoder = (
             self._session(folder / f"{name}.onnx", threads) for name in GRAPHS
         )
@@ -129,6 +132,9 @@ class OnnxSessions:
         if not self._past or missing:
             what = ", ".join(sorted(missing)) or f"{_PAST} inputs"
             raise ArtifactError(f"{folder / GRAPHS[2]}.onnx has no {what}; export the artifact again")
+        # Where attention reads it: with CUDA in main memory all the same, if CUDA has no attention of the graph's kind.
+        memory = dict(zip(inputs, self._decoder.get_input_memory_infos(), strict=True))
+        self._memory_of_past = "cuda" if memory[next(iter(self._past))].name == "Cuda" else "cpu"
         self._vocabulary = outputs["logits"].shape[-1]
         self._dimensions = len(inputs["position_ids"].shape)
         self._more = {
@@ -167,7 +173,8 @@ class OnnxSessions:
         binding = self._decoder.io_binding()
         buffers = []
         for name, node in self._past.items():
-            buffer = self._value(np.zeros((batch, node.shape[1], capacity, node.shape[3]), np.float32))
+            zeros = np.zeros((batch, node.shape[1], capacity, node.shape[3]), np.float32)
+            buffer = self._value(zeros, self._memory_of_past)
             binding.bind_ortvalue_input(name, buffer)
             binding.bind_ortvalue_output(name.replace(_PAST, _PRESENT), buffer)
             buffers.append(buffer)
@@ -197,9 +204,9 @@ class OnnxSessions:
         cache.lengths = lengths
         return cache.logits[:, 0].copy()
 
-    def _value(self, array: Floats) -> Any:
-        """The array as onnxruntime's, in the same memory."""
-        return self._onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    def _value(self, array: Floats, memory: str = "cpu") -> Any:
+        """The array as onnxruntime's: the same memory where that is the CPU's, a copy elsewhere."""
+        return self._onnxruntime.OrtValue.ortvalue_from_numpy(array, memory)
 
     def _session(self, file: Path, threads: int) -> Any:
         if not file.is_file():
@@ -209,11 +216,18 @@ class OnnxSessions:
         options.inter_op_num_threads = 1
         # Threads that wait by spinning would take the cores from other requests and from the server itself.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        register_operators(options)
+        provider = self._provider
+        if provider.device == "cpu":
+            register_operators(options)
         try:
-            return self._onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            # Its own fallback would print, and go on without the provider.
+            session = self._onnxruntime.InferenceSession(
+                str(file), options, providers=provider.in_order, enable_fallback=False
+            )
         except Exception as error:  # onnxruntime's exceptions share no other base
             raise ArtifactError(f"{file} cannot be loaded by onnxruntime: {error}") from None
+        provider.require(session, file)
+        return session
 
 
 def _is_installed(distribution: str) -> bool:
