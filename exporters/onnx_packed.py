@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from onnxscript import ir
 
 from ..errors import ExportError
+from ..kernels.operators import DOMAIN, VERSION
 from ..packed import Encoding, PackedTensor, ValueType
 from ..packed_tensor import ALL_KEPT, VALUE_DTYPES
 from .onnx_edit import add_initializer, multiplied, replace
-from .onnx_functions import DENSE, DOMAIN, SPARSE, VERSION, function_of
+from .onnx_functions import DENSE, SPARSE, function_of
 
 _TYPES: Final[Mapping[ValueType, ir.DataType]] = {
     "bf16": ir.DataType.BFLOAT16,

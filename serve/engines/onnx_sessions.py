@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from slimdeploy.errors import ArtifactError, ServeError
 from slimdeploy.kernels.operators import register_operators
 
+from .onnx_file import require_known_operators
 from .onnx_provider import CPU, Provider
 
 Floats = NDArray[np.float32]
@@ -211,6 +212,7 @@ class OnnxSessions:
     def _session(self, file: Path, threads: int) -> Any:
         if not file.is_file():
             raise ArtifactError(f"{file} is missing; export the artifact again")
+        require_known_operators(file)
         options = self._onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -225,7 +227,10 @@ class OnnxSessions:
                 str(file), options, providers=provider.in_order, enable_fallback=False
             )
         except Exception as error:  # onnxruntime's exceptions share no other base
-            raise ArtifactError(f"{file} cannot be loaded by onnxruntime: {error}") from None
+            otherwise = "" if provider.device == "cpu" else ", or set serve.onnx.provider = 'cpu'"
+            raise ArtifactError(
+                f"{file} cannot be loaded by onnxruntime: {error}; export the artifact again{otherwise}"
+            ) from None
         provider.require(session, file)
         return session
 

@@ -1,5 +1,6 @@
 """How much memory serving takes is told before anything is loaded, and whether the machine has it."""
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -80,11 +81,19 @@ def test_a_dry_run_tells_whether_it_fits_and_serves_nothing(
     assert "not known" in capsys.readouterr().out
 
 
+BARE = {
+    "model_type": "llava",
+    "image_token_id": 4,
+    "eos_token_id": 2,
+    "text_config": {"max_position_embeddings": 256},
+}
+
+
 def test_a_dry_run_refuses_what_serving_would_refuse(artifact: Artifact, tmp_path: Path) -> None:
     assert main(["serve", str(tmp_path), "--dry-run"]) == 2
     with pytest.raises(ServeError, match="'vllm', which no engine here serves"):
         all_needs(Artifact(tmp_path, Manifest("vllm", "m", "llava")), CONFIG)
-    (tmp_path / "config.json").write_text('{"text_config": {}}')
+    (tmp_path / "config.json").write_text(json.dumps(BARE))
     with pytest.raises(ArtifactError, match=r"config\.json has no num_attention_heads"):
         lasting_needs(Artifact(tmp_path, artifact.manifest), CONFIG)
 
@@ -92,6 +101,7 @@ def test_a_dry_run_refuses_what_serving_would_refuse(artifact: Artifact, tmp_pat
 def test_a_server_that_cannot_fit_says_so_before_it_loads(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, "slimdeploy")
     create_engine(artifact, CONFIG)
     assert not caplog.records
     least = total(lasting_needs(artifact, CONFIG))
