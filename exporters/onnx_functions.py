@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from onnxscript import ir
 
+from ..kernels.operators import DOMAIN
 from ..packed import ValueType
 
-DOMAIN = "slimdeploy"
-VERSION = 1
 SPARSE = "SparseLinear"
 DENSE = "DenseLinear"
 ATTRIBUTES = {"columns": ir.AttributeType.INT, "group": ir.AttributeType.INT, "pattern": ir.AttributeType.STRING}

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from onnxscript import ir
 
 from ..errors import ExportError
+from ..kernels.operators import DOMAIN, VERSION
 from ..packed import Encoding, PackedTensor, ValueType
 from ..packed_tensor import ALL_KEPT, VALUE_DTYPES
 from .onnx_data import read_bytes
 from .onnx_forms import Product
-from .onnx_functions import DENSE, DOMAIN, SPARSE, VERSION, function_of
+from .onnx_functions import DENSE, SPARSE, function_of
 from .packing import pack_smallest
 
 _TYPES: Final[Mapping[ValueType, ir.DataType]] = {

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from onnxscript import ir
 from torch import Tensor
 
+from ..kernels.operators import DOMAIN
 from ..packed import PackedTensor, unpack
 from .graph import EMBED_TOKENS
 from .onnx_data import read_array
 from .onnx_forms import from_blocks
-from .onnx_functions import DOMAIN
 from .onnx_packed import read_packed, value_type
 from .onnx_table import read_table
 from .reference import ROUNDING_OF, Reference, Rounding

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from ..errors import ExportError
 from ..kernels import reference
-from ..kernels.operators import register_operators
+from ..kernels.operators import DOMAIN, register_operators
 from ..packed import PackedTensor, ValueType
-from .onnx_functions import DOMAIN
 
 MAX_RELATIVE_ERROR: Final[Mapping[ValueType, float]] = {"bf16": 5e-3, "fp16": 1e-5, "int8": 1e-5, "int4": 1e-5}
 """||y - reference|| / ||reference||; bf16 products are rounded once more on some CPUs."""

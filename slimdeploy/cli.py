@@ -1,7 +1,7 @@
 """The command line. The only place that prints or exits.
 
-Exit codes: 0 done; 1 a target was missed, or the doctor found a problem; 2 something a user can mend, in one
-sentence; 130 interrupted.
+Exit codes: 0 done; 1 a target was missed, memory is short, or the doctor found a problem; 2 something a user can mend,
+in one sentence; 130 interrupted.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -21,6 +21,9 @@ from .doctor import extra_with
 from .errors import ArtifactError, ConfigError, SlimdeployError
 from .progress import Progress
 from .writing import new_file
+
+if TYPE_CHECKING:
+    from .artifact import Artifact
 
 DEFAULT_CONFIG = "deploy.toml"
 OF_THE_RUN = f"default: {DEFAULT_CONFIG} in the run's folder, else here"
@@ -101,6 +104,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--host", help="address to listen on")
     serve.add_argument("--port", type=int, help="port to listen on; 0 takes a free one")
+    serve.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="serve nothing: tell how much memory it takes; exit code 0 if this machine has it, 1 if not",
+    )
     serve.set_defaults(command=_serve)
 
     validate = commands.add_parser("validate", help="measure an artifact or endpoint and compare it with the targets")
@@ -238,11 +246,28 @@ def _serve(options: argparse.Namespace) -> int:
 
     config = _serve_config(options)
     artifact = open_artifact(options.artifact)
+    if options.dry_run:
+        return _dry_run(artifact, config)
     # Our own notes, such as how weights are held; other packages' only from warnings on.
     logging.basicConfig(format="%(message)s")
     logging.getLogger(__package__).setLevel(logging.INFO)
     run_server(artifact, config, ready=lambda url: _say(f"serving {artifact.manifest.model} at {url}"))
     return 0
+
+
+def _dry_run(artifact: "Artifact", config: ServeConfig) -> int:
+    from .doctor import free_memory
+    from .serve.memory import all_needs, total
+    from .tables import memory_table
+
+    needs, free = all_needs(artifact, config), free_memory()
+    Console().print(memory_table(needs, free))
+    if free is None:
+        _say("how much memory is free is not known on this system")
+        return 0
+    fits = total(needs) <= free
+    _say("it fits" if fits else "it does not fit; lower serve.concurrency or serve.max_image_megapixels")
+    return 0 if fits else 1
 
 
 def _serve_config(options: argparse.Namespace) -> ServeConfig:

@@ -14,6 +14,7 @@ VisionWeights = OnnxWeights | Literal["same"]
 HeadWeights = Literal["auto", "int8", "int4"]
 EmbeddingWeights = Literal["auto", "float16", "int8", "int4"]
 OtherForm = Literal["none", "dense-fp32", "dense-fp16", "dense-int8", "dense-int4"]
+ProviderSetting = Literal["auto", "cpu", "cuda"]
 CheckpointWeights = Literal["dense", "packed", "packed-int4", "packed-int8", "packed-bf16"]
 Metric = Literal["ttft", "tpot", "e2e", "throughput", "accuracy", "accuracy_retention", "artifact_mb"]
 
@@ -82,6 +83,15 @@ class ExportConfig(Table):
         return self.weights == "dense"
 
 
+class ServeOnnxConfig(Table):
+    """What runs the graphs of an ONNX artifact."""
+
+    provider: ProviderSetting = Field(
+        "auto",
+        description='Execution provider: "cpu", "cuda" (with slimdeploy[edge-gpu]), or "auto": CUDA where it works.',
+    )
+
+
 class ServeConfig(Table):
     """The OpenAI-compatible server and its limits."""
 
@@ -100,6 +110,7 @@ class ServeConfig(Table):
     max_image_mb: float = Field(10.0, gt=0, description="Encoded size of one image.")
     max_image_megapixels: float = Field(40.0, gt=0, description="Decoded size of one image.")
     max_body_mb: float = Field(32.0, gt=0, description="Size of a request's body.")
+    onnx: ServeOnnxConfig = ServeOnnxConfig()
 
 
 class ValidateConfig(Table):

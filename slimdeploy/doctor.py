@@ -1,4 +1,7 @@
-"""What this machine has and what slimdeploy can do with it. Imports no extra: versions are read from metadata."""
+"""What this machine has and what slimdeploy can do with it.
+
+Versions are read from metadata. The only extra that is imported is onnxruntime, to ask what it runs on.
+"""
 
 import os
 import platform
@@ -8,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import __version__
-from .errors import ConfigError
+from .errors import ConfigError, ServeError
 from .kernels.library import FORCED, instruction_set_in_use, instruction_sets, layout_choice
 from .kernels.operators import fallback_note
 from .packed_tensor import ENCODINGS
@@ -55,7 +58,7 @@ def examine(lookup: Lookup = version) -> list[Finding]:
         *_memory(),
         *kernels(),
         *(_extra(name, packages, found) for name, packages in EXTRAS.items()),
-        *_two_onnxruntimes(found),
+        *(_two_onnxruntimes(found) or _providers(found)),
     ]
 
 
@@ -157,3 +160,20 @@ def _two_onnxruntimes(found: Mapping[str, str]) -> list[Finding]:
         "`pip uninstall onnxruntime onnxruntime-gpu`, then install one of slimdeploy[edge] and slimdeploy[edge-gpu]"
     )
     return [Finding("onnxruntime", ", ".join(f"{name} {found[name]}" for name in both), problem)]
+
+
+def _providers(found: Mapping[str, str]) -> list[Finding]:
+    """What onnxruntime offers to run artifacts on; that CUDA is built in does not mean that it works."""
+    if not {"onnxruntime", "onnxruntime-gpu"} & found.keys():
+        return []
+    from .serve.engines.onnx_provider import cuda_problem
+    from .serve.engines.onnx_sessions import import_onnxruntime
+
+    try:
+        onnxruntime = import_onnxruntime()
+    except ServeError as error:
+        return [Finding("onnxruntime", "not usable", str(error))]
+    offered = ", ".join(onnxruntime.get_available_providers())
+    problem = cuda_problem(onnxruntime)
+    runs = f"on the CPU: {problem}" if problem else "with CUDA"
+    return [Finding("onnxruntime", f"offers {offered}; serve.onnx.provider = 'auto' runs artifacts {runs}")]

@@ -1,7 +1,7 @@
 """What the command line shows, as rich tables. Renders; measures and prints nothing."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import RenderableType
@@ -12,6 +12,9 @@ from .doctor import Finding
 from .measurements import LATENCY_METRICS
 from .report import STAGES, Report
 from .scoring import Accuracy
+
+if TYPE_CHECKING:
+    from .serve.memory import Need
 
 
 def verdict(report: Report) -> list[RenderableType]:
@@ -111,6 +114,18 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     for finding in findings:
         problem = f"\n[red]{escape(finding.problem)}[/]" if finding.problem else ""
         table.add_row(finding.name, f"{escape(finding.value)}{problem}")
+    return table
+
+
+def memory_table(needs: Sequence["Need"], free: int | None) -> Table:
+    """What serving takes, and what the machine has."""
+    table = _table("memory to serve with", "what", "MB", "how it was reckoned")
+    table.columns[1].justify = "right"
+    for need in needs:
+        table.add_row(need.what, f"{need.bytes / 1e6:,.0f}", need.how)
+    table.add_row("all", f"{sum(need.bytes for need in needs) / 1e6:,.0f}", "", style="bold")
+    if free is not None:
+        table.add_row("free", f"{free / 1e6:,.0f}", "on this machine, swap included")
     return table
 
 

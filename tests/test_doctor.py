@@ -39,6 +39,13 @@ def test_two_onnxruntimes_are_a_problem_with_its_remedy() -> None:
     assert "slimdeploy[edge-gpu]" in found.problem
 
 
+def test_what_onnxruntime_offers_is_told_and_what_auto_makes_of_it() -> None:
+    found = finding(examine(having("onnxruntime")), "onnxruntime")
+    assert "CPUExecutionProvider" in found.value
+    assert "'auto' runs artifacts on the CPU: this onnxruntime was built without CUDA" in found.value
+    assert all(finding.name != "onnxruntime" for finding in examine(having()))
+
+
 def test_a_missing_library_is_a_problem_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "missing_operators", lambda: "the kernels are not installed; install g++")
     [found] = kernels()

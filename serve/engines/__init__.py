@@ -11,8 +11,10 @@ def create_engine(artifact: Artifact, config: ServeConfig) -> Engine:
     """The engine for the artifact's format. Raises ServeError for a format that another server runs."""
     match artifact.manifest.format:
         case "onnx":
+            from ..memory import warn_where_too_large
             from .onnx import OnnxEngine
 
+            warn_where_too_large(artifact, config)
             return OnnxEngine(artifact, config)
         case "vllm":
             raise ServeError(f"{artifact.path} is for vLLM: start it with `vllm serve {artifact.path}`")

@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from inspect import GEN_RUNNING, getgeneratorstate
 
 from slimdeploy.artifact import Artifact
-from slimdeploy.config import ServeConfig
+from slimdeploy.config import ProviderSetting, ServeConfig
 from slimdeploy.errors import ServeError
 from slimdeploy.kernels.library import instruction_set_in_use
-from slimdeploy.kernels.operators import fallback_note
 from slimdeploy.layouts import held, packed_matrices
 
 from ..engine import Chunk, FinishReason, GenerationRequest, Usage
@@ -22,7 +21,9 @@ from ..logprobs import token_logprob
 from ..sampling import Sampler
 from ..text import AnswerStream
 from .onnx_model import OnnxModel, Question
+from .onnx_provider import choose_provider
 from .onnx_sequence import RunningSequence, running
+from .onnx_sessions import import_onnxruntime
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +31,15 @@ log = logging.getLogger(__name__)
 class OnnxGenerator:
     """A loaded ONNX artifact. threads: of onnxruntime; 0 takes one per core. cache_mb: kept for later requests."""
 
-    def __init__(self, artifact: Artifact, threads: int, cache_mb: float = 0) -> None:
-        note = fallback_note() if artifact.manifest.is_packed else None
+    def __init__(
+        self, artifact: Artifact, threads: int, cache_mb: float = 0, setting: ProviderSetting = "auto"
+    ) -> None:
+        provider = choose_provider(import_onnxruntime(), setting)
+        log.info("%s: %s", artifact.path, provider)
+        note = provider.note_on_packed() if artifact.manifest.is_packed else None
         if note:
             log.warning("%s: %s", artifact.path, note)
-        self._model = OnnxModel(artifact.path, threads, int(cache_mb * 1e6))
+        self._model = OnnxModel(artifact.path, threads, provider, int(cache_mb * 1e6))
         if artifact.manifest.is_packed and not note:
             log.info("%s: kernels %s", artifact.path, instruction_set_in_use())
             for each in held(packed_matrices(artifact.manifest)):
@@ -85,7 +90,7 @@ class OnnxEngine:
 
     def __init__(self, artifact: Artifact, config: ServeConfig) -> None:
         self._model = artifact.manifest.model
-        self._generator = OnnxGenerator(artifact, config.threads, config.cache_mb)
+        self._generator = OnnxGenerator(artifact, config.threads, config.cache_mb, config.onnx.provider)
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="onnx")
         self._slots = asyncio.Semaphore(config.concurrency)  # wakes those who wait in the order of their arrival
         self._closed = False

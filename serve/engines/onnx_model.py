@@ -23,6 +23,7 @@ from ..pictures import Picture, load_pictures
 from ..positions import positions, token_kinds
 from ..prompts import load_prompts
 from ..text import Text
+from .onnx_provider import CPU, Provider
 from .onnx_sessions import Floats, OnnxSessions, Past, Tokens
 from .prefix_cache import PrefixCache
 
@@ -68,7 +69,7 @@ class Prompt:
 class OnnxModel:
     """The files of an ONNX artifact. threads: of onnxruntime; 0 takes one per core. cache_bytes: kept of requests."""
 
-    def __init__(self, folder: Path, threads: int, cache_bytes: int = 0) -> None:
+    def __init__(self, folder: Path, threads: int, provider: Provider = CPU, cache_bytes: int = 0) -> None:
         self._folder = folder
         self.cache: PrefixCache[SeenPicture, Past] = PrefixCache(cache_bytes)
         self.facts = read_facts(folder)
@@ -78,7 +79,7 @@ class OnnxModel:
         # Pixels can take a thousand times a file's bytes: of all requests together, one picture is decoded at a time.
         # One thread and not a lock, because malloc keeps for each thread what a large picture took there.
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
-        self.sessions = OnnxSessions(folder, threads or len(os.sched_getaffinity(0)), self.facts.context)
+        self.sessions = OnnxSessions(folder, threads or len(os.sched_getaffinity(0)), self.facts.context, provider)
 
     def read(self, messages: Sequence[Message]) -> Question:
         """Raises RequestError for a conversation that the model cannot answer."""

@@ -4,6 +4,7 @@ Knows arrays only: no text, no pictures, no sampling. Everything is synchronous,
 as long as each has a cache of its own.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 
 from slimdeploy.errors import ArtifactError, ServeError
 from slimdeploy.kernels.operators import register_operators
+
+from .onnx_file import require_known_operators
+from .onnx_provider import CPU, Provider
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -114,38 +118,47 @@ class Past:
 class KeyValueCache:
     """What the decoder remembers of sequences: buffers that it reads, and writes what is new into.
 
-    capacity: tokens that a sequence has room for. lengths: tokens in each, (batch,). past: arrays in the memory of the
-    buffers, (batch, KV heads, capacity, head size). logits: (batch, 1, vocabulary), after the last of them. binding: of
-    the decoder to all of these, which it does not keep alive.
+    capacity: tokens that a sequence has room for. lengths: tokens in each, (batch,). past: onnxruntime's values,
+    (batch, KV heads, capacity, head size). arrays: the same memory, where that is the CPU's. logits: (batch, 1,
+    vocabulary), after the last token; value_of_logits is the same memory. binding: of the decoder to all of these; it
+    keeps none alive.
     """
 
     capacity: int
     lengths: Integers
-    buffers: list[Any]
-    past: list[Floats]
+    past: list[Any]
+    arrays: list[Floats]
     logits: Floats
+    value_of_logits: Any
     binding: Any
 
     @property
     def bytes_per_token(self) -> int:
-        return sum(array.nbytes for array in self.past) // self.capacity
+        weights: int = sum(math.prod(value.shape()) for value in self.past)
+        return 4 * weights // self.capacity
 
     def first(self, tokens: int) -> Past:
         """A copy of the first tokens, as large as they are: the capacity may be many times that."""
-        return Past([array[:, :, :tokens].copy() for array in self.past])
+        arrays = self.arrays or [value.numpy() for value in self.past]
+        return Past([array[:, :, :tokens].copy() for array in arrays])
 
     def start_from(self, past: Past, tokens: int) -> None:
         """As if the first tokens of that sequence had been decoded here. They are copied."""
-        for array, given in zip(self.past, past.arrays, strict=True):
+        arrays = self.arrays or [np.zeros(value.shape(), np.float32) for value in self.past]
+        for array, given in zip(arrays, past.arrays, strict=True):
             array[:, :, :tokens] = given[:, :, :tokens]
+        if not self.arrays:
+            for value, array in zip(self.past, arrays, strict=True):
+                value.update_inplace(array)
         self.lengths = np.full_like(self.lengths, tokens)
 
 
 class OnnxSessions:
     """threads: of one run of a graph; runs of several requests share them. context: tokens of the longest sequence."""
 
-    def __init__(self, folder: Path, threads: int, context: int) -> None:
+    def __init__(self, folder: Path, threads: int, context: int, provider: Provider = CPU) -> None:
         self._onnxruntime = import_onnxruntime()
+        self._provider = provider
         self._vision, self._embedding, self._decoder = (
             self._session(folder / f"{name}.onnx", threads) for name in GRAPHS
         )
@@ -156,6 +169,9 @@ class OnnxSessions:
         if not self._past or missing:
             what = ", ".join(sorted(missing)) or f"{_PAST} inputs"
             raise ArtifactError(f"{folder / GRAPHS[2]}.onnx has no {what}; export the artifact again")
+        # Where attention reads it: with CUDA in main memory all the same, if CUDA has no attention of the graph's kind.
+        memory = dict(zip(inputs, self._decoder.get_input_memory_infos(), strict=True))
+        self._memory_of_past = "cuda" if memory[next(iter(self._past))].name == "Cuda" else "cpu"
         self._vocabulary = outputs["logits"].shape[-1]
         self._dimensions = len(inputs["position_ids"].shape)
         self._more = {
@@ -192,17 +208,17 @@ class OnnxSessions:
     def new_cache(self, capacity: int, batch: int = 1) -> KeyValueCache:
         """For sequences of at most `capacity` tokens. The system gives it memory as it fills."""
         binding = self._decoder.io_binding()
-        past = [np.zeros((batch, node.shape[1], capacity, node.shape[3]), np.float32) for node in self._past.values()]
-        buffers = []
-        for name, array in zip(self._past, past, strict=True):
-            buffer = self._value(array)
-            binding.bind_ortvalue_input(name, buffer)
-            binding.bind_ortvalue_output(name.replace(_PAST, _PRESENT), buffer)
-            buffers.append(buffer)
+        shapes = [(batch, node.shape[1], capacity, node.shape[3]) for node in self._past.values()]
+        arrays = [np.zeros(shape, np.float32) for shape in shapes]
+        past = [self._value(array, self._memory_of_past) for array in arrays]
+        for name, value in zip(self._past, past, strict=True):
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(name.replace(_PAST, _PRESENT), value)
         logits = np.zeros((batch, 1, self._vocabulary), np.float32)
-        buffers.append(self._value(logits))
-        binding.bind_ortvalue_output("logits", buffers[-1])
-        return KeyValueCache(capacity, np.zeros(batch, np.int64), buffers, past, logits, binding)
+        value_of_logits = self._value(logits)
+        binding.bind_ortvalue_output("logits", value_of_logits)
+        shared = arrays if self._memory_of_past == "cpu" else []
+        return KeyValueCache(capacity, np.zeros(batch, np.int64), past, shared, logits, value_of_logits, binding)
 
     def decode(self, tokens: Tokens, cache: KeyValueCache, counts: Integers | None = None) -> Floats:
         """Run the decoder over more tokens of every sequence, and remember them in the cache, which has room for them.
@@ -225,23 +241,34 @@ class OnnxSessions:
         cache.lengths = lengths
         return cache.logits[:, 0].copy()
 
-    def _value(self, array: Floats) -> Any:
-        """The array as onnxruntime's, in the same memory."""
-        return self._onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    def _value(self, array: Floats, memory: str = "cpu") -> Any:
+        """The array as onnxruntime's: the same memory where that is the CPU's, a copy elsewhere."""
+        return self._onnxruntime.OrtValue.ortvalue_from_numpy(array, memory)
 
     def _session(self, file: Path, threads: int) -> Any:
         if not file.is_file():
             raise ArtifactError(f"{file} is missing; export the artifact again")
+        require_known_operators(file)
         options = self._onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Threads that wait by spinning would take the cores from other requests and from the server itself.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        register_operators(options)
+        provider = self._provider
+        if provider.device == "cpu":
+            register_operators(options)
         try:
-            return self._onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            # Its own fallback would print, and go on without the provider.
+            session = self._onnxruntime.InferenceSession(
+                str(file), options, providers=provider.in_order, enable_fallback=False
+            )
         except Exception as error:  # onnxruntime's exceptions share no other base
-            raise ArtifactError(f"{file} cannot be loaded by onnxruntime: {error}") from None
+            otherwise = "" if provider.device == "cpu" else ", or set serve.onnx.provider = 'cpu'"
+            raise ArtifactError(
+                f"{file} cannot be loaded by onnxruntime: {error}; export the artifact again{otherwise}"
+            ) from None
+        provider.require(session, file)
+        return session
 
 
 def _is_installed(distribution: str) -> bool:

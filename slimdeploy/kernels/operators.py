@@ -9,6 +9,10 @@ from typing import Any
 from ..errors import ConfigError
 from .library import instruction_set_in_use, library_file, require_library
 
+DOMAIN = "slimdeploy"
+VERSION = 1
+"""Of what the operators mean. Graphs import the domain at the version that they were made for."""
+
 
 def register_operators(options: Any) -> None:
     """Register with an onnxruntime.SessionOptions, unless `missing_operators` says that they are not to be had.

@@ -262,6 +262,7 @@ def test_the_folder_holds_what_the_edge_needs(onnx_export: Exported) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
         "processor_config.json",
+        "preprocessor_config.json",
         "chat_template.jinja",
     } == files
     assert json.loads((onnx_export.folder / "config.json").read_text())["model_type"] == "llava"

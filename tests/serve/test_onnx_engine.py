@@ -170,7 +170,8 @@ def test_requests_beyond_the_concurrency_wait_in_the_order_of_their_arrival(arti
                 started.append(number)
 
     async def all_of_them() -> None:
-        engine = OnnxEngine(artifact, ServeConfig(threads=1, concurrency=2))
+        # Without what earlier requests computed, all take as long.
+        engine = OnnxEngine(artifact, ServeConfig(threads=1, concurrency=2, cache_mb=0))
         await asyncio.gather(*(run(engine, number) for number in range(6)))
 
     asyncio.run(all_of_them())

