@@ -103,6 +103,17 @@ def test_decoding_after_a_prefill_equals_one_prefill(exported: OnnxModel, prompt
     np.testing.assert_allclose(rest, whole, rtol=1e-4, atol=1e-4)
 
 
+def test_a_past_outside_the_cpus_memory_is_copied_out_and_in(exported: OnnxModel, prompts: list[Sample]) -> None:
+    question = question_of(exported, prompts[0])
+    tokens = exported.prompt(question, [exported.encode(picture) for picture in question.pictures]).tokens
+    count = len(question.ids)
+    first, second = exported.sessions.new_cache(count), exported.sessions.new_cache(count + 5)
+    first.arrays, second.arrays = [], []  # as if it were a GPU's
+    whole = exported.sessions.decode(tokens, first)
+    second.start_from(first.first(count - 2), count - 2)
+    np.testing.assert_allclose(exported.sessions.decode(tokens.last(2), second), whole, rtol=1e-4, atol=1e-4)
+
+
 def test_ragged_batches_mix_lengths_and_hold_every_prompt_once() -> None:
     batches = ragged_batches([7, 3, 5, 4])
     assert sorted(i for batch in batches for i in batch) == [0, 1, 2, 3]
