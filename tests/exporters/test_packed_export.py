@@ -225,6 +225,34 @@ def test_tied_embeddings_are_packed_as_the_head_and_narrowed_as_the_table(
     assert fresh_model.linear("lm_head").weight is table
 
 
+@pytest.mark.parametrize(
+    ("settings", "of_tower", "of_head"),
+    [
+        (OnnxConfig(weights="packed-int4", vision="dense-int8", head="int4", embeddings="int4"), "uint8", "int4"),
+        (OnnxConfig(weights="dense-fp32", vision="packed-int8", head="int8", embeddings="int8"), "int8 rows", "int8"),
+        (OnnxConfig(weights="packed-bf16", vision="dense-int4", head="int4", embeddings="float16"), "blocks", "int4"),
+    ],
+)
+def test_tower_head_and_table_have_forms_of_their_own(
+    settings: OnnxConfig, of_tower: str, of_head: str, model: Model, prompts: list[Sample], tmp_path: Path
+) -> None:
+    verification = export(model, tmp_path, ExportJob(ExportConfig(onnx=settings), prompts), Progress.silent())
+    assert verification["prompts"] == len(prompts)
+    reference = stored_reference(tmp_path, TABLE)
+    towers = {layer.name: layer.tower for layer in model.layers()}
+    for name, rounding in reference.rounding.items():
+        if name in towers:
+            assert (of_tower in rounding) == (towers[name] != "language"), name
+    packed = reference.packed.get("lm_head")
+    graph = onnx.load(tmp_path / f"{DECODER}.onnx", load_external_data=False).graph
+    bits = {node.name: {a.name: a.i for a in node.attribute}.get("bits") for node in graph.node}
+    assert of_head == (packed.encoding.values if packed is not None else f"int{bits['lm_head']}")
+    table = reference.weights[f"{TABLE}.weight"]
+    own = model.pretrained.get_input_embeddings().weight.detach()
+    error = float((table - own).norm() / own.norm())
+    assert error < {"int4": 0.15, "int8": 0.02, "float16": 1e-3}[settings.embeddings]
+
+
 @pytest.mark.parametrize("form", ["packed-int8", "dense-int4"])
 def test_a_model_that_stays_on_disk_is_exported_to_the_same_bytes(
     form: OnnxWeights, checkpoint: Path, prompts: list[Sample], tmp_path: Path
