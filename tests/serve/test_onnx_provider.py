@@ -14,6 +14,7 @@ from stand_in_gpu import CPU, CUDA, Gpu, install_driver, install_gpu
 from slimdeploy.artifact import Artifact
 from slimdeploy.config import ProviderSetting
 from slimdeploy.errors import ArtifactError, ServeError
+from slimdeploy.serve.engine import greedy
 from slimdeploy.serve.engines import onnx_provider, onnx_sessions
 from slimdeploy.serve.engines.onnx_provider import Provider, choose_provider
 from slimdeploy.serve.runtime import LoadedModel
@@ -63,11 +64,11 @@ def test_what_was_chosen_is_said_at_the_start(artifact: Artifact, caplog: pytest
 def test_the_kv_cache_lies_where_attention_reads_it_and_answers_are_the_same(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch, attention: str
 ) -> None:
-    answer = LoadedModel(artifact, threads=1).ask("What is it?", max_tokens=8)
+    answer = LoadedModel(artifact, threads=1).ask("What is it?", sampling=greedy(8))
     gpu = Gpu(attention)
     install_gpu(monkeypatch, gpu)
     model = LoadedModel(artifact, threads=1)
-    assert model.ask("What is it?", max_tokens=8) == answer
+    assert model.ask("What is it?", sampling=greedy(8)) == answer
     assert [name if isinstance(name, str) else name[0] for name in gpu.providers] == [CUDA, CPU]
     assert gpu.on_the_gpu == (4 if attention == "Cuda" else 0), "keys and values of two blocks"
 
