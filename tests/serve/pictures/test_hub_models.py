@@ -38,7 +38,7 @@ def test_pictures_equal_transformers(hub: Described, size: tuple[int, int]) -> N
     assert_equal(hub.pictures.prepare(image), hub.expected(image))
 
 
-@pytest.mark.parametrize("name", QUESTIONS.keys() & CONVERSATIONS.keys())
+@pytest.mark.parametrize("name", sorted(QUESTIONS.keys() & CONVERSATIONS.keys()))
 def test_ids_equal_transformers(hub: Described, name: str) -> None:
     conversation = CONVERSATIONS[name]
     assert our_ids(hub, conversation) == theirs(hub, conversation)[1]
