@@ -23,11 +23,9 @@ from torch.export import Dim
 from ..model import Model
 from .attention import rotations_as_operators
 from .decoder import DEEPSTACK, TOKEN_TYPES, decoder_of
-from .graph import DECODER, EMBED_TOKENS, VISION_ENCODER, Graph
+from .graph import DECODER, EMBED_TOKENS, Graph
 from .skeleton import without_weights
 from .vision import positions_of_tiles, vision_graph
-
-__all__ = ["DECODER", "EMBED_TOKENS", "VISION_ENCODER", "Graph", "graphs_of", "head_size"]
 
 # Sizes of the samples that tracing runs on; all differ, and none is 1, which would be taken for a constant.
 _BATCH, _SEQUENCE, _PAST = 2, 3, 7

@@ -18,6 +18,7 @@ from .checkpoint import save_settings
 from .graphs import graphs_of
 from .job import ExportJob
 from .limits import refuse_quantized, require_known_tower
+from .onnx_data import require_as_written
 from .onnx_storage import token_table, write
 from .onnx_stored import stored_reference
 from .trace import trace
@@ -55,7 +56,8 @@ def export(model: Model, folder: Path, job: ExportJob, progress: Progress) -> di
     graphs = graphs_of(model)
     bar = progress.bar("writing ONNX graphs", total=len(graphs))
     for graph in graphs:
-        write(trace(graph), model, job, folder / f"{graph.name}.onnx")
+        file = folder / f"{graph.name}.onnx"
+        require_as_written(file, write(trace(graph), model, job, file))
         bar.advance(graph.name)
     reference = stored_reference(folder, token_table(model))
     verification = verify_onnx(model, folder, reference, job.prompts, progress)

@@ -5,16 +5,16 @@ patch embedding, positions) stays float32: it is small.
 """
 
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 from onnxscript import ir
 
 from ..config import OnnxConfig, OnnxWeights
 from ..model import Model
-from ..packed_tensor import ALL_KEPT, ENCODINGS, Encoding
+from ..packed_tensor import ALL_KEPT, ENCODINGS
 from .graph import EMBED_TOKENS
 from .job import ExportJob
-from .onnx_data import DataFile
+from .onnx_data import DataFile, Sums
 from .onnx_edit import multiplied
 from .onnx_forms import Blocks, Dynamic, Float16, Float32, Form, Product
 from .onnx_packed import Packed
@@ -29,8 +29,9 @@ def forms_of(model: Model, job: ExportJob) -> dict[str, Form]:
     for layer in model.layers():
         setting = settings.weights if layer.tower == "language" else settings.vision_weights
         forms[layer.name] = _form(setting, layer.name, job)
-    # The head decides between tokens and is read once per token like any matrix: eight bits, not four.
-    forms.setdefault(model.arch.lm_head, _head(settings))
+    # The head decides between tokens and is read once per token like any matrix: eight bits, not four, unless asked.
+    head = model.arch.lm_head
+    forms.setdefault(head, _head(settings, head, job))
     return forms
 
 
@@ -50,25 +51,12 @@ def _form(setting: OnnxWeights, name: str, job: ExportJob) -> Form:
             assert_never(setting)
 
 
-def _head(settings: OnnxConfig) -> Form:
+def _head(settings: OnnxConfig, name: str, job: ExportJob) -> Form:
     ours = settings.weights in ("packed", "packed-int8", "packed-int4")
-    match settings.head:
-        case "int8":
-            return Packed(ENCODINGS["packed-int8"], ALL_KEPT) if ours else Blocks(8)
-        case "int4":
-            return Packed(ENCODINGS["packed-int4"], ALL_KEPT) if ours else Blocks(4)
-        case "auto":
-            match settings.weights:
-                case "dense-fp32":
-                    return Float32()
-                case "dense-fp16":
-                    return Float16()
-                case "dense-int8":
-                    return Dynamic()
-                case "packed-bf16":
-                    return Packed(Encoding("bf16"), ALL_KEPT)
-                case _:
-                    return Packed(ENCODINGS["packed-int8"], ALL_KEPT) if ours else Blocks(8)
+    if settings.head == "auto" and not ours and settings.weights != "dense-int4":
+        return _form(settings.weights, name, job)
+    bits: Literal[4, 8] = 4 if settings.head == "int4" else 8
+    return Packed(ENCODINGS[f"packed-int{bits}"], ALL_KEPT) if ours else Blocks(bits)
 
 
 def table_type(settings: OnnxConfig) -> TableType:
@@ -92,8 +80,11 @@ def token_table(model: Model) -> str:
     return next(str(name) for name, module in model.module.named_modules() if module is table)
 
 
-def write(traced: ir.Model, model: Model, job: ExportJob, file: Path) -> None:
-    """Write a graph, its weights in their forms beside it. Never more than one of them is in memory."""
+def write(traced: ir.Model, model: Model, job: ExportJob, file: Path) -> Sums:
+    """Write a graph, its weights in their forms beside it. Never more than one of them is in memory.
+
+    Returns what `require_as_written` compares.
+    """
     forms, table = forms_of(model, job), token_table(model)
     with DataFile(file) as data:
         if file.stem == EMBED_TOKENS:
@@ -106,6 +97,7 @@ def write(traced: ir.Model, model: Model, job: ExportJob, file: Path) -> None:
             if is_weight(value):
                 value.const_value = data.add(str(value.name), _as_it_is(model, value))
         ir.save(traced, file)
+    return data.sums
 
 
 def _as_it_is(model: Model, value: ir.Value) -> ir.TensorProtocol:

@@ -14,7 +14,7 @@ from onnxscript.optimizer import optimize_ir, remove_unused_nodes
 from onnxscript.rewriter.ort_fusions.rms_normalization import fuse_rms_normalization
 from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_rms_normalization
 
-from .graphs import Graph
+from .graph import Graph
 
 # The first operator set with RotaryEmbedding and Attention.
 OPSET = 23

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from onnxscript import ir
 
-from slimdeploy.exporters.graphs import Graph
+from slimdeploy.exporters.graph import Graph
 
 Traces = dict[str, ir.Model]
 

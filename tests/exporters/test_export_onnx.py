@@ -21,7 +21,8 @@ from slimdeploy.config import ExportConfig, OnnxConfig
 from slimdeploy.errors import ExportError
 from slimdeploy.exporters import ExportJob, attention, check, export
 from slimdeploy.exporters import onnx as onnx_exporter
-from slimdeploy.exporters.graphs import DECODER, EMBED_TOKENS, VISION_ENCODER, graphs_of
+from slimdeploy.exporters.graph import DECODER, EMBED_TOKENS, VISION_ENCODER
+from slimdeploy.exporters.graphs import graphs_of
 from slimdeploy.exporters.onnx_data import DataFile
 from slimdeploy.exporters.reference import FLOAT32
 from slimdeploy.exporters.verify import (

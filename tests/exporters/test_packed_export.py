@@ -1,5 +1,6 @@
 """ONNX exports that are not plain float32: what is stored is what is computed, smaller, the same with every runtime."""
 
+import io
 import shutil
 from pathlib import Path
 from typing import get_args
@@ -9,11 +10,13 @@ import onnx
 import pytest
 import torch
 from exported import Exported
+from onnxscript import ir
 
 from slimdeploy.config import ExportConfig, OnnxConfig, OnnxWeights
 from slimdeploy.errors import ExportError
 from slimdeploy.exporters import ExportJob, export, stored_bytes, verify, verify_products
-from slimdeploy.exporters.graphs import DECODER, EMBED_TOKENS, VISION_ENCODER
+from slimdeploy.exporters.graph import DECODER, EMBED_TOKENS, VISION_ENCODER
+from slimdeploy.exporters.onnx_data import DataFile
 from slimdeploy.exporters.onnx_stored import stored_reference
 from slimdeploy.kernels import operators
 from slimdeploy.kernels.library import library_file
@@ -277,6 +280,25 @@ def test_a_model_comes_out_of_its_export_as_it_went_in(model: Model, prompts: li
 
 
 # -- the check can fail -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["packed-int8", "dense-int4"])
+def test_one_bit_that_changes_on_its_way_to_the_disk_fails_the_export(
+    form: OnnxWeights, model: Model, prompts: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "model.language_model.layers.1.mlp.down_proj"
+    add = DataFile.add
+
+    def altered(data: DataFile, part: str, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        stored = add(data, part, tensor)
+        if part in (f"{name}.values", f"{name}.codes"):
+            data._stream.seek(-1, io.SEEK_CUR)
+            data._stream.write(bytes([tensor.tobytes()[-1] ^ 1]))
+        return stored
+
+    monkeypatch.setattr(DataFile, "add", altered)
+    with pytest.raises(ExportError, match=rf"the weight {name}\.\w+ is not the same once it is exported"):
+        exported_as(form, model, prompts, tmp_path)
 
 
 def test_a_packed_weight_that_was_altered_is_told_by_its_name(
