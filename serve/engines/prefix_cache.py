@@ -115,14 +115,20 @@ class PrefixCache(Generic[PictureT, PastT]):
         with self._lock:
             if nbytes > self._budget or self._has(sequence):
                 return
-            for other in [*self._sequences]:
-                if 2 * sequence.tokens(sequence.common(other)) > other.ends[-1]:
-                    self._drop(other)
+            # Until the copy is made, requests may still go on from what it replaces, unless its memory is needed.
+            for other in self._replaced_by(sequence):
+                self._sizes.move_to_end(other, last=False)
             self._reserve(sequence, nbytes)
         past = copy()  # others need not wait for it
         with self._lock:
+            for other in self._replaced_by(sequence):
+                self._drop(other)
             self._reserve(sequence, nbytes)
             self._sequences[sequence] = past
+
+    def _replaced_by(self, sequence: Pieces) -> list[Pieces]:
+        """Sequences most of whose tokens this one begins with."""
+        return [other for other in self._sequences if 2 * sequence.tokens(sequence.common(other)) > other.ends[-1]]
 
     def _has(self, sequence: Pieces) -> bool:
         """Whether some sequence begins with this one, which then counts as used."""

@@ -124,6 +124,21 @@ def test_questions_about_one_picture_replace_each_other_and_conversations_do_not
     assert found(cache, (*HEAD, *[3] * 50)) == found(cache, (*HEAD, *[4] * 50)) == len(HEAD) + 40
 
 
+@pytest.mark.parametrize(("budget", "there"), [(60, True), (30, False)])
+def test_what_a_sequence_replaces_is_found_until_it_is_copied_where_both_have_room(budget: int, there: bool) -> None:
+    cache = Cache(budget)
+    keep(cache, (*HEAD, *[1] * 10))
+    block = Block((*HEAD, *[2] * 10), len(HEAD) + 10)
+
+    def copy() -> Block:
+        assert cache.nbytes <= budget
+        assert (found(cache, (*HEAD, 3)) > 0) == there
+        return block
+
+    cache.keep_sequence(Pieces.of(block.tokens), block.nbytes, copy)
+    assert found(cache, (*block.tokens, 3)) == cache.nbytes == block.nbytes
+
+
 @given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 1), min_size=1, max_size=6)), max_size=30))
 def test_the_budget_is_kept_and_what_is_found_is_right(steps: list[tuple[bool, list[int]]]) -> None:
     cache, kept = Cache(90), []
