@@ -7,7 +7,7 @@ in one sentence; 130 interrupted.
 import argparse
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +19,14 @@ from .config import Config, ServeConfig
 from .config_file import load_config, parse_config, render_config
 from .doctor import extra_with
 from .errors import ArtifactError, ConfigError, SlimdeployError
+from .export_arguments import DEFAULT_CONFIG, add_config_argument, add_export_arguments
 from .progress import Progress
 from .writing import new_file
 
 if TYPE_CHECKING:
     from .artifact import Artifact
 
-DEFAULT_CONFIG = "deploy.toml"
 OF_THE_RUN = f"default: {DEFAULT_CONFIG} in the run's folder, else here"
-DEFAULT_HELP = "default: %(default)s"
 # As wide as the longest names of layers need; a table takes no more than that.
 _LAYERS_COLUMNS = 220
 PIPELINE_STEPS = {
@@ -41,8 +40,17 @@ PIPELINE_STEPS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; its exit code."""
     options = build_parser().parse_args(arguments)
+    return _execute(options.command, options)
+
+
+def export(options: argparse.Namespace) -> int:
+    """`slimdeploy export` for another command line, which parsed `add_export_arguments`; its exit code."""
+    return _execute(_export, options)
+
+
+def _execute(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     try:
-        code: int = options.command(options)
+        return command(options)
     except SlimdeployError as error:
         return _refuse(str(error))
     except ModuleNotFoundError as error:
@@ -53,7 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         Console(stderr=True).print("slimdeploy: interrupted; a run that is started again keeps its finished steps")
         return 130
-    return code
 
 
 def _refuse(sentence: str) -> int:
@@ -74,15 +81,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name, meaning in PIPELINE_STEPS.items():
         step = commands.add_parser(name, help=meaning)
-        _add_config(step)
+        add_config_argument(step)
         step.set_defaults(command=_run if name == "run" else _step, step=name)
 
     export = commands.add_parser("export", help="write the artifact, running the steps before it where needed")
-    _add_config(export)
-    export.add_argument("--to", choices=("onnx", "vllm", "checkpoint"), help="another format than the configured one")
-    export.add_argument(
-        "--output", type=Path, metavar="DIR", help="default: artifact/ (or FORMAT/) in the run's folder"
-    )
+    add_export_arguments(export)
     export.set_defaults(command=_export)
 
     bundle = commands.add_parser("bundle", help="put an artifact into one file, and print its sha256")
@@ -142,10 +145,6 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine has, and what is wrong with the installation")
     doctor.set_defaults(command=_doctor)
     return parser
-
-
-def _add_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", type=Path, nargs="?", default=Path(DEFAULT_CONFIG), help=DEFAULT_HELP)
 
 
 def _add_artifact(command: argparse.ArgumentParser) -> None:

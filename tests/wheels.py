@@ -12,7 +12,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "slimdeploy" / "kernels" / "csrc"
-INSTALLED_AS = {"slimdeploy": "slimdeploy", "exporters": "slimdeploy/exporters", "serve": "slimdeploy/serve"}
+INSTALLED_AS = {
+    "slimdeploy": "slimdeploy",
+    "exporters": "slimdeploy/exporters",
+    "serve": "slimdeploy/serve",
+    "optimum_command": "optimum/commands/register",
+}
 KERNELS = ("slimdeploy/kernels/libslimdeploy_kernels.so", "slimdeploy/kernels/not_built.txt")
 """What a build adds to the package: the library, or the reason why there is none."""
 
