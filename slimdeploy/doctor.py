@@ -103,8 +103,15 @@ def require_extra(name: str) -> None:
 
 
 def extra_with(module: str) -> str | None:
-    """The extra that installs a module."""
-    return next((name for name, packages in EXTRAS.items() if module in packages), None)
+    """The extra that installs a module which was not found.
+
+    Of a package without its distribution a module may be what is missed first: our command in optimum's namespace makes
+    `import optimum` succeed everywhere. In an installed package it is the package's own fault, and no extra's.
+    """
+    package, _, inside = module.partition(".")
+    if inside and installed_versions([package]):
+        return None
+    return next((name for name, packages in EXTRAS.items() if package in packages), None)
 
 
 def cores() -> int:

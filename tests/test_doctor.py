@@ -1,5 +1,6 @@
 """What `slimdeploy doctor` finds, on installations that are whole, partial and broken."""
 
+import importlib
 import platform
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from slimdeploy import doctor
-from slimdeploy.doctor import EXTRAS, Finding, Lookup, cpu_features, cpu_name, examine, kernels
+from slimdeploy.doctor import EXTRAS, Finding, Lookup, cpu_features, cpu_name, examine, extra_with, kernels
 from slimdeploy.kernels import operators
 from slimdeploy.kernels.library import FORCED, instruction_sets, library_file
 
@@ -31,6 +32,15 @@ def test_an_extra_is_there_when_all_its_packages_are() -> None:
     assert "missing torch" in finding(findings, "extra compress").value
     # Kernels are no package: without a compiler they are a problem of their own.
     assert not any(finding.problem for finding in findings if finding.name != "kernels")
+
+
+def test_optimums_namespace_alone_is_not_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert importlib.import_module("optimum.commands.register")  # found by its folder; versions come from metadata
+    assert "optimum" in finding(examine(having(*set(EXTRAS["compress"]) - {"optimum"})), "extra compress").value
+    monkeypatch.setattr(doctor, "installed_versions", lambda _: {})
+    assert extra_with("optimum.utils") == "compress"
+    monkeypatch.setattr(doctor, "installed_versions", lambda _: {"optimum": "1.2.3"})
+    assert extra_with("optimum.utils") is None
 
 
 def test_two_onnxruntimes_are_a_problem_with_its_remedy() -> None:
