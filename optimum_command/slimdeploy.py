@@ -25,6 +25,7 @@ class SlimdeployExportCommand(BaseOptimumCLICommand):
     def run(self) -> None:
         from slimdeploy.cli import export
 
+        assert self.args is not None  # optimum runs a command with what it has parsed
         sys.exit(export(self.args))
 
 
