@@ -81,6 +81,10 @@ size_t part(size_t total, size_t i, size_t parts) { return total * i / parts; }
 size_t threads_for(const Call &call, size_t work, size_t least) {
     return std::clamp<size_t>(work / least, 1, call.threads);
 }
+// Where all threads work anyway, a few tasks for each even out what other processes take, and that a thread wakes late.
+size_t tasks_for(const Call &call, size_t threads) {
+    return threads > 1 && threads == call.threads ? 4 * threads : threads;
+}
 // About ten microseconds of a thread: numbers rounded; weights decoded and multiplied; products with decoded weights.
 constexpr size_t kLeastRounded = size_t(1) << 15, kLeastWeights = size_t(1) << 18, kLeastProducts = size_t(1) << 20;
 
@@ -104,8 +108,8 @@ void multiply_fused(const Call &call, const Activations &a) {
                                                     : kEight;
     const FusedKernel kernel = w.kernels->fused[w.kind][w.structure][size];
     const size_t threads = threads_for(call, w.matrix.rows * w.matrix.columns, kLeastWeights);
-    const size_t tasks = std::min(threads, w.matrix.rows);
-    call.share_out(tasks, tasks, [&](size_t task) {
+    const size_t tasks = std::min(tasks_for(call, threads), w.matrix.rows);
+    call.share_out(threads, tasks, [&](size_t task) {
         kernel(w.matrix, a, call.y, part(w.matrix.rows, task, tasks), part(w.matrix.rows, task + 1, tasks));
     });
 }
@@ -115,8 +119,7 @@ void multiply_panels(const Call &call, const Activations &a) {
     const PanelKernel kernel = w.kernels->panel[w.kind][w.structure];
     const size_t panels = (w.matrix.rows + w.kernels->panel_rows - 1) / w.kernels->panel_rows;
     const size_t threads = threads_for(call, w.matrix.rows * w.matrix.columns * call.count, kLeastProducts);
-    // Where all threads work anyway, a few tasks for each even out what other processes take.
-    const size_t tasks = std::min(panels, threads > 1 && threads == call.threads ? 4 * threads : threads);
+    const size_t tasks = std::min(panels, tasks_for(call, threads));
     Scratch scratch(std::min(tasks, threads), w.kernels->panel_bytes);
     call.share_out(threads, tasks, [&](size_t task) {
         scratch.lend([&](void *own) {
