@@ -4,7 +4,7 @@ CONFIG ?= deploy.toml
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test check format bench-demo bench-kernels bench-onnx bench-quality bench-scale wheels clean
+.PHONY: install demo test check format bench-demo bench-kernels bench-onnx bench-onnx-scale bench-quality bench-scale wheels clean
 
 KERNELS := slimdeploy/kernels
 
@@ -44,6 +44,10 @@ bench-kernels: .venv/installed
 # Exports the 1B shape with random weights, and the demo, in every form; about 20 minutes.
 bench-onnx: .venv/installed
 	$(BIN)/python benchmarks/onnx_speed.py
+
+# Exports and verifies the 7B shape from disk, for an hour or more; BENCH_ARGS="--folder DIR" says where 20 GB are.
+bench-onnx-scale: .venv/installed
+	$(BIN)/python benchmarks/onnx_scale.py $(BENCH_ARGS)
 
 # Finished cells are kept in benchmarks/results/quality_cells.json; BENCH_ARGS=--fresh measures them again, for hours.
 bench-quality: .venv/installed

@@ -56,9 +56,7 @@ class Scale:
 
     def first_blocks(self, count: int) -> "Scale":
         """With that many blocks of each tower of the large model, if it has more."""
-        shape = self.large
-        vision, language = (replace(tower, blocks=min(tower.blocks, count)) for tower in (shape.vision, shape.language))
-        return replace(self, large=replace(shape, vision=vision, language=language))
+        return replace(self, large=self.large.first_blocks(count))
 
 
 FULL = Scale(LARGE, SMALL)
@@ -96,7 +94,7 @@ def _median(runs: Sequence[Run]) -> Run:
 
 def large_rows(large: Mapping[Criterion, Run], shape: Shape) -> Iterator[Row]:
     for criterion, found in large.items():
-        name = f"peak memory, 7B shape, {_blocks(shape)}, {criterion}"
+        name = f"peak memory, 7B shape, {shape.blocks}, {criterion}"
         yield Row(name, found.peak_bytes / 1e9, "GB", 6, at_most=True)
 
 
@@ -108,10 +106,6 @@ def ratio_rows(both: Mapping[tuple[Tool, Criterion], Run]) -> Iterator[Row]:
         yield Row(f"peak memory {against}", ours.peak_bytes / theirs.peak_bytes, "times theirs", 0.5, at_most=True)
 
 
-def _blocks(shape: Shape) -> str:
-    return f"{shape.vision.blocks} + {shape.language.blocks} blocks"
-
-
 def table(large: Mapping[Criterion, Run], both: Mapping[tuple[Tool, Criterion], Run], scale: Scale) -> Table:
     lines = Table("model", "blocks", "tool", "criterion", "time, s", "peak memory, GB", box=box.MARKDOWN)
     for column in lines.columns[-2:]:
@@ -120,7 +114,7 @@ def table(large: Mapping[Criterion, Run], both: Mapping[tuple[Tool, Criterion], 
     runs += [("1B shape", scale.small, tool, criterion, found) for (tool, criterion), found in both.items()]
     for model, shape, tool, criterion, found in runs:
         figures = (f"{found.seconds:.1f}", f"{found.peak_bytes / 1e9:.2f}")
-        lines.add_row(model, _blocks(shape), tool, criterion, *figures)
+        lines.add_row(model, shape.blocks, tool, criterion, *figures)
     return lines
 
 

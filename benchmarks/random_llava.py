@@ -6,7 +6,7 @@ Tokenizer, processor and chat template are the demo's, told of the pictures' siz
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,16 @@ class Shape:
     vocabulary: int
     image: int = 336
     patch: int = 14
+
+    @property
+    def blocks(self) -> str:
+        """How many the towers have, for people."""
+        return f"{self.vision.blocks} + {self.language.blocks} blocks"
+
+    def first_blocks(self, count: int) -> "Shape":
+        """With that many blocks of each tower, if it has more."""
+        vision, language = (replace(tower, blocks=min(tower.blocks, count)) for tower in (self.vision, self.language))
+        return replace(self, vision=vision, language=language)
 
     def config(self) -> dict[str, Any]:
         """What config.json says."""

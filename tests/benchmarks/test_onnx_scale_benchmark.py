@@ -1,0 +1,49 @@
+"""The benchmark of large ONNX exports runs, keeps no trial, and says so where nothing was verified."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark is run as a script, beside whose files it finds its modules."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+def test_a_quick_run_exports_and_verifies_and_keeps_nothing() -> None:
+    results = BENCHMARKS / "results" / "onnx_scale.json"
+    before = results.stat().st_mtime_ns if results.exists() else None
+    run = [sys.executable, BENCHMARKS / "onnx_scale.py", "--quick", "--json"]
+    result = json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+    of = "7B shape, 1 + 2 blocks, packed-int4"
+    rows = {row["name"]: row for row in result["rows"]}
+    assert list(rows) == [
+        f"{what}, {of}" for what in ("peak memory", "peak beyond the weights", "prompts answered as by torch")
+    ]
+    assert rows[f"peak memory, {of}"]["met"]
+    assert rows[f"prompts answered as by torch, {of}"]["value"] == 1
+    assert "decoder_model_merged" in result["table"]
+    assert (results.stat().st_mtime_ns if results.exists() else None) == before
+
+
+def test_the_peak_beyond_the_weights_is_told_in_sizes_of_the_largest_part() -> None:
+    from onnx_scale import Exported
+
+    found = Exported(1.0, 700, [], {"decoder_model_merged": 200, "vision_encoder": 100}, {"prompts": 1}, None)
+    assert found.beyond == 2.0
+
+
+def test_an_export_that_was_not_verified_misses_its_goal_in_words() -> None:
+    from onnx_scale import Exported, note, rows_of
+    from prune_scale import TINY
+
+    found = Exported(1.0, 700, [], {"decoder_model_merged": 200}, None, "it differs")
+    last = list(rows_of(found, TINY, "packed-int4", 1))[-1]
+    assert (last.value, last.unit, last.met) == (None, "not verified: it differs", False)
+    assert "it differs" in note(found, 1)
