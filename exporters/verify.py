@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ExportError
-from ..evaluate import plain_generation
 from ..kernels.operators import missing_operators
 from ..model import Model, encode
 from ..progress import Progress
@@ -26,27 +25,18 @@ from ..serve.engines.onnx_model import DEEPSTACK, FEATURES, Features, OnnxModel,
 from ..serve.engines.onnx_sessions import padded
 from ..serve.runtime import asked
 from .graph import DECODER, EMBED_TOKENS, VISION_ENCODER
+from .judging import MAX_TOKENS, count_tie, judge
 from .reference import FLOAT32, Reference, standing_in
 from .verify_products import compare_products
 
 Array = NDArray[Any]
 
-MAX_TOKENS = 16
-"""Tokens compared of each answer."""
 RAGGED_BATCH = 3
 _PRODUCTS_ON = 16
 """Tokens whose activations the products of the decoder are compared on: all activations of a graph are held at once."""
 # Four bits keep about a tenth of a matrix of normal numbers; weights that were mixed up differ by about one.
 _LARGEST_STORAGE_ERROR = 0.4
 _PICTURE_INPUTS = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Greedy tokens, the end token included, and how clearly each won: (best - second) / |best|."""
-
-    tokens: list[int]
-    margins: list[float]
 
 
 def verify_onnx(
@@ -61,23 +51,23 @@ def verify_onnx(
     compared = with_a_picture(prompts[:RAGGED_BATCH])
     with standing_in(model, reference):
         parts = [parts_in_torch(model, prompt) for prompt in compared]
-        expected = [greedy_in_torch(model, prompt) for prompt in progress.track(prompts, "asking torch", len(prompts))]
-    # A large model's sessions are made when torch has spoken, one after the other.
     exported = OnnxModel(folder, torch.get_num_threads())
     errors = compare_parts(exported, compared, parts, reference)
-    ties = compare_answers(exported, prompts, expected, reference, progress)
+    answers = answers_in_onnx(exported, prompts, reference, progress)
+    inputs = inputs_of_products(exported, compared[0])
+    del exported  # a large model's sessions are gone when torch reads its blocks again
+    with standing_in(model, reference):
+        ties = count_ties(model, prompts, answers, reference, progress)
     verification = {
         **errors,
         "prompts": len(prompts),
-        "tokens": sum(len(answer.tokens) for answer in expected),
+        "tokens": sum(len(given[0]) for given in answers),
         "batch_sizes": [1, RAGGED_BATCH] if reference.batches else [1],
         "ties": ties,
     }
-    inputs = inputs_of_products(exported, compared[0])
-    del exported
     if reference.weights:
         tracked = progress.track(prompts, "asking torch with float32 weights", len(prompts))
-        same = sum(greedy_in_torch(model, p).tokens == e.tokens for p, e in zip(tracked, expected, strict=True))
+        same = sum(judge(model, p, given[0]).best == given[0] for p, given in zip(tracked, answers, strict=True))
         verification["prompts_answered_as_in_float32"] = same
         verification["relative_error_of_weights"] = _rounded(weights)
     if reference.packed:
@@ -87,26 +77,38 @@ def verify_onnx(
     return verification
 
 
-def compare_answers(
-    exported: OnnxModel,
-    prompts: Sequence[Sample],
-    expected: Sequence[Answer],
-    reference: Reference,
-    progress: Progress,
-) -> int:
-    """Answers that part from torch's where it could as well have taken another token; both alone and in batches.
-
-    Raises ExportError that names the first prompt and token that differs otherwise.
-    """
+def answers_in_onnx(
+    exported: OnnxModel, prompts: Sequence[Sample], reference: Reference, progress: Progress
+) -> list[list[list[int]]]:
+    """Every answer that a prompt gets: alone, and in a ragged batch where that is another one."""
     batches = [[i] for i in range(len(prompts))]
     if reference.batches:
         batches += ragged_batches([len(question_of(exported, prompt).ids) for prompt in prompts])
-    ties = 0
-    for batch in progress.track(batches, "verifying the ONNX graphs", len(batches)):
-        answers = greedy_in_onnx(exported, [prompts[i] for i in batch])
-        for i, tokens in zip(batch, answers, strict=True):
-            ties += count_tie(prompts[i], expected[i], tokens, reference)
-    return ties
+    given: list[list[list[int]]] = [[] for _ in prompts]
+    for batch in progress.track(batches, "asking the ONNX graphs", len(batches)):
+        for i, tokens in zip(batch, greedy_in_onnx(exported, [prompts[i] for i in batch]), strict=True):
+            if tokens not in given[i]:
+                given[i].append(tokens)
+    return given
+
+
+def count_ties(
+    model: Model,
+    prompts: Sequence[Sample],
+    answers: Sequence[Sequence[Sequence[int]]],
+    reference: Reference,
+    progress: Progress,
+) -> int:
+    """Answers with a token that is not torch's where torch could as well have taken it.
+
+    Raises ExportError that names the first prompt and token that differs otherwise.
+    """
+    tracked = progress.track(prompts, "asking torch", len(prompts))
+    asked_of = [(prompt, answer) for prompt, given in zip(tracked, answers, strict=True) for answer in given]
+    return sum(
+        count_tie(prompt, answer, judge(model, prompt, answer, stepwise=not reference.batches), reference)
+        for prompt, answer in asked_of
+    )
 
 
 def question_of(exported: OnnxModel, prompt: Sample) -> Question:
@@ -230,19 +232,6 @@ def _rounded(value: float) -> float:
     return float(f"{value:.1e}")
 
 
-@torch.no_grad()
-def greedy_in_torch(model: Model, prompt: Sample) -> Answer:
-    """What the whole model answers, through its own forward and KV cache."""
-    inputs = {name: tensor for name, tensor in encode(model, [prompt]).items() if name != "position_ids"}
-    with plain_generation(model):
-        answer = model.pretrained.generate(
-            **inputs, max_new_tokens=MAX_TOKENS, return_dict_in_generate=True, output_logits=True
-        )
-    tokens = answer.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-    best = [logits[0].double().topk(2).values.tolist() for logits in answer.logits]
-    return Answer(tokens, [(first - second) / max(abs(first), 1e-30) for first, second in best])
-
-
 def greedy_in_onnx(exported: OnnxModel, prompts: Sequence[Sample]) -> list[list[int]]:
     """What the graphs answer to a batch of prompts, padded on the right."""
     read = [_prompt_of(exported, prompt) for prompt in prompts]
@@ -266,23 +255,6 @@ def greedy_in_onnx(exported: OnnxModel, prompts: Sequence[Sample]) -> list[list[
 def _prompt_of(exported: OnnxModel, prompt: Sample) -> Prompt:
     question = question_of(exported, prompt)
     return exported.prompt(question, [exported.encode(picture) for picture in question.pictures])
-
-
-def count_tie(prompt: Sample, expected: Answer, tokens: Sequence[int], reference: Reference = FLOAT32) -> int:
-    """0 when the tokens are torch's; 1 when they part where torch could as well have taken another token.
-
-    Raises ExportError when they part anywhere else.
-    """
-    for step, (ours, theirs) in enumerate(zip(tokens, expected.tokens, strict=False)):
-        if ours != theirs and expected.margins[step] < reference.tie:
-            return 1  # from here on both continue different texts
-        if ours != theirs:
-            raise ExportError(
-                f"on prompt {prompt.id} the export answers token {ours} at step {step} where torch answers "
-                f"{theirs} (by a margin of {expected.margins[step]:.2g}); set {reference.remedy} and report this model"
-            )
-    assert len(tokens) == len(expected.tokens), "equal tokens end at the same one"
-    return 0
 
 
 def _array(tensor: Tensor) -> Array:

@@ -5,7 +5,6 @@ held to that closely. Whole answers cannot be: where an activation lies half-way
 summation rounds it the other way, and the layers behind multiply that.
 """
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,8 +23,8 @@ from ..packed_linear import PackedLinear
 from ..progress import Progress
 from ..samples import Sample
 from ..transformers_plugin import PackedConfig
+from .judging import count_tie, greedy_in_torch, judge
 from .reference import Reference, packed_reference, standing_in
-from .verify import count_tie, greedy_in_torch
 from .verify_products import MAX_RELATIVE_ERROR
 
 _PRODUCTS_ON = 3
@@ -43,20 +42,21 @@ def verify_packed(
     loaded = load_again(model, folder)
     tensors = compare_tensors(model, loaded, packed)
     reference = replace(packed_reference(packed), dense="export.checkpoint.weights = 'dense'")
-    tracked = progress.track(prompts, "asking torch with float32 weights", len(prompts))
-    in_float32 = [greedy_in_torch(model, prompt).tokens for prompt in tracked]
+    tracked = progress.track(prompts, "asking the packed checkpoint", len(prompts))
+    answers = [greedy_in_torch(loaded, prompt) for prompt in tracked]
     with standing_in(model, reference):
         error = compare_products(model, loaded, reference, prompts[:_PRODUCTS_ON])
-        expected = [greedy_in_torch(model, prompt) for prompt in progress.track(prompts, "asking torch", len(prompts))]
-    tracked = progress.track(prompts, "verifying the packed checkpoint", len(prompts))
-    answers = [greedy_in_torch(loaded, prompt).tokens for prompt in tracked]
+        tracked = progress.track(prompts, "asking torch", len(prompts))
+        ties = sum(count_tie(p, a, judge(model, p, a), reference) for p, a in zip(tracked, answers, strict=True))
+    tracked = progress.track(prompts, "asking torch with float32 weights", len(prompts))
+    in_float32 = sum(judge(model, p, a).best == a for p, a in zip(tracked, answers, strict=True))
     return {
         "tensors_equal": tensors,
         "relative_error_of_products": float(f"{error:.0e}"),
         "prompts": len(prompts),
-        "tokens": sum(len(answer.tokens) for answer in expected),
-        "ties": sum(count_tie(*compared, reference) for compared in zip(prompts, expected, answers, strict=True)),
-        "prompts_answered_as_in_float32": sum(map(operator.eq, answers, in_float32)),
+        "tokens": sum(map(len, answers)),
+        "ties": ties,
+        "prompts_answered_as_in_float32": in_float32,
         "kernels": library_file() is not None,
     }
 

@@ -23,14 +23,12 @@ from slimdeploy.exporters import ExportJob, attention, check, export
 from slimdeploy.exporters import onnx as onnx_exporter
 from slimdeploy.exporters.graph import DECODER, EMBED_TOKENS, VISION_ENCODER
 from slimdeploy.exporters.graphs import graphs_of
+from slimdeploy.exporters.judging import Judgement, count_tie, greedy_in_torch, judge
 from slimdeploy.exporters.onnx_data import DataFile
 from slimdeploy.exporters.reference import FLOAT32
 from slimdeploy.exporters.verify import (
-    Answer,
     compare_parts,
-    count_tie,
     greedy_in_onnx,
-    greedy_in_torch,
     parts_in_torch,
     question_of,
     ragged_batches,
@@ -65,7 +63,7 @@ def test_a_ragged_batch_gets_the_answers_that_torch_gives_to_each_prompt_alone(
 ) -> None:
     lengths = {len(question_of(exported, prompt).ids) for prompt in prompts}
     assert len(lengths) > 2, "the batch is not ragged"
-    alone = [greedy_in_torch(model, prompt).tokens for prompt in prompts]
+    alone = [greedy_in_torch(model, prompt) for prompt in prompts]
     assert greedy_in_onnx(exported, prompts) == alone
     assert len({tuple(tokens) for tokens in alone}) > 1, "the answers do not depend on the prompt"
 
@@ -74,13 +72,13 @@ def test_the_reference_is_what_transformers_generates(model: Model, prompts: lis
     inputs = encode(model, prompts[:1])
     inputs.pop("position_ids")
     generated = model.pretrained.generate(**inputs, max_new_tokens=16, do_sample=False)
-    answer = greedy_in_torch(model, prompts[0]).tokens
+    answer = greedy_in_torch(model, prompts[0])
     assert generated[0, inputs["input_ids"].shape[1] :].tolist() == answer
 
 
 def test_a_prompt_without_a_picture_is_answered_alike(model: Model, exported: OnnxModel) -> None:
     prompt = Sample("text", "Which day is it?")
-    assert greedy_in_onnx(exported, [prompt]) == [greedy_in_torch(model, prompt).tokens]
+    assert greedy_in_onnx(exported, [prompt]) == [greedy_in_torch(model, prompt)]
     (noise,) = with_a_picture([prompt])
     assert noise.images
     assert compare_parts(exported, [noise], [parts_in_torch(model, noise)])["relative_error"][VISION_ENCODER] < 1e-5
@@ -90,7 +88,7 @@ def test_two_pictures_in_one_prompt_keep_their_order(model: Model, exported: Onn
     first, second = prompts[0].images[0], prompts[1].images[0]
     for images in ((first, second), (second, first)):
         prompt = Sample("two", "Which is larger?", images)
-        assert greedy_in_onnx(exported, [prompt]) == [greedy_in_torch(model, prompt).tokens]
+        assert greedy_in_onnx(exported, [prompt]) == [greedy_in_torch(model, prompt)]
 
 
 def test_decoding_after_a_prefill_equals_one_prefill(exported: OnnxModel, prompts: list[Sample]) -> None:
@@ -155,14 +153,30 @@ def test_a_model_that_differs_by_one_matrix_is_told_apart(
 
 
 def test_a_wrong_token_is_an_error_that_names_prompt_and_step(prompts: list[Sample]) -> None:
-    with pytest.raises(ExportError, match=r"prompt 1 .* token 9 at step 1 where torch answers 6"):
-        count_tie(prompts[1], Answer([5, 6, 2], [0.1, 0.1, 0.1]), [5, 9, 2])
+    with pytest.raises(ExportError, match=r"prompt 1 .* token 9 at step 1 where torch answers 6 \(by a margin of 0.1"):
+        count_tie(prompts[1], [5, 9, 2], Judgement([5, 6, 2], [0.0, 0.1, 0.0]))
+    with pytest.raises(ExportError, match=r"token 5 at step 0"):
+        count_tie(prompts[1], [5], Judgement([5], [float("nan")]))
 
 
-def test_a_tie_is_counted(prompts: list[Sample]) -> None:
-    expected = Answer([5, 6, 2], [0.1, 1e-6, 0.1])
-    assert count_tie(prompts[0], expected, [5, 9, 8, 2]) == 1
-    assert count_tie(prompts[0], expected, [5, 6, 2]) == 0
+def test_a_tie_is_counted_and_what_follows_is_judged(prompts: list[Sample]) -> None:
+    assert count_tie(prompts[0], [5, 9, 2], Judgement([5, 6, 2], [0.0, 1e-6, 0.0])) == 1
+    assert count_tie(prompts[0], [5, 6, 2], Judgement([5, 6, 2], [0.0, 0.0, 0.0])) == 0
+    with pytest.raises(ExportError, match="token 2 at step 2"):
+        count_tie(prompts[0], [5, 9, 2], Judgement([5, 6, 4], [0.0, 1e-6, 0.1]))
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_an_answer_is_judged_as_the_model_would_have_gone_on(
+    stepwise: bool, model: Model, prompts: list[Sample]
+) -> None:
+    answer = greedy_in_torch(model, prompts[0])
+    assert judge(model, prompts[0], answer, stepwise) == Judgement(answer, [0.0] * len(answer))
+    wrong = [*answer[:2], (answer[2] + 1) % 7, *answer[3:]]
+    found = judge(model, prompts[0], wrong, stepwise)
+    assert found.best[:3] == answer[:3]
+    assert found.behind[2] > 1e-4
+    assert found.best[3:] != answer[3:], "the model goes on from what the answer says"
 
 
 # -- what is in the files ---------------------------------------------------------------------------------------
