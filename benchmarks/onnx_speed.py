@@ -18,6 +18,7 @@ import torch
 from onnx_demo import demo
 from onnx_exports import FORMS, Made, make
 from onnx_footprint import footprint
+from onnx_profile import profile_rows, profile_table, profiles
 from random_llava import Shape, Tower
 from results import Row, markdown_table, publish
 from rich.console import Console
@@ -197,6 +198,9 @@ def main() -> None:
         pictures = measure_pictures({each.name: each.folder for each in made}, scale)
         details: list[Table | str] = [speed_table(times, pictures, scale), footprint_table(made, scale), _note(scale)]
         rows = list(rows_of(times, scale))
+        profiled = profiles(made[0].folder, scale.tokens, scale.threads, scale.steps)
+        details.append(profile_table(profiled))
+        rows += profile_rows(profiled)
         if not arguments.quick:
             with Progress(Console(stderr=True)) as progress:
                 table, more = demo(Path(folder), progress)
