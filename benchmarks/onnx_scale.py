@@ -84,10 +84,10 @@ def _files(graph: Path) -> Iterator[Path]:
 
 
 def rows_of(found: Exported, shape: Shape, weights: OnnxWeights, prompts: int) -> Iterator[Row]:
-    of = f"7B shape, {shape.blocks}, {weights}"
+    of = f"{shape.blocks}, {weights}"
     yield Row(f"peak memory, {of}", found.peak_bytes / 1e9, "GB", 8, at_most=True)
     yield Row(f"peak beyond the weights, {of}", found.beyond, "times the largest part", 1.5, at_most=True)
-    name = f"prompts answered as by torch, {of}"
+    name = f"prompts verified, {of}"
     if found.verification is None:
         yield Row(name, None, f"not verified: {found.problem}", prompts, at_most=False)
     else:

@@ -1,5 +1,5 @@
-"""Decoding and prefill on onnxruntime with weights in every form, beside each other and beside torch; and what each
-form takes on disk, in memory and to load.
+"""Decoding and prefill on onnxruntime with weights in every form, beside each other and beside torch; what each form
+takes on disk, in memory and to load; whether a token copies the KV cache; and the demo in every form.
 
 make bench-onnx
 """
@@ -199,7 +199,7 @@ def main() -> None:
         details: list[Table | str] = [speed_table(times, pictures, scale), footprint_table(made, scale), _note(scale)]
         rows = list(rows_of(times, scale))
         profiled = profiles(made[0].folder, scale.tokens, scale.threads, scale.steps)
-        details.append(profile_table(profiled))
+        details.append(profile_table(profiled, made[0].name))
         rows += profile_rows(profiled)
         if not arguments.quick:
             with Progress(Console(stderr=True)) as progress:

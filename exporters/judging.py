@@ -4,8 +4,9 @@ The whole answer is read at once, behind its prompt: torch multiplies each weigh
 them would multiply it once for each. That is what makes a model verifiable whose blocks stay on disk.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +23,10 @@ MAX_TOKENS = 16
 
 @dataclass(frozen=True)
 class Judgement:
-    """best: torch's own token at each step, behind the answer's tokens before it.
+    """What torch would have said in place of each token of an answer, behind the answer's tokens before it.
 
-    behind: how clearly it beats the answer's token there: (best logit - that of the answer's) / |best logit|.
+    best: its tokens. behind: how clearly each beats the answer's: the difference of their logits, in standard
+    deviations of all logits there, for logits mean the same whatever is added to all of them.
     """
 
     best: list[int]
@@ -33,14 +35,31 @@ class Judgement:
 
 @torch.no_grad()
 def judge(model: Model, prompt: Sample, answer: Sequence[int], stepwise: bool = False) -> Judgement:
-    """stepwise: token by token through the model's KV cache, for rounding that depends on what is multiplied together.
+    """Compare an answer, token ids and the one that ends it included, with what torch makes of the prompt.
 
-    answer: token ids, the one that ends it included.
+    stepwise: token by token through the model's KV cache, for rounding that depends on what is multiplied together.
     """
     logits = _logits_of_steps(model, prompt, answer) if stepwise else _logits_at_once(model, prompt, answer)
-    best, tokens = logits.double().max(dim=-1), torch.tensor(answer, device=logits.device)
-    behind = best.values - logits.double().gather(1, tokens[:, None])[:, 0]
-    return Judgement(best.indices.tolist(), (behind / best.values.abs().clamp(min=1e-30)).tolist())
+    logits = logits.double()
+    best, tokens = logits.max(dim=-1), torch.tensor(answer, device=logits.device)
+    behind = (best.values - logits.gather(1, tokens[:, None])[:, 0]) / logits.std(dim=-1).clamp(min=1e-30)
+    return Judgement(best.indices.tolist(), behind.tolist())
+
+
+def require_same_ends(model: Model, ends: Collection[int]) -> None:
+    """Raises ExportError where other tokens end an export's answers than the model's: no token by itself tells."""
+    own = end_ids(model)
+    if own != set(ends):
+        raise ExportError(
+            f"the tokens {sorted(ends)} end an answer of the export, and {sorted(own)} one of {model.name}; "
+            f"set {FLOAT32.remedy} and report this model"
+        )
+
+
+def end_ids(model: Model) -> frozenset[int]:
+    """The tokens at which transformers ends an answer."""
+    ends: Any = model.pretrained.generation_config.eos_token_id
+    return frozenset([ends] if isinstance(ends, int) else ends or ())
 
 
 def count_tie(prompt: Sample, answer: Sequence[int], judgement: Judgement, reference: Reference = FLOAT32) -> int:
@@ -68,7 +87,7 @@ def greedy_in_torch(model: Model, prompt: Sample) -> list[int]:
 
 
 def _logits_at_once(model: Model, prompt: Sample, answer: Sequence[int]) -> Tensor:
-    """(tokens of the answer, vocabulary): each behind the prompt and the answer's tokens before it."""
+    """The logits of each of the answer's tokens, (tokens, vocabulary), from one pass over prompt and answer."""
     inputs = encode(model, [prompt])
     shape = inputs["input_ids"].shape
     before = torch.tensor([answer[:-1]], dtype=torch.long, device=model.device)
@@ -76,7 +95,8 @@ def _logits_at_once(model: Model, prompt: Sample, answer: Sequence[int]) -> Tens
         if name == "input_ids":
             inputs[name] = torch.cat([given, before], dim=1)
         elif name == "position_ids":
-            inputs[name] = torch.cat([given, given[:, -1:] + 1 + torch.arange(before.shape[1])], dim=1)
+            following = 1 + torch.arange(before.shape[1], device=model.device)
+            inputs[name] = torch.cat([given, given[:, -1:] + following], dim=1)
         elif given.shape == shape:  # a mask, or kinds of tokens: where prompts see both ways, answers are of kind 1
             kind = 1 if name == "attention_mask" or not model.arch.causal_prompt else 0
             inputs[name] = torch.cat([given, torch.full_like(before, kind)], dim=1)
@@ -85,7 +105,7 @@ def _logits_at_once(model: Model, prompt: Sample, answer: Sequence[int]) -> Tens
 
 
 def _logits_of_steps(model: Model, prompt: Sample, answer: Sequence[int]) -> Tensor:
-    """The same, where the model is made to answer so."""
+    """The logits of each of the answer's tokens, (tokens, vocabulary), from a generation that is made to say them."""
     inputs = _inputs_of_generation(model, prompt)
     length = inputs["input_ids"].shape[1]
     with plain_generation(model):

@@ -44,18 +44,20 @@ def stored_reference(folder: Path, table: str) -> Reference:
     """What torch must hold and round to compute what the files compute. table: the path of the token embeddings."""
     weights: dict[str, Callable[[], Tensor]] = {}
     rounding: dict[str, Rounding] = {}
+    graphs: dict[str, list[str]] = {}
     packed: dict[str, Callable[[], PackedTensor]] = {}
     for file in sorted(folder.glob("*.onnx")):
-        graph = ir.load(file).graph
+        graph, names = ir.load(file).graph, graphs.setdefault(file.stem, [])
         for node in graph:
             if (matrix := _matrix(graph, node)) is not None:
                 name, rounding[name], read = matrix
                 weights[f"{name}.weight"] = partial(_as_tensor, read)
+                names.append(name)
         packed |= {str(node.name): partial(read_packed, node) for node in graph if node.domain == DOMAIN}
         stored = graph.initializers.get(f"{table}.weight") if file.stem == EMBED_TOKENS else None
         if stored is not None and stored.dtype != ir.DataType.FLOAT:
             weights[f"{table}.weight"] = partial(_as_tensor, partial(read_table, graph, table))
-    return Reference(LazyMapping(weights), rounding, LazyMapping(packed))
+    return Reference(LazyMapping(weights), rounding, graphs, LazyMapping(packed))
 
 
 def _as_tensor(read: Read) -> Tensor:

@@ -4,7 +4,7 @@ An export of float32 weights is compared with the model as it is. Any other is c
 weights which were stored, and rounds activations where the runtime rounds them: what is left is the order of summation.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,12 +26,13 @@ _BLOCK = 128
 class Reference:
     """weights: stand in for the model's parameters of these names. rounding: of the inputs of these linear layers.
 
-    packed: matrices that must stand in the files as they are here, by the names of their layers.
-    dense: the setting with which the weights would be stored as they are.
+    graphs: names of the layers that each file rounds for. packed: matrices that must stand in the files as they are
+    here, by the names of their layers. dense: the setting with which the weights would be stored as they are.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     rounding: Mapping[str, Rounding] = field(default_factory=dict)
+    graphs: Mapping[str, Collection[str]] = field(default_factory=dict)
     packed: Mapping[str, PackedTensor] = field(default_factory=dict)
     dense: str = "export.onnx.weights = 'dense-fp32'"
 
@@ -40,15 +41,15 @@ class Reference:
         """What to do where an export differs from this."""
         return self.dense if self.weights else "export.format = 'checkpoint'"
 
-    @property
-    def max_relative_error(self) -> float:
+    def max_relative_error(self, graph: str) -> float:
         """||y - reference|| / ||reference|| that a graph may have."""
-        return max((_MAX_RELATIVE_ERROR[rounding] for rounding in self.rounding.values()), default=1e-4)
+        names = self.graphs.get(graph, ())
+        return max((_MAX_RELATIVE_ERROR[self.rounding[name]] for name in names), default=_MAX_RELATIVE_ERROR["none"])
 
     @property
     def tie(self) -> float:
-        """Where torch's two best logits are closer than this share of the best, either token is right."""
-        return max((_TIE[rounding] for rounding in self.rounding.values()), default=1e-4)
+        """How far behind the best logit a token's may be and be as right, in standard deviations of all logits."""
+        return max((_TIE[rounding] for rounding in self.rounding.values()), default=_TIE["none"])
 
     @property
     def batches(self) -> bool:
@@ -67,7 +68,7 @@ def packed_reference(packed: Mapping[str, PackedTensor]) -> Reference:
     return Reference(
         {f"{name}.weight": torch.from_numpy(unpack(weight)) for name, weight in packed.items()},
         {name: ROUNDING_OF[weight.encoding.values] for name, weight in packed.items()},
-        packed,
+        packed=packed,
     )
 
 
@@ -80,7 +81,8 @@ _MAX_RELATIVE_ERROR: dict[Rounding, float] = {
     "int8 blocks": 5e-2,
     "uint8 tensor": 5e-2,
 }
-_TIE: dict[Rounding, float] = {"none": 1e-4, "bf16": 1e-2, "int8 rows": 5e-2, "int8 blocks": 5e-2, "uint8 tensor": 5e-2}
+# A few times the error that logits may have, the best ones being a few standard deviations from their mean.
+_TIE: dict[Rounding, float] = {name: 5 * error for name, error in _MAX_RELATIVE_ERROR.items()}
 
 
 @contextmanager

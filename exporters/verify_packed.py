@@ -23,7 +23,7 @@ from ..packed_linear import PackedLinear
 from ..progress import Progress
 from ..samples import Sample
 from ..transformers_plugin import PackedConfig
-from .judging import count_tie, greedy_in_torch, judge
+from .judging import count_tie, end_ids, greedy_in_torch, judge, require_same_ends
 from .reference import Reference, packed_reference, standing_in
 from .verify_products import MAX_RELATIVE_ERROR
 
@@ -42,10 +42,11 @@ def verify_packed(
     loaded = load_again(model, folder)
     tensors = compare_tensors(model, loaded, packed)
     reference = replace(packed_reference(packed), dense="export.checkpoint.weights = 'dense'")
+    require_same_ends(model, end_ids(loaded))
     tracked = progress.track(prompts, "asking the packed checkpoint", len(prompts))
     answers = [greedy_in_torch(loaded, prompt) for prompt in tracked]
     with standing_in(model, reference):
-        error = compare_products(model, loaded, reference, prompts[:_PRODUCTS_ON])
+        error = compare_layers(model, loaded, reference, prompts[:_PRODUCTS_ON])
         tracked = progress.track(prompts, "asking torch", len(prompts))
         ties = sum(count_tie(p, a, judge(model, p, a), reference) for p, a in zip(tracked, answers, strict=True))
     tracked = progress.track(prompts, "asking torch with float32 weights", len(prompts))
@@ -89,7 +90,7 @@ def compare_tensors(model: Model, loaded: Model, packed: Mapping[str, PackedTens
     return len(found)
 
 
-def compare_products(model: Model, loaded: Model, reference: Reference, prompts: Sequence[Sample]) -> float:
+def compare_layers(model: Model, loaded: Model, reference: Reference, prompts: Sequence[Sample]) -> float:
     """Largest relative error of a packed layer on the activations that it has in the reference.
 
     Raises ExportError that names the first layer whose error is too large.

@@ -1,4 +1,4 @@
-"""The command line. The only place that prints or exits.
+"""The command line. The only place that prints or chooses an exit code.
 
 Exit codes: 0 done; 1 a target was missed, memory is short, or the doctor found a problem; 2 something a user can mend,
 in one sentence; 130 interrupted.
@@ -84,9 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
         add_config_argument(step)
         step.set_defaults(command=_run if name == "run" else _step, step=name)
 
-    export = commands.add_parser("export", help="write the artifact, running the steps before it where needed")
-    add_export_arguments(export)
-    export.set_defaults(command=_export)
+    exporting = commands.add_parser("export", help="write the artifact, running the steps before it where needed")
+    add_export_arguments(exporting)
+    exporting.set_defaults(command=_export)
 
     bundle = commands.add_parser("bundle", help="put an artifact into one file, and print its sha256")
     _add_artifact(bundle)
@@ -200,14 +200,14 @@ def _export(options: argparse.Namespace) -> int:
     from .pipeline import opened_run
 
     config = load_config(options.config)
-    export = config.export.model_copy(update={"format": options.to or config.export.format})
+    settings = config.export.model_copy(update={"format": options.to or config.export.format})
     with Progress(Console()) as progress, opened_run(config, progress) as run:
-        if export == config.export and options.output is None:
+        if settings == config.export and options.output is None:
             folder = run.artifact().path
         else:
-            folder = options.output or run.folder.path / export.format
-            run.export_to(folder, export)
-    _say(f"{export.format} artifact: {folder}")
+            folder = options.output or run.folder.path / settings.format
+            run.export_to(folder, settings)
+    _say(f"{settings.format} artifact: {folder}")
     for note in missing_gains(open_artifact(folder).manifest):
         _say(f"note: {note}")
     return 0
@@ -271,8 +271,7 @@ def _dry_run(artifact: "Artifact", config: ServeConfig) -> int:
 
 def _serve_config(options: argparse.Namespace) -> ServeConfig:
     """[serve] of the file that is named, else of the run that made the artifact; flags win."""
-    of_the_run = options.artifact / DEFAULT_CONFIG
-    file = options.config or (of_the_run if of_the_run.is_file() else None)
+    file = options.config or _config_of_the_run(options.artifact)
     serve = load_config(file).serve if file else ServeConfig()
     flags = {key: getattr(options, key) for key in ("host", "port") if getattr(options, key) is not None}
     return parse_config({"serve": serve.model_dump() | flags}, name="command line").serve
@@ -280,10 +279,13 @@ def _serve_config(options: argparse.Namespace) -> ServeConfig:
 
 def _config_of(target: str, file: Path | None) -> Config:
     """The deploy.toml that is named, else that of the run which `target` is or lies in, else the one in this folder."""
-    path = Path(target)
+    return load_config(file or _config_of_the_run(Path(target)) or Path(DEFAULT_CONFIG))
+
+
+def _config_of_the_run(path: Path) -> Path | None:
+    """The deploy.toml of the run that `path` is, or whose artifact it is."""
     folders = (path, path.parent) if is_artifact(path) else (path,)
-    of_the_run = (folder / DEFAULT_CONFIG for folder in folders)
-    return load_config(file or next((found for found in of_the_run if found.is_file()), Path(DEFAULT_CONFIG)))
+    return next((file for folder in folders if (file := folder / DEFAULT_CONFIG).is_file()), None)
 
 
 def _validate(options: argparse.Namespace) -> int:

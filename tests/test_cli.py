@@ -5,13 +5,15 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from artifacts import new_artifact
 
 from slimdeploy import __version__
-from slimdeploy.artifact import Manifest
-from slimdeploy.cli import main
+from slimdeploy.artifact import MANIFEST, Manifest
+from slimdeploy.cli import _serve_config, build_parser, main
+from slimdeploy.config import ExportFormat
 from slimdeploy.config_file import render_config
 from slimdeploy.kernels.library import library_file
 
@@ -34,6 +36,21 @@ def test_init_writes_the_documented_example_and_never_over_a_file(
     file.write_text("# mine")
     assert "exists already" in refused(capsys, "init", file)
     assert file.read_text() == "# mine"
+
+
+def test_every_format_can_be_exported_to() -> None:
+    for name in get_args(ExportFormat):
+        assert build_parser().parse_args(["export", "--to", name]).to == name
+
+
+@pytest.mark.parametrize("named", ["", "artifact"])
+def test_an_artifact_is_served_as_its_run_says_and_flags_win(named: str, tmp_path: Path) -> None:
+    (tmp_path / "run" / "artifact").mkdir(parents=True)
+    (tmp_path / "run" / "artifact" / MANIFEST).touch()
+    (tmp_path / "run" / "deploy.toml").write_text("[serve]\nport = 4321\nconcurrency = 2")
+    options = build_parser().parse_args(["serve", str(tmp_path / "run" / named), "--port", "1234"])
+    served = _serve_config(options)
+    assert (served.port, served.concurrency) == (1234, 2)
 
 
 @pytest.mark.parametrize("command", ["run", "search", "prune", "restore", "export"])

@@ -67,7 +67,7 @@ class Prefix(Generic[PastT]):
 class PrefixCache(Generic[PictureT, PastT]):
     """budget: bytes; 0 keeps nothing. What was used least recently goes first, be it a picture or a sequence.
 
-    Keys are not counted: some 40 bytes a token, beside kilobytes of keys and values.
+    Keys are not counted: some 100 bytes a token, beside kilobytes of keys and values.
     """
 
     def __init__(self, budget: int) -> None:
@@ -119,7 +119,12 @@ class PrefixCache(Generic[PictureT, PastT]):
             for other in self._replaced_by(sequence):
                 self._sizes.move_to_end(other, last=False)
             self._reserve(sequence, nbytes)
-        past = copy()  # others need not wait for it
+        try:
+            past = copy()  # others need not wait for it
+        except BaseException:
+            with self._lock:
+                self._drop(sequence)
+            raise
         with self._lock:
             for other in self._replaced_by(sequence):
                 self._drop(other)

@@ -21,13 +21,13 @@ def test_a_quick_run_exports_and_verifies_and_keeps_nothing() -> None:
     before = results.stat().st_mtime_ns if results.exists() else None
     run = [sys.executable, BENCHMARKS / "onnx_scale.py", "--quick", "--json"]
     result = json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
-    of = "7B shape, 1 + 2 blocks, packed-int4"
+    of = "1 + 2 blocks, packed-int4"
     rows = {row["name"]: row for row in result["rows"]}
     assert list(rows) == [
-        f"{what}, {of}" for what in ("peak memory", "peak beyond the weights", "prompts answered as by torch")
+        f"{what}, {of}" for what in ("peak memory", "peak beyond the weights", "prompts verified")
     ]
     assert rows[f"peak memory, {of}"]["met"]
-    assert rows[f"prompts answered as by torch, {of}"]["value"] == 1
+    assert rows[f"prompts verified, {of}"]["value"] == 1
     assert "decoder_model_merged" in result["table"]
     assert (results.stat().st_mtime_ns if results.exists() else None) == before
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,12 +69,15 @@ def test_a_ragged_batch_gets_the_answers_that_torch_gives_to_each_prompt_alone(
     assert len({tuple(tokens) for tokens in alone}) > 1, "the answers do not depend on the prompt"
 
 
-def test_the_reference_is_what_transformers_generates(model: Model, prompts: list[Sample]) -> None:
+@torch.no_grad()
+def test_the_models_answer_is_that_of_the_highest_logits(model: Model, prompts: list[Sample]) -> None:
+    answer = greedy_in_torch(model, prompts[0])
     inputs = encode(model, prompts[:1])
     inputs.pop("position_ids")
-    generated = model.pretrained.generate(**inputs, max_new_tokens=16, do_sample=False)
-    answer = greedy_in_torch(model, prompts[0])
-    assert generated[0, inputs["input_ids"].shape[1] :].tolist() == answer
+    for token in answer:
+        assert model.module(**inputs, use_cache=False).logits[0, -1].argmax() == token
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[token]])], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
 
 
 def test_a_prompt_without_a_picture_is_answered_alike(model: Model, exported: OnnxModel) -> None:
@@ -114,9 +118,10 @@ def test_a_past_outside_the_cpus_memory_is_copied_out_and_in(exported: OnnxModel
 
 
 def test_ragged_batches_mix_lengths_and_hold_every_prompt_once() -> None:
-    batches = ragged_batches([7, 3, 5, 4])
-    assert sorted(i for batch in batches for i in batch) == [0, 1, 2, 3]
-    assert max(map(len, batches)) <= 3
+    batches = ragged_batches([7, 3, 5, 4, 8, 6])
+    assert sorted(i for batch in batches for i in batch) == [0, 1, 2, 3, 4, 5]
+    assert batches == [[1, 2, 0], [3, 5, 4]], "each with a short, a middling and a long one"
+    assert ragged_batches([7, 3]) == [[1, 0]]
 
 
 # -- the check can fail -----------------------------------------------------------------------------------------
@@ -157,6 +162,28 @@ def test_a_wrong_token_is_an_error_that_names_prompt_and_step(prompts: list[Samp
         count_tie(prompts[1], [5, 9, 2], Judgement([5, 6, 2], [0.0, 0.1, 0.0]))
     with pytest.raises(ExportError, match=r"token 5 at step 0"):
         count_tie(prompts[1], [5], Judgement([5], [float("nan")]))
+
+
+def test_an_answer_that_ends_with_another_token_is_an_error(
+    model: Model, onnx_export: Exported, prompts: list[Sample], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(onnx_export.folder, tmp_path / "altered")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": 5}))
+    with pytest.raises(ExportError, match=r"the tokens \[5\] end an answer of the export, and \[2\] one of"):
+        verify_onnx(model, folder, FLOAT32, prompts, Progress.silent())
+
+
+def test_a_prompt_that_fills_the_context_is_answered_as_far_as_there_is_room(
+    model: Model, onnx_export: Exported, prompts: list[Sample], tmp_path: Path
+) -> None:
+    length = len(question_of(OnnxModel(onnx_export.folder, threads=1), prompts[0]).ids)
+    folder = shutil.copytree(onnx_export.folder, tmp_path / "short")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["text_config"]["max_position_embeddings"] = length + 3
+    (folder / "config.json").write_text(json.dumps(settings))
+    (answer,) = greedy_in_onnx(OnnxModel(folder, threads=1), prompts[:1])
+    assert answer == greedy_in_torch(model, prompts[0])[:3]
 
 
 def test_a_tie_is_counted_and_what_follows_is_judged(prompts: list[Sample]) -> None:

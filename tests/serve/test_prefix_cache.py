@@ -139,18 +139,29 @@ def test_what_a_sequence_replaces_is_found_until_it_is_copied_where_both_have_ro
     assert found(cache, (*block.tokens, 3)) == cache.nbytes == block.nbytes
 
 
+def test_what_cannot_be_copied_takes_no_room() -> None:
+    def fail() -> Block:
+        raise MemoryError
+
+    cache, sequence = Cache(100), Pieces.of((*HEAD, 1))
+    with pytest.raises(MemoryError):
+        cache.keep_sequence(sequence, 50, fail)
+    assert cache.nbytes == 0
+    assert found(cache, (*HEAD, 1, 2)) == 0
+
+
 @given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 1), min_size=1, max_size=6)), max_size=30))
 def test_the_budget_is_kept_and_what_is_found_is_right(steps: list[tuple[bool, list[int]]]) -> None:
     cache, kept = Cache(90), []
     for asks, ending in steps:
         tokens = (*HEAD, *ending)
         if asks:
-            best = max((_common(tokens[:-1], other) for other in kept), default=0)
-            assert found(cache, tokens) <= best
+            assert found(cache, tokens) <= max((_common(tokens[:-1], other) for other in kept), default=0)
+            assert not kept or found(cache, tokens) >= _common(tokens[:-1], kept[-1]), "the newest is always there"
         else:
             keep(cache, tokens)
             kept.append(tokens)
-            assert found(cache, (*tokens, 9)) == len(tokens), "the newest is always there"
+            assert found(cache, (*tokens, 9)) == len(tokens)
         assert cache.nbytes <= 90
 
 

@@ -193,8 +193,8 @@ struct Pool {
     OrtStatus *status;
 };
 
-// As many as processors: a session with fewer threads runs several on each. Asking takes longer than a small product.
-int32_t most_tasks() {
+// As many as processors: a session with fewer threads runs fewer tasks at once. Asking takes longer than a small product.
+int32_t most_threads() {
     static const auto processors = int32_t(std::max(std::thread::hardware_concurrency(), 1u));
     return processors;
 }
@@ -235,7 +235,7 @@ void Kernel::compute(OrtKernelContext *context) const {
     char error[512] = "";
     const float *from = half ? wide_x.data() : static_cast<const float *>(x.data);
     float *to = half ? wide_y.data() : static_cast<float *>(y);
-    const int failed = slimdeploy_linear(weight.get(), from, int64_t(count), to, most_tasks(), run_in_pool, &pool,
+    const int failed = slimdeploy_linear(weight.get(), from, int64_t(count), to, most_threads(), run_in_pool, &pool,
                                          error, sizeof error);
     check(pool.status);
     if (failed) throw Malformed(error);

@@ -61,7 +61,8 @@ SLIMDEPLOY_API void slimdeploy_weight_free(slimdeploy_weight *weight);
 SLIMDEPLOY_API void slimdeploy_weight_describe(const slimdeploy_weight *weight, slimdeploy_weight_info *info);
 
 /* x: (count, columns), y: (count, rows), both row-major float32. threads: how many may work at once, this one among
-   them. parallel_for: runs the tasks; NULL takes the library's own threads. */
+   them. parallel_for: runs the tasks, which are up to four a thread, on as many threads as it has; NULL takes the
+   library's own. */
 SLIMDEPLOY_API int slimdeploy_linear(const slimdeploy_weight *weight, const float *x, int64_t count, float *y,
                                      int32_t threads, slimdeploy_parallel_for parallel_for, void *pool, char *error,
                                      size_t error_size);
