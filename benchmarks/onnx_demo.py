@@ -6,8 +6,10 @@ Every export is verified while it is made. Accuracy is that of the engine on the
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args
+from unittest.mock import patch
 
 from onnx_footprint import footprint
 from results import Row, markdown_table
@@ -21,6 +23,7 @@ from slimdeploy.pipeline import Run, opened_run
 from slimdeploy.progress import Progress
 from slimdeploy.samples import Sample
 from slimdeploy.scoring import score
+from slimdeploy.serve.engines.onnx_sessions import OnnxSessions
 from slimdeploy.serve.runtime import LoadedModel
 
 CONFIG = Path(__file__).parent.parent / "deploy.toml"
@@ -46,7 +49,7 @@ def demo(folder: Path, progress: Progress) -> tuple[Table, list[Row]]:
         for form in FORMS:
             artifact = _exported(run, form, folder / form)
             accuracy = score(samples, engine_answers(artifact, samples, run.config, progress)).value
-            first, later, overhead = _times(artifact, samples[:100])
+            first, later, overhead = times(artifact, samples[:100])
             taken = footprint(artifact.path, tokens=32, threads=1)
             figures = (taken.file_bytes / 1e6, taken.peak_bytes / 1e6, taken.load_s, 1000 * first, 1000 * later)
             table.add_row(form, f"{100 * accuracy:.1f}%", *(f"{figure:.2f}" for figure in figures))
@@ -62,23 +65,24 @@ def _exported(run: Run, form: OnnxWeights, folder: Path) -> Artifact:
     return open_artifact(folder)
 
 
-def _times(artifact: Artifact, samples: list[Sample]) -> tuple[float, float, float]:
+def times(artifact: Artifact, samples: list[Sample]) -> tuple[float, float, float]:
     """Median seconds to the first token, of every later one, and of its share outside the sessions."""
     model = LoadedModel(artifact, threads=1)
     inside: list[float] = []
-    for name in ("decode", "embed"):
-        setattr(model.sessions, name, _timed(getattr(model.sessions, name), inside))
     first, later, outside = [], [], []
-    for sample in samples:
-        before, start, spent = time.perf_counter(), time.perf_counter(), 0.0
-        for number, _ in enumerate(model.stream(sample.question, sample.images)):
-            now = time.perf_counter()
-            if number == 0:
-                first.append(now - start)
-            else:
-                later.append(now - before)
-                outside.append(now - before - (sum(inside) - spent))
-            before, spent = now, sum(inside)
+    with ExitStack() as stack:
+        for name in ("decode", "embed"):
+            timed = _timed(getattr(OnnxSessions, name), inside)
+            stack.enter_context(patch.object(OnnxSessions, name, timed))
+        for sample in samples:
+            before = time.perf_counter()
+            for number, _ in enumerate(model.stream(sample.question, sample.images)):
+                now = time.perf_counter()
+                (later if number else first).append(now - before)
+                if number:
+                    outside.append(now - before - sum(inside))
+                inside.clear()
+                before = time.perf_counter()
     return statistics.median(first), statistics.median(later), statistics.median(outside)
 
 

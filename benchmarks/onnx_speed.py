@@ -191,21 +191,22 @@ def main() -> None:
     scale = QUICK if arguments.quick else FULL
     torch.set_num_threads(scale.threads)
     with tempfile.TemporaryDirectory() as folder:
+        table, rows = None, []
+        if not arguments.quick:
+            with Progress(Console(stderr=True)) as progress:
+                table, rows = demo(Path(folder), progress)
         made, module = make(Path(folder), scale.shape, FORMS)
         contenders: dict[str, Any] = {each.name: OnContender(each.folder, scale) for each in made}
         times = measure({**contenders, TORCH: TorchContender(module)}, scale)
         del contenders, module
         pictures = measure_pictures({each.name: each.folder for each in made}, scale)
         details: list[Table | str] = [speed_table(times, pictures, scale), footprint_table(made, scale), _note(scale)]
-        rows = list(rows_of(times, scale))
+        rows += rows_of(times, scale)
         profiled = profiles(made[0].folder, scale.tokens, scale.threads, scale.steps)
         details.append(profile_table(profiled, made[0].name))
         rows += profile_rows(profiled)
-        if not arguments.quick:
-            with Progress(Console(stderr=True)) as progress:
-                table, more = demo(Path(folder), progress)
+        if table:
             details.append(table)
-            rows += more
     publish("onnx", rows, details, as_json=arguments.json, keep=not arguments.quick)
 
 
