@@ -37,8 +37,10 @@ class Judgement:
 def judge(model: Model, prompt: Sample, answer: Sequence[int], stepwise: bool = False) -> Judgement:
     """Compare an answer, token ids and the one that ends it included, with what torch makes of the prompt.
 
-    stepwise: token by token through the model's KV cache, for rounding that depends on what is multiplied together.
+    stepwise: token by token through the model's KV cache, for rounding that depends on what is multiplied together. So
+    are answers judged that hold the token whose places features take: in a prompt, features would be missing for it.
     """
+    stepwise = stepwise or model.media_token_id in answer
     logits = _logits_of_steps(model, prompt, answer) if stepwise else _logits_at_once(model, prompt, answer)
     logits = logits.double()
     best, tokens = logits.max(dim=-1), torch.tensor(answer, device=logits.device)

@@ -28,6 +28,7 @@ GRAPHS = ("vision_encoder", "embed_tokens", "decoder_model_merged")
 _PAST, _PRESENT = "past_key_values", "present"
 _EVERY_DECODER = ("inputs_embeds", "attention_mask", "position_ids")
 _DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+_SPIN_US = "50"
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -252,8 +253,9 @@ class OnnxSessions:
         options = self._onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # Threads that wait by spinning would take the cores from other requests and from the server itself.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads that spin for long take the cores from other requests and from the server itself; those that sleep
+        # between two operators are late for the second.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
         provider = self._provider
         if provider.device == "cpu":
             register_operators(options)

@@ -36,7 +36,7 @@ def test_every_part_is_within_float32_of_torch(dense: Exported, model: Model) ->
     assert set(dense.verification["relative_error"]) == PARTS
     assert max(dense.verification["relative_error"].values()) < 2e-5
     assert dense.verification["prompts"] == len(prompts_for(model))
-    assert dense.verification["batch_sizes"] == [1, 3]
+    assert max(dense.verification["batch_sizes"]) >= 3
     assert dense.verification["ties"] == 0
 
 

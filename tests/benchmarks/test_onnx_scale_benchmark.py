@@ -23,9 +23,7 @@ def test_a_quick_run_exports_and_verifies_and_keeps_nothing() -> None:
     result = json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
     of = "1 + 2 blocks, packed-int4"
     rows = {row["name"]: row for row in result["rows"]}
-    assert list(rows) == [
-        f"{what}, {of}" for what in ("peak memory", "peak beyond the weights", "prompts verified")
-    ]
+    assert list(rows) == [f"{what}, {of}" for what in ("peak memory", "peak beyond the weights", "prompts verified")]
     assert rows[f"peak memory, {of}"]["met"]
     assert rows[f"prompts verified, {of}"]["value"] == 1
     assert "decoder_model_merged" in result["table"]

@@ -164,6 +164,11 @@ def test_a_wrong_token_is_an_error_that_names_prompt_and_step(prompts: list[Samp
         count_tie(prompts[1], [5], Judgement([5], [float("nan")]))
 
 
+def test_an_answer_may_hold_the_token_of_pictures(model: Model, prompts: list[Sample]) -> None:
+    answer = greedy_in_torch(model, prompts[0])
+    assert judge(model, prompts[0], [answer[0], model.media_token_id, answer[2]]).best[:2] == answer[:2]
+
+
 def test_an_answer_that_ends_with_another_token_is_an_error(
     model: Model, onnx_export: Exported, prompts: list[Sample], tmp_path: Path
 ) -> None:
