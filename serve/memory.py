@@ -21,6 +21,7 @@ from slimdeploy.kernels.operators import missing_operators
 from slimdeploy.layouts import held, packed_matrices
 from slimdeploy.packed_tensor import dense_bytes, smallest_bytes
 
+from .engines.onnx_provider import choose_provider
 from .engines.onnx_sessions import import_onnxruntime
 from .model_files import read_facts, read_json
 from .pictures import Picture, load_pictures
@@ -62,13 +63,14 @@ def warn_where_too_large(artifact: Artifact, config: ServeConfig) -> None:
 
 
 def all_needs(artifact: Artifact, config: ServeConfig) -> list[Need]:
-    """Raises ServeError for an artifact of another format, ArtifactError for files that are damaged."""
+    """Raises ServeError for another format and a provider that is not there, ArtifactError for damaged files."""
     if artifact.manifest.format != "onnx":
         raise ServeError(
             f"{artifact.source} has the format '{artifact.manifest.format}', which no engine here serves; "
             "export with export.format = 'onnx'"
         )
-    return [*lasting_needs(artifact, config), *passing_needs(artifact, config)]
+    kept = Need("kept for later", int(config.cache_mb * 1e6), "pictures and conversations, at most serve.cache_mb")
+    return [*lasting_needs(artifact, config), kept, *passing_needs(artifact, config)]
 
 
 def lasting_needs(artifact: Artifact, config: ServeConfig) -> list[Need]:
@@ -86,7 +88,7 @@ def lasting_needs(artifact: Artifact, config: ServeConfig) -> list[Need]:
 
 def passing_needs(artifact: Artifact, config: ServeConfig) -> list[Need]:
     """What the program takes, and what requests take while they are read, seen and answered."""
-    import_onnxruntime()
+    choose_provider(import_onnxruntime(), config.onnx.provider)  # raises where serving would
     program = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     requests, context = config.concurrency, read_facts(artifact.path).context
     per_prompt = context * _activations(_Settings(artifact, "text_config"))

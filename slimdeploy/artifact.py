@@ -118,7 +118,9 @@ def open_artifact(path: Path) -> Artifact:
         folder = _artifact_folder(path)
         return Artifact(folder, _checked(folder, folder))
     if not is_bundle(path):
-        raise ArtifactError(f"{path} is no bundle, or a truncated one; copy it again, or name an artifact's folder")
+        raise ArtifactError(
+            f"{path} is no bundle of `slimdeploy bundle`, or a truncated one; copy it again, or name an artifact's folder"
+        )
     with place_for(path) as folder:
         if (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == manifest_in(path):
             with suppress(ArtifactError):  # altered since it was unpacked
@@ -137,12 +139,14 @@ def _checked(folder: Path, source: Path) -> Manifest:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ArtifactError(f"{source / MANIFEST} names '{name}', which lies outside the artifact")
         if not file.is_file():
-            raise ArtifactError(f"{source / name} is missing; export the artifact again")
+            raise ArtifactError(f"{source / name} is missing; copy or export the artifact again")
         if file.stat().st_size != entry.bytes:
-            raise ArtifactError(f"{source / name} has {file.stat().st_size} bytes, not {entry.bytes}; export it again")
+            raise ArtifactError(
+                f"{source / name} has {file.stat().st_size} bytes, not {entry.bytes}; copy or export it again"
+            )
         if sha256_of(file) != entry.sha256:
             raise ArtifactError(
-                f"{source / name} was altered: its sha256 is not the manifest's; export the artifact again"
+                f"{source / name} was altered: its sha256 is not the manifest's; copy or export it again"
             )
     for file in folder.rglob("*"):
         name = file.relative_to(folder).as_posix()
@@ -160,7 +164,7 @@ def _read_manifest(folder: Path, source: Path) -> Manifest:
         values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version = values["version"]
         if version != MANIFEST_VERSION:
-            remedy = "upgrade it" if version > MANIFEST_VERSION else "export the artifact again"
+            remedy = "upgrade slimdeploy" if version > MANIFEST_VERSION else "export the artifact again"
             raise ArtifactError(
                 f"{source / MANIFEST} is of version {version}, this slimdeploy reads {MANIFEST_VERSION}; {remedy}"
             )

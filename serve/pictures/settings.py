@@ -29,7 +29,10 @@ _EVERYWHERE = frozenset({
 })  # fmt: skip
 # Parts that a processor's file may hold beside its own settings.
 _PARTS = frozenset({"processor_class", "chat_template", "image_processor", "video_processor", "feature_extractor"})
-_UNKNOWN = "this server does not know that setting; take it out if the model was made without it"
+_UNKNOWN = (
+    "this server does not know that setting; if the model was made without it, take it out of the model's own file and "
+    "export again"
+)
 _ALIASES = {"CLIPFeatureExtractor": "CLIPImageProcessor", "Qwen2_5_VLImageProcessor": "Qwen2VLImageProcessor"}
 
 

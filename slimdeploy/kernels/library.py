@@ -53,7 +53,8 @@ class LayoutChoice:
     def __str__(self) -> str:
         if self.layout == "dense":
             return f"held dense in memory ({self.dense_ns:.0f} ns per 1000 weights; sparse {self.sparse_ns:.0f})"
-        return f"held sparse in memory ({self.sparse_ns:.0f} ns per 1000 weights; dense {self.dense_ns:.0f})"
+        smaller = " and larger" if self.dense_ns < self.sparse_ns else ""
+        return f"held sparse in memory ({self.sparse_ns:.0f} ns per 1000 weights; dense {self.dense_ns:.0f}{smaller})"
 
 
 class _Packed(ctypes.Structure):

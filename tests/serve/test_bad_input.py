@@ -75,10 +75,10 @@ def served(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS} is missing; export the artifact again"),
+        (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS} is missing; copy or export the artifact again"),
         (cut, f"{WEIGHTS} has "),
         (later_operators, f"{DECODER} has "),
-        (of_version(99), f"{MANIFEST} is of version 99, this slimdeploy reads 2; upgrade it"),
+        (of_version(99), f"{MANIFEST} is of version 99, this slimdeploy reads 2; upgrade slimdeploy"),
         (of_version(1), f"{MANIFEST} is of version 1, this slimdeploy reads 2; export the artifact again"),
     ],
 )

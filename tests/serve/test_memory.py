@@ -10,7 +10,7 @@ import pytest
 from slimdeploy import doctor, layouts
 from slimdeploy.artifact import Artifact, Manifest
 from slimdeploy.cli import main
-from slimdeploy.config import ServeConfig
+from slimdeploy.config import ServeConfig, ServeOnnxConfig
 from slimdeploy.errors import ArtifactError, ServeError
 from slimdeploy.kernels.library import LayoutChoice
 from slimdeploy.serve import memory
@@ -75,7 +75,7 @@ def test_a_dry_run_tells_whether_it_fits_and_serves_nothing(
     assert main(command) == 1
     shown = capsys.readouterr().out
     assert "KV cache" in shown
-    assert "does not fit; lower serve.concurrency" in shown
+    assert "does not fit; lower serve.concurrency, serve.cache_mb" in shown
     monkeypatch.setattr(doctor, "free_memory", lambda: None)
     assert main(command) == 0
     assert "not known" in capsys.readouterr().out
@@ -89,7 +89,15 @@ BARE = {
 }
 
 
+def test_what_is_kept_for_later_requests_counts(artifact: Artifact) -> None:
+    kept = {mb: needed(artifact, CONFIG.model_copy(update={"cache_mb": mb}))["kept for later"] for mb in (0.0, 2.5)}
+    assert kept == {0.0: 0, 2.5: 2_500_000}
+
+
 def test_a_dry_run_refuses_what_serving_would_refuse(artifact: Artifact, tmp_path: Path) -> None:
+    cuda = CONFIG.model_copy(update={"onnx": ServeOnnxConfig(provider="cuda")})
+    with pytest.raises(ServeError, match="provider = 'cuda'"):
+        all_needs(artifact, cuda)
     assert main(["serve", str(tmp_path), "--dry-run"]) == 2
     with pytest.raises(ServeError, match="'vllm', which no engine here serves"):
         all_needs(Artifact(tmp_path, Manifest("vllm", "m", "llava")), CONFIG)
