@@ -119,7 +119,7 @@ def open_artifact(path: Path) -> Artifact:
         return Artifact(folder, _checked(folder, folder))
     if not is_bundle(path):
         raise ArtifactError(
-            f"{path} is no bundle of `slimdeploy bundle`, or a truncated one; copy it again, or name an artifact's folder"
+            f"{path} is no bundle of `slimdeploy bundle`, or a truncated one; copy it again, or name a folder"
         )
     with place_for(path) as folder:
         if (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == manifest_in(path):
