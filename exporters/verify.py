@@ -52,6 +52,7 @@ def verify_onnx(
     with standing_in(model, reference):
         tracked = progress.track(compared, "comparing parts", len(compared))
         parts = [parts_in_torch(model, prompt) for prompt in tracked]
+    reference = replace(reference, rounding_error=rounding_errors(model, compared, parts, reference, progress))
     exported = OnnxModel(folder, torch.get_num_threads())
     errors = compare_parts(exported, compared, parts, reference)
     require_same_ends(model, exported.facts.end_tokens)
@@ -63,6 +64,7 @@ def verify_onnx(
         ties = count_ties(model, prompts, answers, reference, progress)
     verification = {
         **errors,
+        "relative_error_of_rounding": {part: _rounded(error) for part, error in reference.rounding_error.items()},
         "prompts": len(prompts),
         "tokens": sum(len(given[0]) for given in answers),
         "batch_sizes": sorted({len(batch) for batch in batches}),
@@ -184,6 +186,34 @@ def parts_in_torch(model: Model, prompt: Sample) -> Parts:
     return Parts(ids[0].tolist(), features, _array(embeddings), _array(logits))
 
 
+def rounding_errors(
+    model: Model, prompts: Sequence[Sample], parts: Sequence[Parts], reference: Reference, progress: Progress
+) -> dict[str, float]:
+    """What rounding activations changes in torch, ||rounded - not rounded|| / ||rounded|| by graph. parts: the rounded.
+
+    The decoder's is that of all rounding, the vision graph's included.
+    """
+    if not set(reference.rounding.values()) - {"none"}:
+        return {}
+    with standing_in(model, replace(reference, rounding={})):
+        tracked = progress.track(prompts, "what rounding changes", len(prompts))
+        exact = [parts_in_torch(model, prompt) for prompt in tracked]
+    features = [
+        (rounded.features[name], other.features[name])
+        for rounded, other in zip(parts, exact, strict=True)
+        for name in rounded.features
+    ]
+    logits = [(rounded.logits, other.logits) for rounded, other in zip(parts, exact, strict=True)]
+    return {VISION_ENCODER: relative_error(features), DECODER: relative_error(logits)}
+
+
+def relative_error(pairs: Sequence[tuple[Array, Array]]) -> float:
+    """||second - first|| / ||first|| of all pairs together."""
+    first = np.concatenate([one.ravel() for one, _ in pairs]).astype(np.float64)
+    second = np.concatenate([other.ravel() for _, other in pairs])
+    return float(np.linalg.norm(second - first) / np.linalg.norm(first))
+
+
 def compare_parts(
     exported: OnnxModel, prompts: Sequence[Sample], parts: Sequence[Parts], reference: Reference = FLOAT32
 ) -> dict[str, Any]:
@@ -223,16 +253,15 @@ def with_a_picture(prompts: Sequence[Sample]) -> list[Sample]:
 def _errors(pairs: Mapping[str, Sequence[tuple[Array, Array]]], reference: Reference) -> dict[str, Any]:
     largest, relative = {}, {}
     for part, compared in pairs.items():
-        expected = np.concatenate([ours.ravel() for ours, _ in compared]).astype(np.float64)
-        difference = np.concatenate([theirs.ravel() for _, theirs in compared]) - expected
-        error = float(np.linalg.norm(difference) / np.linalg.norm(expected))
+        error = relative_error(compared)
         allowed = reference.max_relative_error(part)
         if not error <= allowed:  # also where it is no number
             raise ExportError(
                 f"{part}.onnx differs from torch by a relative error of {error:.2g}, more than "
                 f"{allowed:g}; set {reference.remedy} and report this model"
             )
-        largest[part], relative[part] = _rounded(float(np.abs(difference).max())), _rounded(error)
+        largest[part] = _rounded(max(float(np.abs(theirs - ours).max()) for ours, theirs in compared))
+        relative[part] = _rounded(error)
     return {"max_abs_error": largest, "relative_error": relative}
 
 

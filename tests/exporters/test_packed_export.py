@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -18,6 +19,7 @@ from slimdeploy.exporters import ExportJob, export, stored_bytes, verify, verify
 from slimdeploy.exporters.graph import DECODER, EMBED_TOKENS, VISION_ENCODER
 from slimdeploy.exporters.onnx_data import DataFile
 from slimdeploy.exporters.onnx_stored import stored_reference
+from slimdeploy.exporters.reference import Reference
 from slimdeploy.kernels import operators
 from slimdeploy.kernels.library import library_file
 from slimdeploy.model import Model, load_model
@@ -280,6 +282,22 @@ def test_a_model_comes_out_of_its_export_as_it_went_in(model: Model, prompts: li
 
 
 # -- the check can fail -----------------------------------------------------------------------------------------
+
+
+def test_a_graph_may_differ_by_what_rounding_changes_where_that_is_more_than_usual() -> None:
+    reference = Reference(rounding={"a": "int8 rows"}, graphs={DECODER: ["a"], VISION_ENCODER: []})
+    assert reference.max_relative_error(DECODER) == 5e-2
+    deep = replace(reference, rounding_error={VISION_ENCODER: 0.0, DECODER: 0.1})
+    assert deep.max_relative_error(DECODER) == pytest.approx(0.15)
+    assert deep.max_relative_error(VISION_ENCODER) == deep.max_relative_error("embed_tokens") == 1e-4
+    assert deep.tie == pytest.approx(3 * reference.tie)
+
+
+def test_what_rounding_changes_is_measured(forms: dict[str, Exported]) -> None:
+    for form in ("packed-int8", "dense-int4"):
+        found = forms[form].verification["relative_error_of_rounding"]
+        assert found.keys() == {VISION_ENCODER, DECODER}
+        assert all(1e-3 < error < 0.1 for error in found.values())
 
 
 @pytest.mark.parametrize("form", ["packed-int8", "dense-int4"])
