@@ -48,7 +48,7 @@ class Reference:
         """||y - reference|| / ||reference|| that a graph may have."""
         names = self.graphs.get(graph, ())
         usual = max((_MAX_RELATIVE_ERROR[self.rounding[name]] for name in names), default=_MAX_RELATIVE_ERROR["none"])
-        return max(usual, _TIMES_ROUNDING_ERROR * self.rounding_error.get(graph, 0.0))
+        return max(usual, min(_TIMES_ROUNDING_ERROR * self.rounding_error.get(graph, 0.0), _LARGEST_ERROR))
 
     @property
     def tie(self) -> float:
@@ -80,8 +80,8 @@ def packed_reference(packed: Mapping[str, PackedTensor]) -> Reference:
 # float32 and another order of summation give about 1e-6. Rounding makes more of that: where a value lies half-way
 # between two steps it is rounded the other way, and each layer rounds again, until the two differ as if each had been
 # rounded on its own, which is the square root of two times what rounding changes. Many blocks on, that may be more than
-# the usual limits below.
-_TIMES_ROUNDING_ERROR = 1.5
+# the usual limits below; outputs that have nothing to do with each other differ by one, or by the square root of two.
+_TIMES_ROUNDING_ERROR, _LARGEST_ERROR = 1.5, 0.3
 _MAX_RELATIVE_ERROR: dict[Rounding, float] = {
     "none": 1e-4,
     "bf16": 2e-2,

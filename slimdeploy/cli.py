@@ -265,9 +265,8 @@ def _dry_run(artifact: "Artifact", config: ServeConfig) -> int:
         _say("how much memory is free is not known on this system")
         return 0
     fits = total(needs) <= free
-    _say(
-        "it fits" if fits else "it does not fit; lower serve.concurrency, serve.cache_mb or serve.max_image_megapixels"
-    )
+    remedy = "lower serve.concurrency, serve.cache_mb or serve.max_image_megapixels"
+    _say("it fits" if fits else f"it does not fit; {remedy}")
     return 0 if fits else 1
 
 

@@ -125,6 +125,9 @@ def _unchanged(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
     yield name, content
 
 
+NO_BUNDLE = "is no bundle of `slimdeploy bundle`, or a truncated one"
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -137,14 +140,11 @@ def _unchanged(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
         (lambda file: _rewritten(file, _with("sub/")), "holds 'sub/', which no bundle of ours does"),
         (lambda file: _rewritten(file, _with("./more.txt")), r"holds '\./more\.txt', which no bundle of ours does"),
         (lambda file: _rewritten(file, _with("sub")), "holds 'sub' as a file and as a folder"),
-        (lambda file: _rewritten(file, _nothing), "or a truncated one"),
+        (lambda file: _rewritten(file, _nothing), NO_BUNDLE),
         (lambda file: _rewritten(file, _unchanged, zipfile.ZIP_DEFLATED), "compressed or encrypted"),
-        (
-            lambda file: file.write_bytes(file.read_bytes()[:-30]),
-            "or a truncated one",
-        ),
+        (lambda file: file.write_bytes(file.read_bytes()[:-30]), NO_BUNDLE),
         (lambda file: file.write_bytes(file.read_bytes().replace(bytes(range(200)), bytes(200))), "Bad CRC-32"),
-        (lambda file: file.write_bytes(b""), "or a truncated one"),
+        (lambda file: file.write_bytes(b""), NO_BUNDLE),
     ],
 )
 def test_a_bundle_that_has_changed_is_refused_and_leaves_nothing(

@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_where_there_are_no_kernels_a_note_stands_for_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import demo
 
     monkeypatch.setattr(demo, "missing_operators", lambda: "install g++ [and cmake]")

@@ -1,43 +1,28 @@
 """The kernel benchmark runs with every engine that is installed, and its figures are what they say they are."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from slimdeploy.kernels.library import library_file
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 needs_kernels = pytest.mark.skipif(library_file() is None, reason="the kernels were not built: no compiler")
 
 
-@pytest.fixture
-def modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A benchmark is run as a script, beside whose files it finds its modules."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-
-
 @needs_kernels
-def test_a_quick_run_measures_every_goal_and_keeps_nothing():
-    results = BENCHMARKS / "results" / "kernels.json"
-    before = results.stat().st_mtime_ns if results.exists() else None
-    run = [sys.executable, BENCHMARKS / "kernel_speed.py", "--quick", "--json"]
-    result = json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+def test_a_quick_run_measures_every_goal_and_keeps_nothing(quick_run: Callable[[str, str], Any]) -> None:
+    result = quick_run("kernel_speed.py", "kernels")
     names = [row["name"] for row in result["rows"]]
     assert "ours int4 50% against MatMulNBits int4, 1 row" in names
     assert "ours int4 26:64 against MatMulNBits int4, 1 row" in names
     assert "ours int8 50% against onnxruntime dynamic int8, 576 rows" in names
     assert "ours bf16 50% against torch bf16, 576 rows" in names
     assert all(row["value"] > 0 and row["unit"] and isinstance(row["met"], bool) for row in result["rows"])
-    assert (results.stat().st_mtime_ns if results.exists() else None) == before
 
 
-def test_every_contender_has_its_turn_in_every_round(modules: None):
+def test_every_contender_has_its_turn_in_every_round() -> None:
     from rounds import Contender, Setting, seconds_per_layer
 
     turns: list[str] = []
@@ -54,7 +39,7 @@ def test_every_contender_has_its_turn_in_every_round(modules: None):
     assert turns == ["a1", "b1", "a2", "b1", "a1", "b1"], "prefill takes the next part of each stack"
 
 
-def test_a_ratio_is_how_many_times_as_fast_and_the_roof_counts_bytes(modules: None):
+def test_a_ratio_is_how_many_times_as_fast_and_the_roof_counts_bytes() -> None:
     from kernel_tables import Block
     from rounds import Setting
 
@@ -67,7 +52,7 @@ def test_a_ratio_is_how_many_times_as_fast_and_the_roof_counts_bytes(modules: No
 
 @needs_kernels
 @pytest.mark.parametrize("values", ["bf16", "int8", "int4"])
-def test_random_weights_are_valid_and_differ(modules: None, values: str):
+def test_random_weights_are_valid_and_differ(values: str):
     from contenders.ours import PATTERNS, RandomWeights
 
     for pattern in PATTERNS:

@@ -14,19 +14,12 @@ from rich.console import Console
 from slimdeploy.config import Config, DataConfig, RestoreConfig, SearchConfig
 from slimdeploy.policy import Layer
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = Config(
     data=DataConfig(calibration=4, search=4, train=8, validation=4, test=12),
     search=SearchConfig(generations=1, offspring=2, survivors=1, projector_steps=1),
     restore=RestoreConfig(steps=1, batch_size=4),
 )
 LAYERS = [Layer("a", "vision", 8, 128), Layer("b", "language", 8, 256)]
-
-
-@pytest.fixture(autouse=True)
-def modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A benchmark is run as a script, beside whose files it finds its modules."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
 
 
 def figure(accuracy: float, **values: Any) -> Any:

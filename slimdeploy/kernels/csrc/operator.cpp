@@ -193,7 +193,7 @@ struct Pool {
     OrtStatus *status;
 };
 
-// As many as processors: a session with fewer threads runs fewer tasks at once. Asking takes longer than a small product.
+// As many as processors: a session with fewer runs fewer tasks at once. Asking takes longer than a small product.
 int32_t most_threads() {
     static const auto processors = int32_t(std::max(std::thread::hardware_concurrency(), 1u));
     return processors;
