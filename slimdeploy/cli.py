@@ -6,6 +6,7 @@ in one sentence; 130 interrupted.
 
 import argparse
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .artifact import Artifact
 
 OF_THE_RUN = f"default: {DEFAULT_CONFIG} in the run's folder, else here"
+_SHA256 = re.compile("[0-9a-fA-F]{64}")
 # As wide as the longest names of layers need; a table takes no more than that.
 _LAYERS_COLUMNS = 220
 PIPELINE_STEPS = {
@@ -231,6 +233,8 @@ def _verify(options: argparse.Namespace) -> int:
     path, wanted = options.artifact, options.sha256
     if wanted is not None and not path.is_file():
         raise ConfigError(f"--sha256 is that of a bundle, and {path} is none; leave it out, or name the bundle")
+    if wanted is not None and not _SHA256.fullmatch(wanted):
+        raise ConfigError(f"--sha256 '{wanted}' is none: it has 64 digits from 0 to f; `slimdeploy bundle` prints it")
     if wanted is not None and (found := sha256_of(path)) != wanted.lower():
         raise ArtifactError(f"{path} has the sha256 {found}, not '{wanted}'; copy it again")
     artifact = open_artifact(path)
@@ -278,9 +282,12 @@ def _serve_config(options: argparse.Namespace) -> ServeConfig:
     return parse_config({"serve": serve.model_dump() | flags}, name="command line").serve
 
 
-def _config_of(target: str, file: Path | None) -> Config:
-    """The deploy.toml that is named, else that of the run which `target` is or lies in, else the one in this folder."""
-    return load_config(file or _config_of_the_run(Path(target)) or Path(DEFAULT_CONFIG))
+def _config_of(target: str, file: Path | None, option: str) -> Config:
+    """The deploy.toml that `option` names, else that of the run which `target` is or lies in, else the one here."""
+    file = file or _config_of_the_run(Path(target)) or Path(DEFAULT_CONFIG)
+    if not file.is_file():
+        raise ConfigError(f"{file} does not exist; name a deploy.toml with {option}; `slimdeploy init` writes one")
+    return load_config(file)
 
 
 def _config_of_the_run(path: Path) -> Path | None:
@@ -295,7 +302,9 @@ def _validate(options: argparse.Namespace) -> int:
 
     console = Console()
     with Progress(console) as progress:
-        report, folder = validate(options.target, _config_of(options.target, options.targets), progress, options.output)
+        report, folder = validate(
+            options.target, _config_of(options.target, options.targets, "--targets"), progress, options.output
+        )
     console.print(*verdict(report), sep="\n")
     _say(f"report: {folder / 'report.html'}")
     return 0 if report.met else 1
@@ -314,7 +323,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             console.print(accuracy_table(accuracy, found["dense"], stage))
         return 0
     with Progress(console) as progress:
-        accuracy, dense = evaluate(options.path, _config_of(options.path, options.data), progress)
+        accuracy, dense = evaluate(options.path, _config_of(options.path, options.data, "--data"), progress)
     console.print(accuracy_table(accuracy, dense))
     return 0
 

@@ -189,6 +189,8 @@ def test_the_commands_bundle_and_verify(artifact: Artifact, capsys: pytest.Captu
         assert "is intact: 2 files, 0.0 MB" in capsys.readouterr().out
     assert main(["verify", str(file), "--sha256", "0" * 64]) == 2
     assert f"has the sha256 {sha256}, not '{'0' * 64}'" in capsys.readouterr().err
+    assert main(["verify", str(file), "--sha256", sha256[:12]]) == 2
+    assert f"--sha256 '{sha256[:12]}' is none: it has 64 digits" in capsys.readouterr().err
     assert main(["verify", str(file), "--sha256", ""]) == 2, "a variable of the shell that is empty"
     file.write_bytes(file.read_bytes()[:-30])
     assert main(["verify", str(file), "--sha256", sha256]) == 2

@@ -58,6 +58,14 @@ def test_a_missing_configuration_is_named(command: str, tmp_path: Path, capsys: 
     assert "slimdeploy init" in refused(capsys, command, tmp_path / "deploy.toml")
 
 
+@pytest.mark.parametrize(("command", "option"), [("validate", "--targets"), ("evaluate", "--data")])
+def test_what_is_measured_far_from_its_run_says_how_to_name_the_runs_settings(
+    command: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"deploy.toml does not exist; name a deploy.toml with {option}" in refused(capsys, command, "model.zip")
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
