@@ -56,6 +56,11 @@ def put_packed(product: Product, packed: PackedTensor) -> None:
     product.model.graph.opset_imports[DOMAIN] = VERSION
 
 
+def multiplies_packed(node: ir.Node) -> bool:
+    """Whether `put_packed` made it."""
+    return node.domain == DOMAIN and node.op_type in (SPARSE, DENSE)
+
+
 def _kind(packed: PackedTensor) -> str:
     return DENSE if packed.pattern == ALL_KEPT else SPARSE
 

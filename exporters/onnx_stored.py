@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from onnxscript import ir
 from torch import Tensor
 
-from ..kernels.operators import DOMAIN
 from ..packed import PackedTensor, unpack
 from .graph import EMBED_TOKENS
 from .onnx_data import read_array
 from .onnx_forms import from_blocks
-from .onnx_packed import read_packed, value_type
+from .onnx_packed import multiplies_packed, read_packed, value_type
 from .onnx_table import read_table
 from .reference import ROUNDING_OF, Reference, Rounding
 
@@ -53,7 +52,7 @@ def stored_reference(folder: Path, table: str) -> Reference:
                 name, rounding[name], read = matrix
                 weights[f"{name}.weight"] = partial(_as_tensor, read)
                 names.append(name)
-        packed |= {str(node.name): partial(read_packed, node) for node in graph if node.domain == DOMAIN}
+        packed |= {str(node.name): partial(read_packed, node) for node in graph if multiplies_packed(node)}
         stored = graph.initializers.get(f"{table}.weight") if file.stem == EMBED_TOKENS else None
         if stored is not None and stored.dtype != ir.DataType.FLOAT:
             weights[f"{table}.weight"] = partial(_as_tensor, partial(read_table, graph, table))
@@ -67,7 +66,7 @@ def _as_tensor(read: Read) -> Tensor:
 def _matrix(graph: ir.Graph, node: ir.Node) -> tuple[str, Rounding, Read] | None:
     """Name, rounding of what is multiplied with it, and numbers, (rows, columns); None where it is as the model's."""
     name = str(node.name)
-    if node.domain == DOMAIN:
+    if multiplies_packed(node):
         return name, ROUNDING_OF[value_type(node)], lambda: unpack(read_packed(node))
     if node.op_type == "MatMulNBits":
         part = partial(_read, graph, name)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import ExportError
 from ..kernels import reference
-from ..kernels.operators import DOMAIN, register_operators
+from ..kernels.operators import register_operators
 from ..packed import PackedTensor, ValueType
 
 MAX_RELATIVE_ERROR: Final[Mapping[ValueType, float]] = {"bf16": 5e-3, "fp16": 1e-5, "int8": 1e-5, "int4": 1e-5}
@@ -27,7 +27,7 @@ def compare_products(file: Path, packed: Mapping[str, PackedTensor], inputs: Map
     Raises ExportError that names the first one whose error is too large.
     """
     graph = onnx.load(file, load_external_data=False)
-    nodes = [node for node in graph.graph.node if node.domain == DOMAIN]
+    nodes = [node for node in graph.graph.node if node.name in packed]
     known = {output.name for output in graph.graph.output}
     seen = [name for node in nodes for name in (node.input[0], node.output[0]) if name not in known]
     graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(seen))

@@ -23,7 +23,7 @@ Layout = Literal["auto", "sparse", "dense"]
 FORCED = "SLIMDEPLOY_KERNELS"
 """Environment variable that names the instruction set to use, for tests and for comparing them."""
 
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 """Of the C functions and structures below; slimdeploy_interface_version tells the library's."""
 
 WORTH_MEASURING = 2**20
@@ -31,7 +31,7 @@ WORTH_MEASURING = 2**20
 
 _VALUE_TYPES: dict[ValueType, int] = {"bf16": 0, "fp16": 1, "int8": 2, "int4": 3}
 _LAYOUTS: tuple[Layout, ...] = ("auto", "sparse", "dense")
-_ERROR_BYTES = 512
+ERROR_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,18 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             ctypes.c_size_t,
         ),
     ),
+    "slimdeploy_attend": (
+        ctypes.c_int,
+        (
+            ctypes.c_void_p,  # what is asked
+            ctypes.c_char_p,  # instruction set
+            ctypes.c_int32,  # threads
+            ctypes.c_void_p,  # what runs tasks in parallel
+            ctypes.c_void_p,  # its pool
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+        ),
+    ),
 }
 
 
@@ -207,10 +219,10 @@ def layout_choice(encoding: Encoding, pattern: str, kept: float, instruction_set
     pattern: "unstructured" or "N:M". kept: the share of weights that stays, 0 to 1.
     """
     assert pattern != ALL_KEPT, "a matrix without a mask has no choice"
-    library, error = require_library(), ctypes.create_string_buffer(_ERROR_BYTES)
+    library, error = require_library(), ctypes.create_string_buffer(ERROR_BYTES)
     layout, sparse, dense = ctypes.c_int32(), ctypes.c_double(), ctypes.c_double()
     code = library.slimdeploy_layout_choice(
-        _name(instruction_set),
+        encoded_name(instruction_set),
         _VALUE_TYPES[encoding.values],
         encoding.group,
         *_blocks(pattern),
@@ -219,7 +231,7 @@ def layout_choice(encoding: Encoding, pattern: str, kept: float, instruction_set
         ctypes.byref(sparse),
         ctypes.byref(dense),
         error,
-        _ERROR_BYTES,
+        ERROR_BYTES,
     )
     if code:
         raise ConfigError(error.value.decode())
@@ -237,7 +249,7 @@ class Linear:
         self._weight = ctypes.c_void_p()
         # The library is told how many values the mask asks for; that there are so many is checked here.
         packed.validate(f"a packed weight of {packed.rows} x {packed.columns}")
-        error = ctypes.create_string_buffer(_ERROR_BYTES)
+        error = ctypes.create_string_buffer(ERROR_BYTES)
         arrays = [np.ascontiguousarray(array) for array in (packed.mask, packed.values, packed.scales)]
         view = _Packed(packed.rows, packed.columns, _VALUE_TYPES[packed.encoding.values], packed.encoding.group)
         view.kept_per_block, view.block = _blocks(packed.pattern)
@@ -246,11 +258,11 @@ class Linear:
         view.mask_count, view.value_count, view.scale_count = arrays[0].size, packed.kept, arrays[2].size
         code = self._library.slimdeploy_weight_create(
             ctypes.byref(view),
-            _name(instruction_set),
+            encoded_name(instruction_set),
             _LAYOUTS.index(layout),
             ctypes.byref(self._weight),
             error,
-            _ERROR_BYTES,
+            ERROR_BYTES,
         )
         if code:
             raise ArtifactError(f"a packed weight of {packed.rows} x {packed.columns}: {error.value.decode()}")
@@ -274,8 +286,8 @@ class Linear:
 
     def run(self, x: int, count: int, y: int, threads: int) -> None:
         """The same on addresses: x (count, columns), y (count, rows), both float32 and contiguous."""
-        error = ctypes.create_string_buffer(_ERROR_BYTES)
-        code = self._library.slimdeploy_linear(self._weight, x, count, y, threads, None, None, error, _ERROR_BYTES)
+        error = ctypes.create_string_buffer(ERROR_BYTES)
+        code = self._library.slimdeploy_linear(self._weight, x, count, y, threads, None, None, error, ERROR_BYTES)
         if code:
             raise ConfigError(error.value.decode())
 
@@ -295,6 +307,6 @@ def _blocks(pattern: str) -> tuple[int, int]:
     return block_counts(pattern) or (0, 0)
 
 
-def _name(instruction_set: str | None) -> bytes | None:
+def encoded_name(instruction_set: str | None) -> bytes | None:
     chosen = instruction_set or os.environ.get(FORCED)
     return chosen.encode() if chosen else None

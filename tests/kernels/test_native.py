@@ -83,6 +83,14 @@ def test_no_case_touches_memory_that_is_not_its_own(sanitized: Path, vectors: Pa
 
 
 @pytest.mark.compiler
+@pytest.mark.parametrize("name", X86_SETS)
+def test_attention_equals_float64_and_touches_no_memory_of_others(sanitized: Path, name: str) -> None:
+    if "not on this CPU" in (output := run(sanitized, "--attention", name)):
+        pytest.skip(output)
+    assert output == "attention: 0 failures\n"
+
+
+@pytest.mark.compiler
 def test_hostile_weights_are_refused_with_a_sentence(sanitized: Path) -> None:
     assert run(sanitized, "--hostile") == "hostile input: 0 failures\n"
 
@@ -100,6 +108,11 @@ def test_pages_of_a_file_are_given_back_unless_they_were_written_to(sanitized: P
 @pytest.mark.parametrize(("name", "batch"), [("neon", "17"), ("portable", "4")])
 def test_every_case_equals_float64_on_arm(arm: Path, vectors: Path, name: str, batch: str) -> None:
     run_vectors(*QEMU, arm, vectors, batch, name)
+
+
+@pytest.mark.cross
+def test_attention_equals_float64_on_arm(arm: Path) -> None:
+    assert run(*QEMU, arm, "--attention") == "attention: 0 failures\n"
 
 
 @pytest.mark.cross

@@ -121,9 +121,7 @@ struct Avx2 {
     static SLIMDEPLOY_INLINE Floats load_floats(const float *p) { return _mm256_load_ps(p); }
     static SLIMDEPLOY_INLINE void store_floats(float *p, Floats value) { _mm256_store_ps(p, value); }
 
-    static SLIMDEPLOY_INLINE Units load_units(const uint32_t *p) {
-        return _mm256_load_si256(reinterpret_cast<const __m256i *>(p));
-    }
+    static SLIMDEPLOY_INLINE Units load_units(const uint32_t *p) { return load_256(p); }
     static SLIMDEPLOY_INLINE Units broadcast_unit(const uint8_t *p) {
         int unit;
         memcpy(&unit, p, sizeof unit);

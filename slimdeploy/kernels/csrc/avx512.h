@@ -76,7 +76,7 @@ struct Avx512 {
     static SLIMDEPLOY_INLINE Floats load_floats(const float *p) { return _mm512_load_ps(p); }
     static SLIMDEPLOY_INLINE void store_floats(float *p, Floats value) { _mm512_store_ps(p, value); }
 
-    static SLIMDEPLOY_INLINE Units load_units(const uint32_t *p) { return _mm512_load_si512(p); }
+    static SLIMDEPLOY_INLINE Units load_units(const uint32_t *p) { return _mm512_loadu_si512(p); }
     static SLIMDEPLOY_INLINE Units broadcast_unit(const uint8_t *p) {
         int unit;
         memcpy(&unit, p, sizeof unit);

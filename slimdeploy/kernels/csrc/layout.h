@@ -66,6 +66,23 @@ using PanelKernel = void (*)(const Matrix &, const Activations &, float *y, size
 // One row of activations: writes `blocks` whole blocks at `out`, returns the scale (1 for kinds without).
 using RoundKernel = float (*)(const float *x, size_t columns, size_t blocks, void *out);
 
+// Queries that attend together, over what they see of one head's keys and values: a query sees the first `keys`.
+struct AttentionQuery {
+    const float *data;
+    float *output;
+    size_t keys;
+};
+// keys, values: (count, size), of which no query sees more.
+struct AttentionHead {
+    const float *keys, *values;
+    size_t count, size;
+    float scale;
+};
+constexpr int kAttentionQueries = 4;  // that a tile holds
+constexpr size_t kMaxAttentionQueries = 32;
+// At most kMaxAttentionQueries of them; scratch: AttentionScratch::floats, 64-byte aligned.
+using AttentionKernel = void (*)(const AttentionHead &, const AttentionQuery *, size_t count, float *scratch);
+
 // By rows of activations. One row comes in two kinds, with two or four rows of the weight in flight: which is faster
 // depends on a CPU's prefetchers, and is measured.
 enum FusedSize { kOneByTwo, kOneByFour, kTwo, kFour, kEight, kFusedSizes };
@@ -75,6 +92,7 @@ struct KernelTable {
     FusedKernel fused[kValueKinds][kStructures][kFusedSizes];
     PanelKernel panel[kValueKinds][kStructures];
     RoundKernel round[kValueKinds];
+    AttentionKernel attention;
     int offset;                         // what `round` adds to activations of integer kinds
     int activation_bytes[kValueKinds];  // of one rounded activation
     size_t panel_rows;

@@ -1,89 +1,29 @@
 // slimdeploy_linear and the rest of the C interface: activations are rounded once, rows of the weight are shared out.
 
 #include <algorithm>
-#include <condition_variable>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <mutex>
-#include <vector>
 
-#include "threads.h"
+#include "parallel.h"
 #include "weight.h"
 
 namespace slimdeploy {
 namespace {
-
-struct Free {
-    void operator()(void *p) const { free(p); }
-};
-using Memory = std::unique_ptr<void, Free>;
-
-Memory allocate(size_t bytes) {
-    void *memory = nullptr;
-    if (posix_memalign(&memory, 64, bytes)) throw std::bad_alloc();
-    return Memory(memory);
-}
-
-// Memory for the tasks that run at the same time: a piece for each thread, of which every task borrows one.
-class Scratch {
-   public:
-    Scratch(size_t pieces, size_t bytes) {
-        for (size_t i = 0; i < pieces; i++) free_.push_back(allocate(bytes));
-    }
-
-    // Calls fn with a piece that nobody else has. Waits for one where a pool that was brought along has more threads.
-    template <class Function>
-    void lend(Function fn) {
-        std::unique_lock<std::mutex> lock(mutex_);
-        returned_.wait(lock, [this] { return !free_.empty(); });
-        Memory piece = std::move(free_.back());
-        free_.pop_back();
-        lock.unlock();
-        fn(piece.get());
-        lock.lock();
-        free_.push_back(std::move(piece));
-        returned_.notify_one();
-    }
-
-   private:
-    std::mutex mutex_;
-    std::condition_variable returned_;
-    std::vector<Memory> free_;
-};
 
 struct Call {
     const slimdeploy_weight &weight;
     const float *x;
     size_t count, padded_count;
     float *y;
-    size_t threads;
-    slimdeploy_parallel_for parallel_for;
-    void *pool;
-
-    // On at most `threads` threads. A pool that is brought along takes as many as there are tasks.
-    template <class Function>
-    void share_out(size_t threads, size_t tasks, Function fn) const {
-        const auto task = [](void *argument, size_t i) { (*static_cast<Function *>(argument))(i); };
-        if (tasks <= 1) {
-            if (tasks) fn(0);
-        } else if (parallel_for) {
-            parallel_for(pool, tasks, task, &fn);
-        } else {
-            run_on_own_threads(threads, tasks, task, &fn);
-        }
-    }
+    Workers workers;
 };
-
-size_t part(size_t total, size_t i, size_t parts) { return total * i / parts; }
 
 // As many threads as are worth waking, which takes some microseconds: each gets at least `least` of the work.
 size_t threads_for(const Call &call, size_t work, size_t least) {
-    return std::clamp<size_t>(work / least, 1, call.threads);
+    return std::clamp<size_t>(work / least, 1, call.workers.count);
 }
 // Where all threads work anyway, a few tasks for each even out what other processes take, and that a thread wakes late.
 size_t tasks_for(const Call &call, size_t threads) {
-    return threads > 1 && threads == call.threads ? 4 * threads : threads;
+    return threads > 1 && threads == call.workers.count ? 4 * threads : threads;
 }
 // About ten microseconds of a thread: numbers rounded; weights decoded and multiplied; products with decoded weights.
 constexpr size_t kLeastRounded = size_t(1) << 15, kLeastWeights = size_t(1) << 18, kLeastProducts = size_t(1) << 20;
@@ -91,7 +31,7 @@ constexpr size_t kLeastRounded = size_t(1) << 15, kLeastWeights = size_t(1) << 1
 void round_activations(const Call &call, Activations &a, uint8_t *values, float *scales) {
     const slimdeploy_weight &w = call.weight;
     const size_t tasks = threads_for(call, call.count * w.matrix.columns, kLeastRounded);
-    call.share_out(tasks, tasks, [&](size_t task) {
+    call.workers.share_out(tasks, tasks, [&](size_t task) {
         for (size_t m = part(call.count, task, tasks); m < part(call.count, task + 1, tasks); m++) {
             const float *x = call.x + m * w.matrix.columns;
             scales[m] = w.kernels->round[w.kind](x, w.matrix.columns, w.matrix.blocks, values + m * a.stride);
@@ -109,7 +49,7 @@ void multiply_fused(const Call &call, const Activations &a) {
     const FusedKernel kernel = w.kernels->fused[w.kind][w.structure][size];
     const size_t threads = threads_for(call, w.matrix.rows * w.matrix.columns, kLeastWeights);
     const size_t tasks = std::min(tasks_for(call, threads), w.matrix.rows);
-    call.share_out(threads, tasks, [&](size_t task) {
+    call.workers.share_out(threads, tasks, [&](size_t task) {
         kernel(w.matrix, a, call.y, part(w.matrix.rows, task, tasks), part(w.matrix.rows, task + 1, tasks));
     });
 }
@@ -121,7 +61,7 @@ void multiply_panels(const Call &call, const Activations &a) {
     const size_t threads = threads_for(call, w.matrix.rows * w.matrix.columns * call.count, kLeastProducts);
     const size_t tasks = std::min(panels, tasks_for(call, threads));
     Scratch scratch(std::min(tasks, threads), w.kernels->panel_bytes);
-    call.share_out(threads, tasks, [&](size_t task) {
+    call.workers.share_out(threads, tasks, [&](size_t task) {
         scratch.lend([&](void *own) {
             kernel(w.matrix, a, call.y, part(panels, task, tasks), part(panels, task + 1, tasks), own);
         });
@@ -159,7 +99,7 @@ void multiply(Call call) {
 using slimdeploy::guarded;
 using slimdeploy::InvalidInput;
 
-int32_t slimdeploy_interface_version(void) { return 1; }
+int32_t slimdeploy_interface_version(void) { return 2; }
 
 int slimdeploy_weight_create(const slimdeploy_packed *packed, const char *instruction_set, int32_t layout,
                              slimdeploy_weight **weight, char *error, size_t error_size) {
@@ -187,6 +127,6 @@ int slimdeploy_linear(const slimdeploy_weight *weight, const float *x, int64_t c
         if (count < 0 || count > INT32_MAX) throw InvalidInput(std::to_string(count) + " rows cannot be multiplied");
         if (count == 0) return;
         if (!weight || !x || !y) throw InvalidInput("no weight, no input or no output");
-        slimdeploy::multiply({*weight, x, size_t(count), 0, y, size_t(std::max(threads, 1)), parallel_for, pool});
+        slimdeploy::multiply({*weight, x, size_t(count), 0, y, {size_t(std::max(threads, 1)), parallel_for, pool}});
     });
 }

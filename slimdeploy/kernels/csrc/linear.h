@@ -30,6 +30,7 @@
 #ifndef SLIMDEPLOY_LINEAR_H
 #define SLIMDEPLOY_LINEAR_H
 
+#include "attention.h"
 #include "fused.h"
 #include "panels.h"
 #include "rounding.h"
@@ -85,6 +86,7 @@ constexpr KernelTable make_table(const char *name) {
         table.round[kind] = Isa::round_int8;
         table.activation_bytes[kind] = 1;
     }
+    table.attention = attend<Isa>;
     table.offset = Isa::kOffset;
     table.round[kBf16] = Isa::Bf16::round;
     table.activation_bytes[kBf16] = sizeof(typename Isa::Bf16::Activation);

@@ -1,4 +1,4 @@
-// The part of onnxruntime's C interface that operator.cpp uses. No wheel ships its header, and none is needed: the
+// The part of onnxruntime's C interface that our operators use. No wheel ships its header, and none is needed: the
 // table of functions only ever grows at the end, so a function stays in the place that it has here, and the layout of
 // an OrtCustomOp goes by the version that is written into it. Version 17 came with onnxruntime 1.17.
 
@@ -28,6 +28,7 @@ enum OrtElementType {
     kOrtFloat = 1,
     kOrtUint8 = 2,
     kOrtInt8 = 3,
+    kOrtInt32 = 6,
     kOrtFloat16 = 10,
     kOrtBfloat16 = 16,
     kOrtInt4 = 22
@@ -50,8 +51,9 @@ struct OrtApi {
     OrtStatus *(*GetDimensions)(const OrtTensorTypeAndShapeInfo *info, int64_t *dimensions, size_t count);
     void *unused_63[2];
     OrtStatus *(*GetTensorTypeAndShape)(const OrtValue *value, OrtTensorTypeAndShapeInfo **info);  // 65
-    void *unused_66[20];
-    OrtStatus *(*KernelInfoGetAttribute_int64)(const OrtKernelInfo *info, const char *name, int64_t *value);  // 86
+    void *unused_66[19];
+    OrtStatus *(*KernelInfoGetAttribute_float)(const OrtKernelInfo *info, const char *name, float *value);  // 85
+    OrtStatus *(*KernelInfoGetAttribute_int64)(const OrtKernelInfo *info, const char *name, int64_t *value);
     OrtStatus *(*KernelInfoGetAttribute_string)(const OrtKernelInfo *info, const char *name, char *value, size_t *size);
     void *unused_88[2];
     OrtStatus *(*KernelContext_GetInput)(const OrtKernelContext *context, size_t index, const OrtValue **value);  // 90
@@ -76,7 +78,7 @@ static_assert(ort_api_place(offsetof(OrtApi, CreateCustomOpDomain), 26), "");
 static_assert(ort_api_place(offsetof(OrtApi, GetTensorMutableData), 51), "");
 static_assert(ort_api_place(offsetof(OrtApi, GetTensorElementType), 60), "");
 static_assert(ort_api_place(offsetof(OrtApi, GetTensorTypeAndShape), 65), "");
-static_assert(ort_api_place(offsetof(OrtApi, KernelInfoGetAttribute_int64), 86), "");
+static_assert(ort_api_place(offsetof(OrtApi, KernelInfoGetAttribute_float), 85), "");
 static_assert(ort_api_place(offsetof(OrtApi, KernelContext_GetInput), 90), "");
 static_assert(ort_api_place(offsetof(OrtApi, ReleaseStatus), 93), "");
 static_assert(ort_api_place(offsetof(OrtApi, ReleaseTensorTypeAndShapeInfo), 99), "");

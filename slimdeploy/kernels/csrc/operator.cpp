@@ -1,57 +1,13 @@
-// onnxruntime's operators slimdeploy::SparseLinear and slimdeploy::DenseLinear: y = x W^T with a packed weight.
-//
-// The packed weight is a constant of the model. Its kernel layout is made once, when the session is created, and the
-// pages of the file that it was read from are then given back, so that a weight is in memory once. Everything that
-// comes from the model is checked before it is read; an error names the node.
+// Our operators' common part, and what onnxruntime calls when it loads this library.
+
+#include "operator.h"
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
-#include <memory>
 #include <mutex>
-#include <optional>
-#include <string>
 #include <thread>
-#include <tuple>
-#include <utility>
-#include <vector>
 
-#include "numbers.h"
-#include "onnxruntime_tensor.h"
-#include "pages.h"
-#include "slimdeploy_kernels.h"
-
-namespace {
-
-using slimdeploy::check;
-using slimdeploy::guarded_call;
-using slimdeploy::Malformed;
-using slimdeploy::Tensor;
-
-// ---- A node's weight
-
-struct FreeWeight {
-    void operator()(slimdeploy_weight *weight) const { slimdeploy_weight_free(weight); }
-};
-
-struct Kernel {
-    const OrtApi &api;
-    std::string where;
-    std::unique_ptr<slimdeploy_weight, FreeWeight> weight;
-    int64_t rows = 0, columns = 0;
-
-    Kernel(const OrtApi &api, std::string where, const OrtKernelInfo *info, bool sparse);
-    void compute(OrtKernelContext *context) const;
-};
-
-template <class Getter>
-std::string get_text(Getter get) {
-    size_t size = 0;
-    check(get(nullptr, &size));
-    std::string text(size, '\0');
-    check(get(text.empty() ? nullptr : &text[0], &size));
-    return text.c_str();  // without the terminating zero, which the size counts
-}
+namespace slimdeploy {
 
 int64_t get_number(const OrtApi &api, const OrtKernelInfo *info, const char *name) {
     int64_t value = 0;
@@ -59,247 +15,54 @@ int64_t get_number(const OrtApi &api, const OrtKernelInfo *info, const char *nam
     return value;
 }
 
-// 1 to 5 digits, the first of them not 0; 0 for anything else.
-int32_t parse_count(const std::string &text) {
-    const bool digits = text.find_first_not_of("0123456789") == std::string::npos;
-    return digits && !text.empty() && text.size() <= 5 && text[0] != '0' ? std::stoi(text) : 0;
-}
-
-// N and M of "N:M"; 0 and 0 for "unstructured" and "dense".
-std::pair<int32_t, int32_t> parse_pattern(const std::string &pattern, bool sparse) {
-    if (pattern == (sparse ? "unstructured" : "dense")) return {0, 0};
-    const size_t colon = pattern.find(':');
-    const int32_t kept = parse_count(pattern.substr(0, colon));
-    const int32_t block = colon == std::string::npos ? 0 : parse_count(pattern.substr(colon + 1));
-    if (!sparse || !kept || kept > block) throw Malformed("its pattern is '" + pattern + "'");
-    return {kept, block};
-}
-
-Tensor constant_input(const OrtApi &api, const OrtKernelInfo *info, size_t index, const char *name) {
-    int is_constant = 0;
+Tensor input_of(const OrtApi &api, const OrtKernelContext *context, size_t index) {
     const OrtValue *value = nullptr;
-    check(api.KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value));
-    if (!is_constant || !value) throw Malformed(std::string("its input '") + name + "' is not a constant of the model");
+    check(api.KernelContext_GetInput(context, index, &value));
     return Tensor(api, value);
 }
 
-Tensor matrix_input(const OrtApi &api, const OrtKernelInfo *info, size_t index, const char *name, OrtElementType type) {
-    Tensor tensor = constant_input(api, info, index, name);
-    if (tensor.type != type || tensor.shape.size() != 2) {
-        throw Malformed(std::string("its input '") + name + "' has shape " + tensor.shape_text() + " and type " +
-                        std::to_string(tensor.type) + ", not a matrix of type " + std::to_string(type));
-    }
-    return tensor;
+void *output_of(const OrtApi &api, OrtKernelContext *context, size_t index, const std::vector<int64_t> &shape) {
+    OrtValue *value = nullptr;
+    void *data = nullptr;
+    check(api.KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value));
+    check(api.GetTensorMutableData(value, &data));
+    return data;
 }
 
-int32_t value_type(const Tensor &values) {
-    switch (values.type) {
-        case kOrtBfloat16:
-            return SLIMDEPLOY_BF16;
-        case kOrtFloat16:
-            return SLIMDEPLOY_FP16;
-        case kOrtInt8:
-            return SLIMDEPLOY_INT8;
-        case kOrtInt4:
-            return SLIMDEPLOY_INT4;
-        default:
-            throw Malformed("its values are of type " + std::to_string(values.type));
-    }
-}
-
-size_t bytes_of(const Tensor &values) {
-    switch (values.type) {
-        case kOrtInt4:
-            return (values.count() + 1) / 2;
-        case kOrtBfloat16:
-        case kOrtFloat16:
-            return 2 * values.count();
-        default:
-            return values.count();
-    }
-}
-
-// A file may have 16-bit elements at odd addresses. Those are copied, for as long as the kernel layout is made.
-struct Words {
-    std::vector<uint16_t> copy;
-    const uint16_t *data;
-
-    explicit Words(const Tensor &tensor) : data(static_cast<const uint16_t *>(tensor.data)) {
-        if (reinterpret_cast<uintptr_t>(tensor.data) % alignof(uint16_t) == 0) return;
-        copy.resize(tensor.count());
-        if (!copy.empty()) memcpy(copy.data(), tensor.data, 2 * copy.size());
-        data = copy.data();
-    }
-};
-
-Kernel::Kernel(const OrtApi &api, std::string where, const OrtKernelInfo *info, bool sparse)
-    : api(api), where(std::move(where)) {
-    slimdeploy_packed packed = {};
-    packed.columns = columns = get_number(api, info, "columns");
-    const int64_t group = get_number(api, info, "group");
-    if (columns < 1 || columns > INT32_MAX) throw Malformed("it has " + std::to_string(columns) + " columns");
-    if (group < 0 || group > INT32_MAX) throw Malformed("its group is " + std::to_string(group));
-    packed.group = int32_t(group);
-    const std::string pattern = get_text(
-        [&](char *text, size_t *size) { return api.KernelInfoGetAttribute_string(info, "pattern", text, size); });
-    std::tie(packed.kept_per_block, packed.block) = parse_pattern(pattern, sparse);
-
-    const size_t first = sparse ? 2 : 1;
-    const Tensor values = constant_input(api, info, first, "values");
-    if (values.shape.size() != 1) throw Malformed("its values have shape " + values.shape_text());
-    packed.value_type = value_type(values);
-    packed.value_count = values.count();
-    std::optional<Words> value_words, scale_words;
-    if (values.type == kOrtBfloat16 || values.type == kOrtFloat16) value_words.emplace(values);
-    packed.values = value_words ? value_words->data : values.data;
-    std::vector<std::pair<const void *, size_t>> read = {{values.data, bytes_of(values)}};
-    if (sparse) {
-        const Tensor mask = matrix_input(api, info, 1, "mask", kOrtUint8);
-        packed.mask = static_cast<const uint8_t *>(mask.data);
-        packed.mask_count = mask.count();
-        packed.rows = mask.shape[0];
-        read.push_back({mask.data, mask.count()});
-    } else {
-        packed.rows = int64_t(values.count() / uint64_t(columns));
-    }
-    if (packed.value_type == SLIMDEPLOY_INT8 || packed.value_type == SLIMDEPLOY_INT4) {
-        const Tensor scales = matrix_input(api, info, first + 1, "scales", kOrtBfloat16);
-        if (scales.shape[0] != packed.rows) {
-            throw Malformed("its scales have shape " + scales.shape_text() + ", but it has " +
-                            std::to_string(packed.rows) + " rows");
-        }
-        packed.scales = scale_words.emplace(scales).data;
-        packed.scale_count = scales.count();
-        read.push_back({scales.data, 2 * scales.count()});
-    }
-    rows = packed.rows;
-
+const char *forced_instruction_set() {
     const char *forced = getenv("SLIMDEPLOY_KERNELS");
-    char error[512] = "";
-    slimdeploy_weight *made = nullptr;
-    if (slimdeploy_weight_create(&packed, forced && *forced ? forced : nullptr, SLIMDEPLOY_AUTOMATIC, &made, error,
-                                 sizeof error)) {
-        throw Malformed(error);
-    }
-    weight.reset(made);
-    for (const auto &[data, bytes] : read) slimdeploy::give_back_file_pages(data, bytes);
+    return forced && *forced ? forced : nullptr;
 }
 
-// ---- A product
-
-struct Pool {
-    const OrtApi &api;
-    const OrtKernelContext *context;
-    OrtStatus *status;
-};
-
-// As many as processors: a session with fewer runs fewer tasks at once. Asking takes longer than a small product.
-int32_t most_threads() {
+int32_t SessionThreads::most() {
+    // Asking takes longer than a small product.
     static const auto processors = int32_t(std::max(std::thread::hardware_concurrency(), 1u));
     return processors;
 }
 
-void run_in_pool(void *pool, size_t tasks, void (*task)(void *argument, size_t i), void *argument) {
-    auto &own = *static_cast<Pool *>(pool);
-    OrtStatus *status = own.api.KernelContext_ParallelFor(own.context, task, tasks, tasks, argument);
-    if (own.status && status) own.api.ReleaseStatus(status);
-    if (!own.status) own.status = status;
+void SessionThreads::run(void *own, size_t tasks, void (*task)(void *argument, size_t i), void *argument) {
+    auto &threads = *static_cast<SessionThreads *>(own);
+    OrtStatus *status = threads.api.KernelContext_ParallelFor(threads.context, task, tasks, tasks, argument);
+    if (threads.status && status) threads.api.ReleaseStatus(status);
+    if (!threads.status) threads.status = status;
 }
 
-void Kernel::compute(OrtKernelContext *context) const {
-    const OrtValue *input = nullptr;
-    check(api.KernelContext_GetInput(context, 0, &input));
-    const Tensor x(api, input);
-    if (x.shape.empty() || x.shape.back() != columns) {
-        throw Malformed("its input has shape " + x.shape_text() + ", but the weight has " + std::to_string(columns) +
-                        " columns");
-    }
-    const uint64_t count = x.count() / uint64_t(columns);
-    std::vector<int64_t> shape = x.shape;
-    shape.back() = rows;
-    OrtValue *output = nullptr;
-    void *y = nullptr;
-    check(api.KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &output));
-    check(api.GetTensorMutableData(output, &y));
-    if (count == 0) return;
-
-    const bool half = x.type == kOrtFloat16;
-    std::vector<float> wide_x, wide_y;
-    if (half) {
-        wide_x.resize(count * uint64_t(columns));
-        wide_y.resize(count * uint64_t(rows));
-        const uint16_t *halves = static_cast<const uint16_t *>(x.data);
-        std::transform(halves, halves + wide_x.size(), wide_x.data(), slimdeploy::float_of_fp16);
-    }
-    Pool pool{api, context, nullptr};
-    char error[512] = "";
-    const float *from = half ? wide_x.data() : static_cast<const float *>(x.data);
-    float *to = half ? wide_y.data() : static_cast<float *>(y);
-    const int failed = slimdeploy_linear(weight.get(), from, int64_t(count), to, most_threads(), run_in_pool, &pool,
-                                         error, sizeof error);
-    check(pool.status);
-    if (failed) throw Malformed(error);
-    if (half) std::transform(wide_y.begin(), wide_y.end(), static_cast<uint16_t *>(y), slimdeploy::fp16_of_float);
-}
-
-// ---- What onnxruntime calls
-
-// One of the operators. activations: the type of x and y.
-struct Operator : OrtCustomOp {
-    const char *name;
-    bool sparse;
-    OrtElementType activations;
-
-    Operator(const char *name, bool sparse, OrtElementType activations);
-};
-
-const Operator &self(const OrtCustomOp *op) { return *static_cast<const Operator *>(op); }
-
-OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
-    std::string where = self(op).name;
-    return guarded_call(*api, where, [&] {
-        const auto name = [&](char *text, size_t *size) { return api->KernelInfo_GetNodeName(info, text, size); };
-        where += " '" + get_text(name) + "'";
-        *kernel = new Kernel(*api, where, info, self(op).sparse);
-    });
-}
-
-OrtStatus *compute(void *kernel, OrtKernelContext *context) {
-    const Kernel &own = *static_cast<const Kernel *>(kernel);
-    return guarded_call(own.api, own.where, [&] { own.compute(context); });
-}
-
-// SparseLinear: x, mask, values, scales. DenseLinear: x, values, scales. bf16 and fp16 values have no scales.
-Operator::Operator(const char *name, bool sparse, OrtElementType activations)
-    : OrtCustomOp{}, name(name), sparse(sparse), activations(activations) {
+Operator::Operator(const char *name) : OrtCustomOp{}, name(name) {
     version = kOrtApiVersion;
-    GetName = [](const OrtCustomOp *op) { return self(op).name; };
+    GetName = [](const OrtCustomOp *op) { return static_cast<const Operator *>(op)->name; };
     GetExecutionProviderType = [](const OrtCustomOp *) { return "CPUExecutionProvider"; };
-    GetInputTypeCount = [](const OrtCustomOp *op) { return size_t(self(op).sparse ? 4 : 3); };
-    GetInputType = [](const OrtCustomOp *op, size_t i) { return i == 0 ? self(op).activations : kOrtAnyType; };
-    GetInputCharacteristic = [](const OrtCustomOp *op, size_t i) {
-        return i + 1 == self(op).GetInputTypeCount(op) ? kOrtOptional : kOrtRequired;
-    };
+    GetInputType = GetOutputType = [](const OrtCustomOp *, size_t) { return kOrtFloat; };
+    GetInputCharacteristic = GetOutputCharacteristic = [](const OrtCustomOp *, size_t) { return kOrtRequired; };
     GetInputMemoryType = [](const OrtCustomOp *, size_t) { return 0; };
     GetOutputTypeCount = [](const OrtCustomOp *) { return size_t(1); };
-    GetOutputType = [](const OrtCustomOp *op, size_t) { return self(op).activations; };
-    GetOutputCharacteristic = [](const OrtCustomOp *, size_t) { return kOrtRequired; };
     GetVariadicInputMinArity = GetVariadicInputHomogeneity = [](const OrtCustomOp *) { return 1; };
     GetVariadicOutputMinArity = GetVariadicOutputHomogeneity = [](const OrtCustomOp *) { return 1; };
     GetStartVersion = GetEndVersion = [](const OrtCustomOp *) { return 1; };
-    CreateKernelV2 = create_kernel;
-    KernelComputeV2 = compute;
-    KernelDestroy = [](void *kernel) { delete static_cast<Kernel *>(kernel); };
 }
 
-}  // namespace
+}  // namespace slimdeploy
 
 extern "C" SLIMDEPLOY_API OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
-    // onnxruntime keeps pointers to both for as long as any session lives.
-    static const Operator operators[] = {{"SparseLinear", true, kOrtFloat},
-                                         {"DenseLinear", false, kOrtFloat},
-                                         {"SparseLinear", true, kOrtFloat16},
-                                         {"DenseLinear", false, kOrtFloat16}};
     static OrtCustomOpDomain *domain = nullptr;
     static std::mutex mutex;
 
@@ -309,12 +72,14 @@ extern "C" SLIMDEPLOY_API OrtStatus *RegisterCustomOps(OrtSessionOptions *option
         return base->GetApi(1)->CreateStatus(
             kOrtFail, ("slimdeploy's operators need onnxruntime 1.17 or later, not " + version).c_str());
     }
-    return guarded_call(*api, "slimdeploy's operators", [&] {
+    return slimdeploy::guarded_call(*api, "slimdeploy's operators", [&] {
+        using slimdeploy::check;
         const std::lock_guard<std::mutex> lock(mutex);
         if (!domain) {
             OrtCustomOpDomain *created = nullptr;
             check(api->CreateCustomOpDomain("slimdeploy", &created));
-            for (const Operator &op : operators) check(api->CustomOpDomain_Add(created, &op));
+            for (const OrtCustomOp *op : slimdeploy::linear_operators()) check(api->CustomOpDomain_Add(created, op));
+            check(api->CustomOpDomain_Add(created, &slimdeploy::attention_operator()));
             domain = created;
         }
         check(api->AddCustomOpDomain(options, domain));

@@ -101,7 +101,11 @@ struct Portable {
     static Floats load_floats(const float *p) { return {{p[0], p[1], p[2], p[3]}}; }
     static void store_floats(float *p, Floats value) { memcpy(p, value.lane, sizeof value.lane); }
 
-    static Units load_units(const uint32_t *p) { return {{p[0], p[1], p[2], p[3]}}; }
+    static Units load_units(const uint32_t *p) {
+        Units units;
+        memcpy(units.lane, p, sizeof units.lane);
+        return units;
+    }
     static Units broadcast_unit(const uint8_t *p) {
         uint32_t unit;
         memcpy(&unit, p, sizeof unit);

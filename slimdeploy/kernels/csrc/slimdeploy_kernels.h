@@ -67,6 +67,24 @@ SLIMDEPLOY_API int slimdeploy_linear(const slimdeploy_weight *weight, const floa
                                      int32_t threads, slimdeploy_parallel_for parallel_for, void *pool, char *error,
                                      size_t error_size);
 
+/* Causal attention over a cache of keys and values. A sequence's last token is number last[b], so it has last[b] + 1 of
+   which the last `tokens`, or all if they are fewer, are new; queries, keys and values behind these are padding, and
+   what comes of them is zero. Heads share keys in groups, in order. Arrays are row-major float32. */
+typedef struct slimdeploy_attention {
+    int64_t batch, tokens, capacity, heads, kv_heads, head_size;
+    float scale;                       /* of the products of queries and keys */
+    const float *query;                /* (batch, tokens, heads, head_size) */
+    const float *key, *value;          /* (batch, tokens, kv_heads, head_size) */
+    float *past_key, *past_value;      /* (batch, kv_heads, capacity, head_size); what is new is written into them */
+    const int32_t *last;               /* (batch) */
+    float *output;                     /* as the query */
+} slimdeploy_attention;
+
+/* threads, parallel_for: as for slimdeploy_linear, but for the number of tasks, which grows with that of tokens. */
+SLIMDEPLOY_API int slimdeploy_attend(const slimdeploy_attention *attention, const char *instruction_set,
+                                     int32_t threads, slimdeploy_parallel_for parallel_for, void *pool, char *error,
+                                     size_t error_size);
+
 /* Name of the index-th instruction set of this build, fastest first; NULL past the last. supported: on this CPU. */
 SLIMDEPLOY_API const char *slimdeploy_instruction_set(int32_t index, int32_t *supported);
 

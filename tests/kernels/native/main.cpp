@@ -1,6 +1,7 @@
 // Runs every instruction set that this CPU can run, in both layouts, over a file of vectors, and compares with float64:
 //
 //     kernel_vectors FILE [LARGEST-BATCH [SET...]]
+//     kernel_vectors --attention [SET]
 //     kernel_vectors --hostile
 //     kernel_vectors --given-back FILE
 //
@@ -10,6 +11,7 @@
 #include <map>
 #include <string>
 
+#include "attending.h"
 #include "given_back.h"
 #include "hostile.h"
 #include "vectors.h"
@@ -104,10 +106,13 @@ class Run {
 }  // namespace
 
 int main(int count, char **arguments) {
+    if (count >= 2 && !strcmp(arguments[1], "--attention")) return check_attention(arguments[2]);
     if (count == 2 && !strcmp(arguments[1], "--hostile")) return check_hostile_input();
     if (count == 3 && !strcmp(arguments[1], "--given-back")) return check_given_back_pages(arguments[2]);
     if (count < 2) {
-        fprintf(stderr, "usage: kernel_vectors FILE [LARGEST-BATCH [SET...]] | --hostile | --given-back FILE\n");
+        fprintf(stderr,
+                "usage: kernel_vectors FILE [LARGEST-BATCH [SET...]] | --attention [SET] | --hostile | --given-back "
+                "FILE\n");
         return 2;
     }
     std::vector<std::string> sets(arguments + (count > 3 ? 3 : count), arguments + count);

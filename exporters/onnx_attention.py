@@ -1,0 +1,48 @@
+"""Attention by our own operator in place of onnxruntime's, where it is causal and nothing more.
+
+Both have one name, one meaning and the same inputs and outputs; ours is the faster. A model-local ONNX function that
+consists of onnxruntime's stands in for it wherever our operators are not registered.
+"""
+
+from typing import Final
+
+from onnxscript import ir
+
+from ..kernels.operators import DOMAIN, VERSION
+
+ATTENTION: Final = "GroupQueryAttention"
+_THEIRS: Final = "com.microsoft"
+_INPUTS = ("query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length")
+_OUTPUTS = ("output", "present_key", "present_value")
+_ATTRIBUTES = {
+    "num_heads": ir.AttributeType.INT,
+    "kv_num_heads": ir.AttributeType.INT,
+    "scale": ir.AttributeType.FLOAT,
+}
+
+
+def use_own_attention(model: ir.Model) -> None:
+    """Windows, biases and caps are left to onnxruntime."""
+    plain = [node for node in model.graph if _is_plain(node)]
+    for node in plain:
+        node.domain = DOMAIN
+    if plain:
+        function = _function(model.graph.opset_imports[""])
+        model.functions[function.identifier()] = function
+        model.graph.opset_imports[DOMAIN] = VERSION
+
+
+def _is_plain(node: ir.Node) -> bool:
+    is_theirs = (node.domain, node.op_type) == (_THEIRS, ATTENTION)
+    return is_theirs and len(node.inputs) == len(_INPUTS) and node.attributes.keys() == _ATTRIBUTES.keys()
+
+
+def _function(opset: int) -> ir.Function:
+    inputs = [ir.Value(name=name) for name in _INPUTS]
+    attributes = [ir.RefAttr(name, name, type_) for name, type_ in _ATTRIBUTES.items()]
+    node = ir.Node(_THEIRS, ATTENTION, inputs, attributes, num_outputs=len(_OUTPUTS))
+    for output, name in zip(node.outputs, _OUTPUTS, strict=True):
+        output.name = name
+    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": opset, _THEIRS: 1}, name=ATTENTION)
+    given = [ir.Attr(name, type_, None) for name, type_ in _ATTRIBUTES.items()]
+    return ir.Function(DOMAIN, ATTENTION, graph=graph, attributes=given)

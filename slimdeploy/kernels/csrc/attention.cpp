@@ -1,0 +1,129 @@
+// slimdeploy_attend: new keys and values go into the cache, then queries that share keys are shared out.
+
+#include <algorithm>
+#include <cstring>
+
+#include "attention_scratch.h"
+#include "parallel.h"
+#include "weight.h"
+
+namespace slimdeploy {
+namespace {
+
+void require_valid(const slimdeploy_attention &a) {
+    const int64_t sizes[] = {a.batch, a.tokens, a.capacity, a.heads, a.kv_heads, a.head_size};
+    for (const int64_t size : sizes) {
+        if (size < 1 || size > INT32_MAX) throw InvalidInput("a size of attention is " + std::to_string(size));
+    }
+    if (a.heads % a.kv_heads) {
+        throw InvalidInput(std::to_string(a.heads) + " heads cannot share those of " + std::to_string(a.kv_heads) +
+                           " keys");
+    }
+    if (!a.query || !a.key || !a.value || !a.past_key || !a.past_value || !a.last || !a.output) {
+        throw InvalidInput("an array of attention is missing");
+    }
+    for (int64_t b = 0; b < a.batch; b++) {
+        if (a.last[b] < 0 || a.last[b] >= a.capacity) {
+            throw InvalidInput("a sequence's last token is number " + std::to_string(a.last[b]) +
+                               ", and there is room for " + std::to_string(a.capacity));
+        }
+    }
+}
+
+// A sequence of the batch: what was there before, and what is new. Tokens behind these are padding.
+struct Sequence {
+    size_t past, fresh;
+
+    Sequence(const slimdeploy_attention &a, size_t b)
+        : past(size_t(std::max<int64_t>(a.last[b] + 1 - a.tokens, 0))), fresh(size_t(a.last[b]) + 1 - past) {}
+};
+
+void append(const slimdeploy_attention &a, size_t b, const float *fresh, float *cache) {
+    const Sequence sequence(a, b);
+    const size_t heads = size_t(a.kv_heads), size = size_t(a.head_size), capacity = size_t(a.capacity);
+    for (size_t t = 0; t < sequence.fresh; t++) {
+        for (size_t h = 0; h < heads; h++) {
+            float *target = cache + ((b * heads + h) * capacity + sequence.past + t) * size;
+            memcpy(target, fresh + ((b * size_t(a.tokens) + t) * heads + h) * size, size * sizeof(float));
+        }
+    }
+}
+
+// Tasks of one size: heads that share keys, as many of them as keep all threads busy, times tokens.
+struct Shares {
+    size_t heads, tokens, per_group, per_sequence;
+
+    Shares(const slimdeploy_attention &a, size_t threads) {
+        const size_t group = size_t(a.heads / a.kv_heads), new_tokens = size_t(a.tokens);
+        const size_t all = size_t(a.batch * a.kv_heads) * new_tokens;
+        heads = std::min(group, kMaxAttentionQueries);
+        while (heads > 1 && all * divide_up(group, heads) < threads) heads = divide_up(heads, 2);
+        tokens = std::min(kMaxAttentionQueries / heads, new_tokens);
+        per_group = divide_up(group, heads);
+        per_sequence = divide_up(new_tokens, tokens);
+    }
+};
+
+void attend_to(const slimdeploy_attention &a, const KernelTable &kernels, const Shares &shares, size_t task,
+               float *scratch) {
+    const size_t size = size_t(a.head_size), kv_heads = size_t(a.kv_heads), heads = size_t(a.heads);
+    const size_t part = task % shares.per_group, piece = task / shares.per_group % shares.per_sequence;
+    const size_t pair = task / shares.per_group / shares.per_sequence, b = pair / kv_heads, kv_head = pair % kv_heads;
+    const size_t group = heads / kv_heads;
+    const Sequence sequence(a, b);
+    AttentionQuery queries[kMaxAttentionQueries];
+    size_t count = 0, keys = 0;
+    for (size_t t = piece * shares.tokens; t < std::min((piece + 1) * shares.tokens, size_t(a.tokens)); t++) {
+        for (size_t h = part * shares.heads; h < std::min((part + 1) * shares.heads, group); h++) {
+            const size_t place = ((b * size_t(a.tokens) + t) * heads + kv_head * group + h) * size;
+            if (t >= sequence.fresh) {
+                std::fill_n(a.output + place, size, 0.0f);
+                continue;
+            }
+            keys = sequence.past + t + 1;
+            queries[count++] = {a.query + place, a.output + place, keys};
+        }
+    }
+    const size_t cache = pair * size_t(a.capacity) * size;
+    const AttentionHead head{a.past_key + cache, a.past_value + cache, keys, size, a.scale};
+    if (count) kernels.attention(head, queries, count, scratch);
+}
+
+// About ten microseconds of a thread, in products of numbers.
+constexpr size_t kLeastProducts = size_t(1) << 19;
+
+void attend(const slimdeploy_attention &a, const KernelTable &kernels, const Workers &workers) {
+    for (size_t b = 0; b < size_t(a.batch); b++) {
+        append(a, b, a.key, a.past_key);
+        append(a, b, a.value, a.past_value);
+    }
+    const auto longest = size_t(*std::max_element(a.last, a.last + a.batch)) + 1;
+    const size_t products = 2 * size_t(a.batch * a.tokens * a.heads * a.head_size) * longest;
+    const size_t threads = std::clamp<size_t>(products / kLeastProducts, 1, workers.count);
+    const Shares shares(a, threads);
+    const size_t tasks = size_t(a.batch * a.kv_heads) * shares.per_sequence * shares.per_group;
+    // A few for each thread even out what other processes take.
+    const size_t pieces = std::min(tasks, threads > 1 ? 4 * threads : 1);
+    const AttentionScratch parts(shares.heads * shares.tokens, size_t(a.head_size), longest);
+    Scratch scratch(std::min(pieces, threads), parts.floats * sizeof(float));
+    workers.share_out(threads, pieces, [&](size_t piece) {
+        scratch.lend([&](void *own) {
+            for (size_t task = part(tasks, piece, pieces); task < part(tasks, piece + 1, pieces); task++) {
+                attend_to(a, kernels, shares, task, static_cast<float *>(own));
+            }
+        });
+    });
+}
+
+}  // namespace
+}  // namespace slimdeploy
+
+int slimdeploy_attend(const slimdeploy_attention *attention, const char *instruction_set, int32_t threads,
+                      slimdeploy_parallel_for parallel_for, void *pool, char *error, size_t error_size) {
+    return slimdeploy::guarded(error, error_size, [&] {
+        if (!attention) throw slimdeploy::InvalidInput("no attention is described");
+        slimdeploy::require_valid(*attention);
+        slimdeploy::attend(*attention, slimdeploy::find_kernels(instruction_set),
+                           {size_t(std::max(threads, 1)), parallel_for, pool});
+    });
+}
