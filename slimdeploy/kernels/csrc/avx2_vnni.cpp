@@ -10,13 +10,15 @@ namespace {
 struct VnniProducts {
     static constexpr int kOffset = 128;
 
+    // Not by its intrinsic: see avx512.h.
     static SLIMDEPLOY_INLINE __m256i add(__m256i sum, __m256i x, __m256i weights) {
 #if defined(SLIMDEPLOY_VNNI_OF_AVX512)
         // The same operation as AVX-512 encodes it, so that tests can run this file on a CPU that has only that.
-        return _mm256_dpbusd_epi32(sum, x, weights);
+        __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(weights));
 #else
-        return _mm256_dpbusd_avx_epi32(sum, x, weights);
+        __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(x), "x"(weights));
 #endif
+        return sum;
     }
 };
 
