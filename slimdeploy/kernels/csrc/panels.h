@@ -162,17 +162,34 @@ SLIMDEPLOY_INLINE void decode_panel(typename Kind::Row *stream, int rows, size_t
     }
 }
 
-// Adds a tile's sums to y, or sets them on the first slab, and applies scale and correction on the last.
+// Adds a row of a tile's sums to y, or sets them on the first slab, and applies scale and correction on the last. Count:
+// int, or a constant, with which compilers use vectors.
+template <bool kIntegers, class Count>
+SLIMDEPLOY_INLINE void write_row(float *sums, Count count, bool first, bool last, float scale, const float *corrections,
+                                 float *target) {
+    if (!first) {
+        for (int n = 0; n < count; n++) sums[n] += target[n];
+    }
+    if (last && kIntegers) {
+        for (int n = 0; n < count; n++) sums[n] = scale * (sums[n] - corrections[n]);
+    }
+    memcpy(target, sums, size_t(count) * sizeof(float));
+}
+
 template <class Isa, class Kind>
 SLIMDEPLOY_INLINE void write_tile(const Matrix &w, const Activations &a, float *y, size_t m0, size_t n0, int rows,
                                   bool first, bool last, typename Isa::Floats (&sum)[Kind::kTile][Isa::kPanelVectors]) {
+    constexpr std::integral_constant<int, Kind::kRows> kAll{};
     for (int m = 0; m < Kind::kTile && m0 + m < a.count; m++) {
         alignas(64) float out[Kind::kRows];
         for (int v = 0; v < Isa::kPanelVectors; v++) Isa::store_floats(out + v * Isa::kLanes, sum[m][v]);
+        const float scale = Kind::kIntegers ? a.scales[m0 + m] : 1.0f;
+        const float *corrections = Kind::kIntegers ? w.corrections + n0 : nullptr;
         float *target = y + (m0 + m) * w.rows + n0;
-        for (int n = 0; n < rows; n++) {
-            const float total = first ? out[n] : target[n] + out[n];
-            target[n] = last && Kind::kIntegers ? a.scales[m0 + m] * (total - w.corrections[n0 + n]) : total;
+        if (rows == kAll) {
+            write_row<Kind::kIntegers>(out, kAll, first, last, scale, corrections, target);
+        } else {
+            write_row<Kind::kIntegers>(out, rows, first, last, scale, corrections, target);
         }
     }
 }
