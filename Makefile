@@ -45,7 +45,7 @@ bench-kernels: .venv/installed
 bench-onnx: .venv/installed
 	$(BIN)/python benchmarks/onnx_speed.py
 
-# Exports and verifies the 7B shape from disk, perhaps for hours; BENCH_ARGS="--folder DIR" says where 20 GB are.
+# Exports and verifies the 7B shape from disk, about 20 minutes; BENCH_ARGS="--folder DIR" says where 20 GB are.
 bench-onnx-scale: .venv/installed
 	$(BIN)/python benchmarks/onnx_scale.py $(BENCH_ARGS)
 

@@ -111,7 +111,14 @@ def part_table(found: Exported) -> Table:
 def note(found: Exported, prompts: int) -> str:
     if found.verification is None:
         return f"Not verified: {found.problem}."
-    shown = ("relative_error", "relative_error_of_products", "ties", "tokens", "batch_sizes")
+    shown = (
+        "relative_error",
+        "relative_error_of_rounding",
+        "relative_error_of_products",
+        "ties",
+        "tokens",
+        "batch_sizes",
+    )
     said = ", ".join(f"{name} {found.verification[name]}" for name in shown if name in found.verification)
     return f"Verified by the export itself, prompts {prompts}, each with a picture: {said}."
 

@@ -1,17 +1,22 @@
 """Attention by our own operator in place of onnxruntime's, where it is causal and nothing more.
 
-Both have one name, one meaning and the same inputs and outputs; ours is the faster. A model-local ONNX function that
-consists of onnxruntime's stands in for it wherever our operators are not registered.
+Ours is the faster. Both have one name, one meaning and the same inputs and outputs, but for one input, `cache_rows`.
+A model-local ONNX function that consists of onnxruntime's stands in for it wherever our operators are not registered.
 """
 
 from typing import Final
 
+import numpy as np
 from onnxscript import ir
 
 from ..kernels.operators import DOMAIN, VERSION
 
 ATTENTION: Final = "GroupQueryAttention"
 _THEIRS: Final = "com.microsoft"
+CACHE_ROWS: Final = "cache_rows"
+"""An input of the graph that need not be given: which rows of the caches the sequences of a batch have, by default as
+many as there are, in order. The caches may then have more, and sequences that share a row are pieces of one. The
+function takes no notice of it."""
 _INPUTS = ("query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length")
 _OUTPUTS = ("output", "present_key", "present_value")
 _ATTRIBUTES = {
@@ -24,9 +29,13 @@ _ATTRIBUTES = {
 def use_own_attention(model: ir.Model) -> None:
     """Windows, biases and caps are left to onnxruntime."""
     plain = [node for node in model.graph if _is_plain(node)]
-    for node in plain:
-        node.domain = DOMAIN
     if plain:
+        rows = ir.Value(name=CACHE_ROWS, shape=ir.Shape(["sequences"]), type=ir.TensorType(ir.DataType.INT64))
+        rows.const_value = ir.tensor(np.empty(0, np.int64), name=CACHE_ROWS)
+        model.graph.inputs.append(rows)
+        model.graph.initializers.add(rows)
+        for node in plain:
+            _become_own(node, rows)
         function = _function(model.graph.opset_imports[""])
         model.functions[function.identifier()] = function
         model.graph.opset_imports[DOMAIN] = VERSION
@@ -37,12 +46,19 @@ def _is_plain(node: ir.Node) -> bool:
     return is_theirs and len(node.inputs) == len(_INPUTS) and node.attributes.keys() == _ATTRIBUTES.keys()
 
 
+def _become_own(node: ir.Node, rows: ir.Value) -> None:
+    node.domain = DOMAIN
+    node.resize_inputs(len(_INPUTS) + 1)
+    node.replace_input_with(len(_INPUTS), rows)
+
+
 def _function(opset: int) -> ir.Function:
     inputs = [ir.Value(name=name) for name in _INPUTS]
     attributes = [ir.RefAttr(name, name, type_) for name, type_ in _ATTRIBUTES.items()]
     node = ir.Node(_THEIRS, ATTENTION, inputs, attributes, num_outputs=len(_OUTPUTS))
     for output, name in zip(node.outputs, _OUTPUTS, strict=True):
         output.name = name
+    inputs.append(ir.Value(name=CACHE_ROWS))
     graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": opset, _THEIRS: 1}, name=ATTENTION)
     given = [ir.Attr(name, type_, None) for name, type_ in _ATTRIBUTES.items()]
     return ir.Function(DOMAIN, ATTENTION, graph=graph, attributes=given)

@@ -126,6 +126,20 @@ def test_a_batch_may_have_several_tokens_behind_others(file: Path) -> None:
     assert relative_error(output, expected(given)) < 1e-6
 
 
+@pytest.mark.skipif(LIBRARY is None, reason="the kernels were not built")
+def test_sequences_have_the_rows_of_the_caches_that_they_are_given(file: Path) -> None:
+    given = inputs(1, 20, [15, 9])
+    exact = expected(given)
+    caches = {f"past_{name}": np.zeros((5, KV_HEADS, 20, SIZE), np.float32) for name in ("key", "value")}
+    for name, cache in caches.items():
+        cache[[4, 1]] = given[name]
+    rows = {"cache_rows": np.array([4, 1], np.int64)}
+    output, key, _ = session(file, LIBRARY).run(None, given | caches | rows)
+    assert relative_error(output, exact) < 1e-6
+    assert key.shape == (5, KV_HEADS, 20, SIZE)
+    np.testing.assert_array_equal(key[4, :, 15], given["key"][0].reshape(KV_HEADS, SIZE))
+
+
 @pytest.mark.parametrize("attributes", [{"local_window_size": 8}, {"softcap": 30.0}, {"causal": 0}])
 def test_what_is_more_than_causal_stays_onnxruntimes(attributes: dict[str, float]) -> None:
     model = model_of(**attributes)
@@ -143,6 +157,8 @@ def test_what_is_more_than_causal_stays_onnxruntimes(attributes: dict[str, float
         ({"past_value": np.zeros((1, KV_HEADS, 39, SIZE), np.float32)}, r"'past_value' has shape \[1, 2, 39, 24\]"),
         ({"key": np.zeros((1, 2, KV_HEADS * SIZE), np.float32)}, r"'key' has shape \[1, 2, 48\], not \[1, 1, 48\]"),
         ({"last": np.array([3, 3], np.int32)}, r"'seqlens_k' has shape \[2\], not \[1\]"),
+        ({"cache_rows": np.array([0, 0])}, r"'cache_rows' has shape \[2\], not \[1\]"),
+        ({"cache_rows": np.array([1])}, "is to have row 1 of a cache with 1"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_by_the_nodes_name(changed: Arrays, sentence: str, tmp_path: Path) -> None:

@@ -116,6 +116,30 @@ def test_a_prompt_read_in_pieces_is_the_prompt_read_at_once(name: str) -> None:
 
 
 @sets
+def test_tokens_with_one_row_of_the_cache_are_pieces_of_one_sequence(name: str) -> None:
+    query, key, value, past = asked((8, 2), 64, 12, [40], 50)
+    whole = attend(query, key, value, past, [40], 0.125, instruction_set=name)
+    # The last tokens of this sequence one by one, among them two others, in a cache with more rows.
+    single = [np.ascontiguousarray(array.swapaxes(0, 1)) for array in (query, key, value)]
+    rows, last = [3] * 12, list(range(29, 41))
+    rows[5], last[5], rows[11], last[11] = 0, 7, 2, 0
+    missing = [34, 40]
+    caches = tuple(np.random.default_rng(1).standard_normal((4, 2, 50, 64)).astype(np.float32) for _ in past)
+    for cache, filled in zip(caches, past, strict=True):
+        cache[3] = filled[0]
+    others = [cache[[0, 2]].copy() for cache in caches]
+    found = attend(*single, caches, last, 0.125, rows=rows, instruction_set=name)
+    kept = [i for i in range(12) if last[i] > 28 and last[i] not in missing]
+    assert relative_error(found[kept, 0], whole[0, kept].astype(np.float64)) < TOLERANCE
+    for which, (row, place) in enumerate(((0, 7), (2, 0))):
+        step = (5, 11)[which]
+        own = tuple(other[which : which + 1] for other in others)
+        exact = reference.attention(*(array[step : step + 1] for array in single), own, [place], 0.125)
+        assert relative_error(found[step : step + 1], exact) < TOLERANCE
+        np.testing.assert_array_equal(caches[0][row, :, place], single[1][step, 0])
+
+
+@sets
 def test_scores_far_apart_neither_overflow_nor_vanish(name: str) -> None:
     query, key, value, past = asked((2, 1), 16, 4, [300], 301)
     query *= 3e3
@@ -145,3 +169,10 @@ def test_what_makes_no_sense_is_refused(last: list[int], heads: tuple[int, int],
     query, key, value, past = asked(heads, 16, 1, last, 10)
     with pytest.raises(ConfigError, match=sentence):
         attend(query, key, value, past, last, 0.25)
+
+
+@pytest.mark.parametrize("row", [-1, 1])
+def test_a_row_that_the_cache_does_not_have_is_refused(row: int) -> None:
+    query, key, value, past = asked((4, 2), 16, 1, [3], 10)
+    with pytest.raises(ConfigError, match=f"is to have row {row} of a cache with 1"):
+        attend(query, key, value, past, [3], 0.25, rows=[row])

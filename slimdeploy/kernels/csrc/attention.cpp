@@ -11,7 +11,7 @@ namespace slimdeploy {
 namespace {
 
 void require_valid(const slimdeploy_attention &a) {
-    const int64_t sizes[] = {a.batch, a.tokens, a.capacity, a.heads, a.kv_heads, a.head_size};
+    const int64_t sizes[] = {a.batch, a.tokens, a.cache_rows, a.capacity, a.heads, a.kv_heads, a.head_size};
     for (const int64_t size : sizes) {
         if (size < 1 || size > INT32_MAX) throw InvalidInput("a size of attention is " + std::to_string(size));
     }
@@ -23,6 +23,11 @@ void require_valid(const slimdeploy_attention &a) {
         throw InvalidInput("an array of attention is missing");
     }
     for (int64_t b = 0; b < a.batch; b++) {
+        const int64_t row = a.rows ? a.rows[b] : b;
+        if (row < 0 || row >= a.cache_rows) {
+            throw InvalidInput("a sequence is to have row " + std::to_string(row) + " of a cache with " +
+                               std::to_string(a.cache_rows));
+        }
         if (a.last[b] < 0 || a.last[b] >= a.capacity) {
             throw InvalidInput("a sequence's last token is number " + std::to_string(a.last[b]) +
                                ", and there is room for " + std::to_string(a.capacity));
@@ -30,12 +35,15 @@ void require_valid(const slimdeploy_attention &a) {
     }
 }
 
-// A sequence of the batch: what was there before, and what is new. Tokens behind these are padding.
+// A sequence of the batch: its row of the cache, what was there before, and what is new. Tokens behind these are
+// padding.
 struct Sequence {
-    size_t past, fresh;
+    size_t row, past, fresh;
 
     Sequence(const slimdeploy_attention &a, size_t b)
-        : past(size_t(std::max<int64_t>(a.last[b] + 1 - a.tokens, 0))), fresh(size_t(a.last[b]) + 1 - past) {}
+        : row(a.rows ? size_t(a.rows[b]) : b),
+          past(size_t(std::max<int64_t>(a.last[b] + 1 - a.tokens, 0))),
+          fresh(size_t(a.last[b]) + 1 - past) {}
 };
 
 void append(const slimdeploy_attention &a, size_t b, const float *fresh, float *cache) {
@@ -43,7 +51,7 @@ void append(const slimdeploy_attention &a, size_t b, const float *fresh, float *
     const size_t heads = size_t(a.kv_heads), size = size_t(a.head_size), capacity = size_t(a.capacity);
     for (size_t t = 0; t < sequence.fresh; t++) {
         for (size_t h = 0; h < heads; h++) {
-            float *target = cache + ((b * heads + h) * capacity + sequence.past + t) * size;
+            float *target = cache + ((sequence.row * heads + h) * capacity + sequence.past + t) * size;
             memcpy(target, fresh + ((b * size_t(a.tokens) + t) * heads + h) * size, size * sizeof(float));
         }
     }
@@ -84,7 +92,7 @@ void attend_to(const slimdeploy_attention &a, const KernelTable &kernels, const 
             queries[count++] = {a.query + place, a.output + place, keys};
         }
     }
-    const size_t cache = pair * size_t(a.capacity) * size;
+    const size_t cache = (sequence.row * kv_heads + kv_head) * size_t(a.capacity) * size;
     const AttentionHead head{a.past_key + cache, a.past_value + cache, keys, size, a.scale};
     if (count) kernels.attention(head, queries, count, scratch);
 }

@@ -2,8 +2,8 @@
 // is linear.h's, whose arithmetic with units of floats does.
 //
 // Scores of all keys are kept and then weighted (Vaswani et al. 2017, equation 1), so that every weight is exp of its
-// distance to the largest score that there is. Keys are transposed a block at a time, and a block is multiplied with all
-// queries while it is in the cache.
+// distance to the largest score that there is. Keys are transposed a block at a time, and a block is multiplied with
+// all queries while it is in the cache.
 
 #ifndef SLIMDEPLOY_ATTENTION_H
 #define SLIMDEPLOY_ATTENTION_H
@@ -52,7 +52,8 @@ SLIMDEPLOY_INLINE void multiply_tile(const float *a, size_t a_stride, const uint
     }
 }
 
-// Keys and values come from memory: asked for this early, or by the block, a token takes two thirds of the time (Zen 4).
+// Keys and values come from memory: asked for this early, or by the block, a token takes two thirds of the time (Zen
+// 4).
 constexpr size_t kKeysAhead = 32;
 SLIMDEPLOY_INLINE void prefetch_rows(const float *rows, size_t numbers) {
     for (size_t i = 0; i < numbers; i += 64 / sizeof(float)) __builtin_prefetch(rows + i);

@@ -1,5 +1,7 @@
-// onnxruntime's operator slimdeploy::GroupQueryAttention: the causal case of com.microsoft's of that name, with the same
-// inputs in the same order, and with an output for each cache that may be the same memory as its input.
+// onnxruntime's operator slimdeploy::GroupQueryAttention: the causal case of com.microsoft's of that name, with the
+// same inputs in the same order, and with an output for each cache that may be the same memory as its input. One more
+// input, cache_rows, says which rows of the caches the sequences have, where it is not empty; the caches may have
+// others then.
 
 #include <algorithm>
 #include <cstring>
@@ -10,9 +12,9 @@
 namespace slimdeploy {
 namespace {
 
-enum Input : size_t { kQuery, kKey, kValue, kPastKey, kPastValue, kLast, kLongest, kInputs };
-constexpr const char *kInputNames[kInputs] = {"query",      "key",       "value",                "past_key",
-                                              "past_value", "seqlens_k", "total_sequence_length"};
+enum Input : size_t { kQuery, kKey, kValue, kPastKey, kPastValue, kLast, kLongest, kRows, kInputs };
+constexpr const char *kInputNames[kInputs] = {
+    "query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length", "cache_rows"};
 constexpr size_t kOutputs = 3;
 
 struct AttentionOperator : Operator {
@@ -48,8 +50,8 @@ Tensor AttentionNode::input(OrtKernelContext *context, Input index, const std::v
     }
     std::string wanted;
     for (const int64_t size : shape) wanted += (wanted.empty() ? "" : ", ") + (size < 0 ? "any" : std::to_string(size));
-    throw Malformed(std::string("its input '") + kInputNames[index] + "' has shape " + tensor.shape_text() +
-                    ", not [" + wanted + "]");
+    throw Malformed(std::string("its input '") + kInputNames[index] + "' has shape " + tensor.shape_text() + ", not [" +
+                    wanted + "]");
 }
 
 // The output, which holds what the past holds: it may be the same memory, and have room for more.
@@ -75,8 +77,12 @@ void AttentionNode::compute(OrtKernelContext *context) const {
     }
     const Tensor key = input(context, kKey, {batch, tokens, kv_heads * size});
     const Tensor value = input(context, kValue, {batch, tokens, kv_heads * size});
-    const Tensor past_key = input(context, kPastKey, {batch, kv_heads, -1, size});
-    const Tensor past_value = input(context, kPastValue, {batch, kv_heads, past_key.shape[2], size});
+    Tensor rows = input(context, kRows, {-1});
+    if (rows.shape[0] == 0) rows.data = nullptr;
+    if (rows.data) rows = input(context, kRows, {batch});
+    const int64_t cache_rows = rows.data ? -1 : batch;
+    const Tensor past_key = input(context, kPastKey, {cache_rows, kv_heads, -1, size});
+    const Tensor past_value = input(context, kPastValue, past_key.shape);
     const auto *last = static_cast<const int32_t *>(input(context, kLast, {batch}).data);
     const int32_t longest = *static_cast<const int32_t *>(input(context, kLongest, {}).data);
     for (int64_t b = 0; b < batch; b++) {
@@ -92,9 +98,22 @@ void AttentionNode::compute(OrtKernelContext *context) const {
     if (query.count() == 0) return;
 
     const auto floats = [](const Tensor &tensor) { return static_cast<const float *>(tensor.data); };
-    const slimdeploy_attention attention{
-        batch, tokens, capacity, heads, kv_heads, size, scale, floats(query), floats(key), floats(value), keys, values,
-        last,  static_cast<float *>(output)};
+    const slimdeploy_attention attention{batch,
+                                         tokens,
+                                         past_key.shape[0],
+                                         capacity,
+                                         heads,
+                                         kv_heads,
+                                         size,
+                                         scale,
+                                         floats(query),
+                                         floats(key),
+                                         floats(value),
+                                         keys,
+                                         values,
+                                         static_cast<const int64_t *>(rows.data),
+                                         last,
+                                         static_cast<float *>(output)};
     SessionThreads threads{api, context};
     char error[512] = "";
     const int failed = slimdeploy_attend(&attention, forced_instruction_set(), SessionThreads::most(),
@@ -105,7 +124,9 @@ void AttentionNode::compute(OrtKernelContext *context) const {
 
 AttentionOperator::AttentionOperator() : Operator("GroupQueryAttention") {
     GetInputTypeCount = [](const OrtCustomOp *) { return size_t(kInputs); };
-    GetInputType = [](const OrtCustomOp *, size_t i) { return i == kLast || i == kLongest ? kOrtInt32 : kOrtFloat; };
+    GetInputType = [](const OrtCustomOp *, size_t i) {
+        return i == kRows ? kOrtInt64 : i == kLast || i == kLongest ? kOrtInt32 : kOrtFloat;
+    };
     GetOutputTypeCount = [](const OrtCustomOp *) { return kOutputs; };
     use_kernel<AttentionNode>(this);
 }

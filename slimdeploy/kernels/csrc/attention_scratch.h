@@ -12,7 +12,7 @@ namespace {
 struct AttentionScratch {
     static constexpr size_t kPadding = 64;  // of widths, no less than any instruction set's block of keys
 
-    size_t count, width, keys;                       // queries, their size and keys, padded
+    size_t count, width, keys;  // queries, their size and keys, padded
     size_t queries = 0, scores, sums, block, floats;
 
     AttentionScratch(size_t queries_of_call, size_t size, size_t keys_of_call)

@@ -86,9 +86,7 @@ struct Avx512 {
         memcpy(&unit, p, sizeof unit);
         return _mm512_set1_epi32(unit);
     }
-    static SLIMDEPLOY_INLINE Ints dot_units(Ints sum, Units x, Units weights) {
-        return dot(sum, x, weights);
-    }
+    static SLIMDEPLOY_INLINE Ints dot_units(Ints sum, Units x, Units weights) { return dot(sum, x, weights); }
 
     // Largest magnitude by bit pattern, so that infinity and NaN come out on top.
     static float round_int8(const float *x, size_t columns, size_t blocks, void *out) {

@@ -29,6 +29,7 @@ enum OrtElementType {
     kOrtUint8 = 2,
     kOrtInt8 = 3,
     kOrtInt32 = 6,
+    kOrtInt64 = 7,
     kOrtFloat16 = 10,
     kOrtBfloat16 = 16,
     kOrtInt4 = 22

@@ -162,8 +162,8 @@ SLIMDEPLOY_INLINE void decode_panel(typename Kind::Row *stream, int rows, size_t
     }
 }
 
-// Adds a row of a tile's sums to y, or sets them on the first slab, and applies scale and correction on the last. Count:
-// int, or a constant, with which compilers use vectors.
+// Adds a row of a tile's sums to y, or sets them on the first slab, and applies scale and correction on the last.
+// Count: int, or a constant, with which compilers use vectors.
 template <bool kIntegers, class Count>
 SLIMDEPLOY_INLINE void write_row(float *sums, Count count, bool first, bool last, float scale, const float *corrections,
                                  float *target) {

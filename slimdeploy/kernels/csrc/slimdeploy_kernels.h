@@ -69,15 +69,18 @@ SLIMDEPLOY_API int slimdeploy_linear(const slimdeploy_weight *weight, const floa
 
 /* Causal attention over a cache of keys and values. A sequence's last token is number last[b], so it has last[b] + 1 of
    which the last `tokens`, or all if they are fewer, are new; queries, keys and values behind these are padding, and
-   what comes of them is zero. Heads share keys in groups, in order. Arrays are row-major float32. */
+   what comes of them is zero. All that is new is written into the cache before anything is read: sequences that share a
+   row of it, each ending where the next begins, are pieces of one. Heads share keys in groups, in order. Arrays are
+   row-major. */
 typedef struct slimdeploy_attention {
-    int64_t batch, tokens, capacity, heads, kv_heads, head_size;
-    float scale;                       /* of the products of queries and keys */
-    const float *query;                /* (batch, tokens, heads, head_size) */
-    const float *key, *value;          /* (batch, tokens, kv_heads, head_size) */
-    float *past_key, *past_value;      /* (batch, kv_heads, capacity, head_size); what is new is written into them */
-    const int32_t *last;               /* (batch) */
-    float *output;                     /* as the query */
+    int64_t batch, tokens, cache_rows, capacity, heads, kv_heads, head_size;
+    float scale;                  /* of the products of queries and keys */
+    const float *query;           /* (batch, tokens, heads, head_size) */
+    const float *key, *value;     /* (batch, tokens, kv_heads, head_size) */
+    float *past_key, *past_value; /* (cache_rows, kv_heads, capacity, head_size); what is new is written into them */
+    const int64_t *rows;          /* (batch): of the cache; NULL: sequence b has row b */
+    const int32_t *last;          /* (batch) */
+    float *output;                /* as the query */
 } slimdeploy_attention;
 
 /* threads, parallel_for: as for slimdeploy_linear, but for the number of tasks, which grows with that of tokens. */

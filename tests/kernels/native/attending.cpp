@@ -17,9 +17,8 @@ struct Shape {
 };
 
 const Shape kShapes[] = {
-    {1, 70, 8, 2, 64, {66}},         {1, 9, 2, 1, 8, {0, 8}},        {17, 20, 6, 2, 80, {16, 3, 11}},
-    {5, 130, 7, 1, 20, {129}},       {37, 64, 3, 3, 72, {60}},       {3, 5, 40, 1, 1, {4}},
-    {1, 1, 1, 1, 256, {0, 0, 0, 0}}, {2, 300, 4, 4, 128, {299, 1}},
+    {1, 70, 8, 2, 64, {66}},  {1, 9, 2, 1, 8, {0, 8}}, {17, 20, 6, 2, 80, {16, 3, 11}}, {5, 130, 7, 1, 20, {129}},
+    {37, 64, 3, 3, 72, {60}}, {3, 5, 40, 1, 1, {4}},   {1, 1, 1, 1, 256, {0, 0, 0, 0}}, {2, 300, 4, 4, 128, {299, 1}},
 };
 constexpr float kScale = 0.17f;
 constexpr double kTolerance = 2e-6;
@@ -41,10 +40,23 @@ struct Problem {
     }
 
     slimdeploy_attention described() const {
-        return {int64_t(shape.last.size()), shape.tokens,           shape.capacity,           shape.heads,
-                shape.kv_heads,             shape.size,             kScale,                   query.as<float>(),
-                key.as<float>(),            value.as<float>(),      past_key.as<float>(),     past_value.as<float>(),
-                last.as<int32_t>(),         output.as<float>()};
+        const auto batch = int64_t(shape.last.size());
+        return {batch,
+                shape.tokens,
+                batch,
+                shape.capacity,
+                shape.heads,
+                shape.kv_heads,
+                shape.size,
+                kScale,
+                query.as<float>(),
+                key.as<float>(),
+                value.as<float>(),
+                past_key.as<float>(),
+                past_value.as<float>(),
+                nullptr,
+                last.as<int32_t>(),
+                output.as<float>()};
     }
 
     // Of one query over the cache as it is afterwards. Adds to the squares of the difference and of the expectation.
@@ -124,12 +136,27 @@ int check_nonsense() {
     };
     using Asked = slimdeploy_attention;
     void (*const spoilings[])(Asked &) = {
-        [](Asked &a) { a.batch = 0; },         [](Asked &a) { a.tokens = -1; },
-        [](Asked &a) { a.capacity = 66; },     [](Asked &a) { a.heads = int64_t(1) << 62; },
-        [](Asked &a) { a.kv_heads = 0; },      [](Asked &a) { a.kv_heads = 3; },
-        [](Asked &a) { a.head_size = 0; },     [](Asked &a) { a.query = nullptr; },
-        [](Asked &a) { a.key = nullptr; },     [](Asked &a) { a.past_value = nullptr; },
-        [](Asked &a) { a.last = nullptr; },    [](Asked &a) { a.output = nullptr; },
+        [](Asked &a) { a.batch = 0; },
+        [](Asked &a) { a.tokens = -1; },
+        [](Asked &a) { a.capacity = 66; },
+        [](Asked &a) { a.heads = int64_t(1) << 62; },
+        [](Asked &a) { a.kv_heads = 0; },
+        [](Asked &a) { a.kv_heads = 3; },
+        [](Asked &a) { a.cache_rows = 0; },
+        [](Asked &a) {
+            static const int64_t rows[] = {1};
+            a.rows = rows;
+        },
+        [](Asked &a) {
+            static const int64_t rows[] = {-1};
+            a.rows = rows;
+        },
+        [](Asked &a) { a.head_size = 0; },
+        [](Asked &a) { a.query = nullptr; },
+        [](Asked &a) { a.key = nullptr; },
+        [](Asked &a) { a.past_value = nullptr; },
+        [](Asked &a) { a.last = nullptr; },
+        [](Asked &a) { a.output = nullptr; },
     };
     int failures = 0, number = 0;
     for (const auto spoil : spoilings) {
