@@ -6,17 +6,12 @@ A model-local ONNX function that consists of onnxruntime's stands in for it wher
 
 from typing import Final
 
-import numpy as np
 from onnxscript import ir
 
-from ..kernels.operators import DOMAIN, VERSION
+from ..kernels.operators import CACHE_ROWS, DOMAIN, VERSION
 
 ATTENTION: Final = "GroupQueryAttention"
 _THEIRS: Final = "com.microsoft"
-CACHE_ROWS: Final = "cache_rows"
-"""An input of the graph that need not be given: which rows of the caches the sequences of a batch have, by default as
-many as there are, in order. The caches may then have more, and sequences that share a row are pieces of one. The
-function takes no notice of it."""
 _INPUTS = ("query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length")
 _OUTPUTS = ("output", "present_key", "present_value")
 _ATTRIBUTES = {
@@ -31,9 +26,7 @@ def use_own_attention(model: ir.Model) -> None:
     plain = [node for node in model.graph if _is_plain(node)]
     if plain:
         rows = ir.Value(name=CACHE_ROWS, shape=ir.Shape(["sequences"]), type=ir.TensorType(ir.DataType.INT64))
-        rows.const_value = ir.tensor(np.empty(0, np.int64), name=CACHE_ROWS)
         model.graph.inputs.append(rows)
-        model.graph.initializers.add(rows)
         for node in plain:
             _become_own(node, rows)
         function = _function(model.graph.opset_imports[""])

@@ -130,7 +130,9 @@ def inputs_of_products(exported: OnnxModel, prompt: Sample) -> dict[str, dict[st
     """One picture, and the end of one prompt: activations to compare products on. By the graph, without a past."""
     question = question_of(exported, prompt)
     pictures = question.pictures
-    tokens = exported.prompt(question, [exported.encode(picture) for picture in pictures]).tokens.last(_PRODUCTS_ON)
+    tokens = exported.prompt(question, [exported.encode(picture) for picture in pictures]).tokens.between(
+        -_PRODUCTS_ON, None
+    )
     mask = np.ones(tokens.embeddings.shape[:2], np.int64)
     return {VISION_ENCODER: dict(pictures[0].inputs), DECODER: {**tokens.inputs(), "attention_mask": mask}}
 
@@ -275,7 +277,7 @@ def greedy_in_onnx(exported: OnnxModel, prompts: Sequence[Sample]) -> list[list[
     read = [_prompt_of(exported, prompt) for prompt in prompts]
     tokens, counts = padded([prompt.tokens for prompt in read])
     most = min(MAX_TOKENS, exported.facts.context - int(counts.max()))
-    cache = exported.sessions.new_cache(int(counts.max()) + most, batch=len(prompts))
+    cache = exported.sessions.new_cache(int(counts.max()) + most, rows=len(prompts))
     logits = exported.sessions.decode(tokens, cache, counts)
     answers: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))

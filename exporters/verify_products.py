@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import ExportError
 from ..kernels import reference
-from ..kernels.operators import register_operators
+from ..kernels.operators import CACHE_ROWS, register_operators
 from ..packed import PackedTensor, ValueType
 
 MAX_RELATIVE_ERROR: Final[Mapping[ValueType, float]] = {"bf16": 5e-3, "fp16": 1e-5, "int8": 1e-5, "int4": 1e-5}
@@ -45,7 +45,7 @@ def compare_products(file: Path, packed: Mapping[str, PackedTensor], inputs: Map
 
 
 def _run(file: Path, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-    """All outputs of a graph, by name. inputs: but for the past, which is empty."""
+    """All outputs of a graph, by name. inputs: but for the past, which is empty, and its rows."""
     import onnxruntime  # absent where only the other formats are exported
 
     runtime: Any = onnxruntime
@@ -53,9 +53,10 @@ def _run(file: Path, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np
     options.intra_op_num_threads = 1
     register_operators(options)
     session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    past = {node.name: node.shape for node in session.get_inputs() if node.name not in inputs}
-    empty = {name: np.zeros((1, shape[1], 0, shape[3]), np.float32) for name, shape in past.items()}
-    values = session.run(None, {**inputs, **empty})
+    missing = {node.name: node.shape for node in session.get_inputs() if node.name not in inputs}
+    empty = {n: np.zeros((1, s[1], 0, s[3]), np.float32) for n, s in missing.items() if n != CACHE_ROWS}
+    in_order = {n: np.empty(0, np.int64) for n in missing if n == CACHE_ROWS}
+    values = session.run(None, {**inputs, **empty, **in_order})
     return dict(zip([node.name for node in session.get_outputs()], values, strict=True))
 
 

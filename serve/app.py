@@ -46,6 +46,7 @@ _SETTINGS = {
     "presence_penalty",
     "frequency_penalty",
     "seed",
+    "ignore_eos",
 }
 
 

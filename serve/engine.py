@@ -74,7 +74,8 @@ class Sampling:
     """How the next token is chosen, and where the answer ends. Raises RequestError for a value that is out of range.
 
     Penalties come first, then the temperature, then min_p, top_k and top_p, as in vLLM. temperature 0 is greedy; top_k
-    0 or -1 keeps all tokens; seed None draws one. stop_tokens: ids that end the answer beside the model's own.
+    0 or -1 keeps all tokens; seed None draws one. stop_tokens: ids that end the answer beside the model's own, which
+    ignore_eos passes over.
     logprobs: how many alternatives are told beside every token's own log probability; None tells neither.
     """
 
@@ -89,6 +90,7 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_tokens: tuple[int, ...] = ()
+    ignore_eos: bool = False
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -112,6 +114,11 @@ class GenerationRequest:
 
     messages: tuple[Message, ...]
     sampling: Sampling
+
+    @property
+    def pictures(self) -> int:
+        """How many there are."""
+        return sum(not isinstance(part, str) for message in self.messages for part in message.parts)
 
 
 @dataclass(frozen=True)

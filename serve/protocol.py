@@ -116,6 +116,7 @@ class ChatRequest(_Wire):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: list[Stop] | None = Field(None, max_length=4)
     stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     stream: bool | None = None

@@ -11,7 +11,7 @@ from slimdeploy.errors import ServeError
 from slimdeploy.images import load_image
 
 from .engine import Chunk, GenerationRequest, Message, Sampling, greedy
-from .engines.onnx import OnnxGenerator
+from .engines.onnx import OnnxGenerator, load_model
 
 Picture = Path | str | bytes | Image.Image
 """A file, its bytes, or a decoded picture."""
@@ -32,7 +32,7 @@ class LoadedModel:
                 "process"
             )
         self.artifact = artifact
-        self._generator = OnnxGenerator(artifact, threads, cache_mb)
+        self._generator = OnnxGenerator(load_model(artifact, threads, cache_mb))
 
     def ask(self, question: str, images: Sequence[Picture] = (), sampling: Sampling = GREEDY) -> str:
         """The answer to a question about pictures, without outer blanks."""

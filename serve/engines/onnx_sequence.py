@@ -1,51 +1,73 @@
 """A sequence in the decoder: it goes on from what earlier ones left, and leaves what it computed to later ones."""
 
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 
+from ..engine import GenerationRequest, Usage
 from ..positions import token_kinds
+from .answer import Answer
 from .onnx_model import OnnxModel, Prompt, Question
-from .onnx_sessions import KeyValueCache
+from .onnx_sessions import Past, Tokens
 from .prefix_cache import Pieces
 
 
-@dataclass
+@dataclass(eq=False)
 class RunningSequence:
-    """prompt: what is new of it. cached_tokens: before those. answer: ids that were given to the decoder in turn."""
+    """prompt: what is new of it, behind `past`. room: tokens that it may come to. length: those that are computed."""
 
+    question: Question
+    asked: Pieces
     prompt: Prompt
-    cache: KeyValueCache
-    cached_tokens: int
-    answer: list[int] = field(default_factory=list)
+    past: Past | None
+    answer: Answer
+    room: int
+    length: int
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the prompt."""
+        return max(len(self.question.ids) - self.length, 0)
+
+    def piece(self, most: int) -> Tokens:
+        """The next tokens of the prompt: at most so many, unless they see each other both ways and cannot be parted."""
+        ends = self.asked.ends
+        fitting = ends[max(bisect_right(ends, self.length + most) - 1, 0)]
+        end = fitting if fitting > self.length else ends[bisect_right(ends, self.length)]
+        new = len(self.question.ids) - self.prompt.tokens.count
+        return self.prompt.tokens.between(self.length - new, end - new)
+
+    @property
+    def next_token(self) -> tuple[int, int]:
+        """The answer's last token, which the decoder has not seen, and its position."""
+        made = len(self.answer.tokens)
+        return self.answer.tokens[-1], self.prompt.next_position + made - 1
 
 
-@contextmanager
-def running(model: OnnxModel, question: Question, limit: int) -> Iterator[RunningSequence]:
-    """A sequence with room for an answer of `limit` tokens. However it ends, its keys and values are kept."""
+def prepared(model: OnnxModel, request: GenerationRequest) -> RunningSequence:
+    """A request as the decoder takes it: its pictures are encoded. Raises RequestError for one that it cannot."""
+    question = model.read(request.messages)
     asked = pieces_of(model, question)
-    sequence = _begun(model, question, asked, limit)
-    try:
-        yield sequence
-    finally:
-        cache = sequence.cache
-        answered = int(cache.lengths[0]) - len(question.ids)
-        # Of a prompt in one piece nobody can take a part, and one that was not read yet has nothing new.
-        if len(asked.keys) > 1 and answered >= 0:
-            kept = pieces_of(model, question, sequence.answer[:answered])
-            tokens = len(question.ids) + answered
-            model.cache.keep_sequence(kept, tokens * cache.bytes_per_token, lambda: cache.first(tokens))
-
-
-def _begun(model: OnnxModel, question: Question, asked: Pieces, limit: int) -> RunningSequence:
     prefix = model.cache.longest_prefix(asked)
     start = prefix.tokens if prefix else 0
     prompt = model.prompt(question, model.features(question, start), start)
-    cache = model.sessions.new_cache(len(question.ids) + limit)
-    if prefix:
-        cache.start_from(prefix.past, start)
-    return RunningSequence(prompt, cache, start)
+    limit = min(request.sampling.max_tokens, model.facts.context - len(question.ids))
+    # Tokens that stand for a picture are not the prompt's words.
+    words = (token for token in question.ids if token != model.facts.image_token)
+    usage = Usage(len(question.ids), cached_tokens=start)
+    answer = Answer(request.sampling, model.text, words, model.facts.end_tokens, limit, usage)
+    room = len(question.ids) + limit
+    return RunningSequence(question, asked, prompt, prefix.past if prefix else None, answer, room, start)
+
+
+def keep(model: OnnxModel, sequence: RunningSequence, bytes_per_token: int, copy: Callable[[], Past]) -> None:
+    """What was computed of it, for later ones, however it ended. copy: makes it."""
+    answered = sequence.length - len(sequence.question.ids)
+    # Of a prompt in one piece nobody can take a part, and one that was not read yet has nothing new.
+    if len(sequence.asked.keys) > 1 and answered >= 0:
+        kept = pieces_of(model, sequence.question, sequence.answer.tokens[:answered])
+        model.cache.keep_sequence(kept, sequence.length * bytes_per_token, copy)
 
 
 def pieces_of(model: OnnxModel, question: Question, answer: Sequence[int] = ()) -> Pieces:

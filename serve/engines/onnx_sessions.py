@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimdeploy.errors import ArtifactError, ServeError
-from slimdeploy.kernels.operators import register_operators
+from slimdeploy.kernels.operators import CACHE_ROWS, missing_operators, register_operators
 
 from .onnx_file import require_known_operators
 from .onnx_provider import CPU, Provider
@@ -28,6 +28,7 @@ GRAPHS = ("vision_encoder", "embed_tokens", "decoder_model_merged")
 _PAST, _PRESENT = "past_key_values", "present"
 _EVERY_DECODER = ("inputs_embeds", "attention_mask", "position_ids")
 _DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+_IN_ORDER = np.empty(0, np.int64)
 _SPIN_US = "50"
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
@@ -72,30 +73,51 @@ class Tokens:
         more = {name: array for name, array in inputs.items() if name not in _EVERY_DECODER}
         return cls(inputs["inputs_embeds"], inputs["position_ids"], more)
 
-    def last(self, count: int) -> "Tokens":
-        """The last of them alone."""
+    @property
+    def count(self) -> int:
+        """Of each sequence."""
+        return int(self.embeddings.shape[1])
+
+    def between(self, start: int, end: int | None) -> "Tokens":
+        """Some of each sequence's, as a slice has them."""
         return self.of(
             {
-                name: array[(slice(None),) * (_batch_axis(name, array) + 1) + (slice(-count, None),)]
+                name: array[(slice(None),) * (_batch_axis(name, array) + 1) + (slice(start, end),)]
                 for name, array in self.inputs().items()
             }
         )
 
+    def each(self) -> list["Tokens"]:
+        """Every sequence of the batch alone."""
+        batch = len(self.embeddings)
+        parts = {name: np.split(array, batch, _batch_axis(name, array)) for name, array in self.inputs().items()}
+        return [self.of({name: each[i] for name, each in parts.items()}) for i in range(batch)]
+
+    def one_by_one(self) -> "Tokens":
+        """Those of one sequence as a batch of sequences of one token."""
+        inputs = self.inputs()
+        axes = {name: _batch_axis(name, array) for name, array in inputs.items()}
+        return self.of({name: array.swapaxes(axes[name], axes[name] + 1) for name, array in inputs.items()})
+
+
+def together(batches: Sequence[Tokens]) -> Tokens:
+    """Sequences of equally many tokens as one batch."""
+    arrays = {name: [tokens.inputs()[name] for tokens in batches] for name in batches[0].inputs()}
+    return Tokens.of({name: np.concatenate(each, _batch_axis(name, each[0])) for name, each in arrays.items()})
+
 
 def padded(sequences: Sequence[Tokens]) -> tuple[Tokens, Integers]:
     """Sequences as one batch, padded on the right with zeros, and how many tokens each has."""
-    counts = np.array([tokens.embeddings.shape[1] for tokens in sequences])
-    stacked = {}
-    for name in sequences[0].inputs():
-        arrays = [tokens.inputs()[name] for tokens in sequences]
-        axis = _batch_axis(name, arrays[0])
-        widened = []
-        for array, count in zip(arrays, counts, strict=True):
+    counts = np.array([tokens.count for tokens in sequences])
+    widened = []
+    for tokens in sequences:
+        inputs = tokens.inputs()
+        for name, array in inputs.items():
             missing = [(0, 0)] * array.ndim
-            missing[axis + 1] = (0, int(counts.max() - count))
-            widened.append(np.pad(array, missing))
-        stacked[name] = np.concatenate(widened, axis)
-    return Tokens.of(stacked), counts
+            missing[_batch_axis(name, array) + 1] = (0, int(counts.max() - tokens.count))
+            inputs[name] = np.pad(array, missing)
+        widened.append(Tokens.of(inputs))
+    return together(widened), counts
 
 
 def _batch_axis(name: str, array: NDArray[Any]) -> int:
@@ -117,41 +139,41 @@ class Past:
 
 @dataclass
 class KeyValueCache:
-    """What the decoder remembers of sequences: buffers that it reads, and writes what is new into.
+    """What the decoder remembers of sequences: buffers that it reads, and writes what is new into. A row for each.
 
-    capacity: tokens that a sequence has room for. lengths: tokens in each, (batch,). past: onnxruntime's values,
-    (batch, KV heads, capacity, head size). arrays: the same memory, where that is the CPU's. logits: (batch, 1,
-    vocabulary), after the last token; value_of_logits is the same memory. binding: of the decoder to all of these; it
-    keeps none alive.
+    capacity: tokens that a row has room for. lengths: tokens in each, (rows,). past: onnxruntime's values, (rows, KV
+    heads, capacity, head size). arrays: the same memory, where that is the CPU's. logits: by the number of sequences in
+    a run, an array and onnxruntime's value of the same memory. binding: of the decoder to all of these; it keeps none
+    alive.
     """
 
     capacity: int
     lengths: Integers
     past: list[Any]
     arrays: list[Floats]
-    logits: Floats
-    value_of_logits: Any
     binding: Any
+    logits: dict[int, tuple[Floats, Any]] = field(default_factory=dict)
 
     @property
     def bytes_per_token(self) -> int:
-        weights: int = sum(math.prod(value.shape()) for value in self.past)
-        return 4 * weights // self.capacity
+        """In one row."""
+        numbers: int = sum(math.prod(value.shape()) for value in self.past)
+        return 4 * numbers // (self.capacity * len(self.lengths))
 
-    def first(self, tokens: int) -> Past:
-        """A copy of the first tokens, as large as they are: the capacity may be many times that."""
+    def first(self, tokens: int, row: int = 0) -> Past:
+        """A copy of a row's first tokens, as large as they are: the capacity may be many times that."""
         arrays = self.arrays or [value.numpy() for value in self.past]
-        return Past([array[:, :, :tokens].copy() for array in arrays])
+        return Past([array[row : row + 1, :, :tokens].copy() for array in arrays])
 
-    def start_from(self, past: Past, tokens: int) -> None:
+    def start_from(self, past: Past, tokens: int, row: int = 0) -> None:
         """As if the first tokens of that sequence had been decoded here. They are copied."""
-        arrays = self.arrays or [np.zeros(value.shape(), np.float32) for value in self.past]
+        arrays = self.arrays or [value.numpy() for value in self.past]
         for array, given in zip(arrays, past.arrays, strict=True):
-            array[:, :, :tokens] = given[:, :, :tokens]
+            array[row, :, :tokens] = given[0, :, :tokens]
         if not self.arrays:
             for value, array in zip(self.past, arrays, strict=True):
                 value.update_inplace(array)
-        self.lengths = np.full_like(self.lengths, tokens)
+        self.lengths[row] = tokens
 
 
 class OnnxSessions:
@@ -175,9 +197,9 @@ class OnnxSessions:
         self._memory_of_past = "cuda" if memory[next(iter(self._past))].name == "Cuda" else "cpu"
         self._vocabulary = outputs["logits"].shape[-1]
         self._dimensions = len(inputs["position_ids"].shape)
-        self._more = {
-            name: node for name, node in inputs.items() if name not in self._past and name not in _EVERY_DECODER
-        }
+        known = {*self._past, *_EVERY_DECODER, CACHE_ROWS}
+        self._more = {name: node for name, node in inputs.items() if name not in known}
+        self._has_rows = CACHE_ROWS in inputs
         # A slice of it is the mask of one sequence, with nothing to allocate per token.
         self._ones = np.ones((1, context), np.int64)
 
@@ -206,41 +228,63 @@ class OnnxSessions:
             places = np.repeat(places[None], 3, axis=0)
         return Tokens(self.embed(ids).transpose(1, 0, 2), places, self.plain_text(len(ids), 1))
 
-    def new_cache(self, capacity: int, batch: int = 1) -> KeyValueCache:
+    @property
+    def takes_rows(self) -> bool:
+        """Whether `decode_rows` works: for graphs that attend by our operators, where those are registered."""
+        return self._has_rows and self._provider.device == "cpu" and missing_operators() is None
+
+    def new_cache(self, capacity: int, rows: int = 1) -> KeyValueCache:
         """For sequences of at most `capacity` tokens. The system gives it memory as it fills."""
         binding = self._decoder.io_binding()
-        shapes = [(batch, node.shape[1], capacity, node.shape[3]) for node in self._past.values()]
+        shapes = [(rows, node.shape[1], capacity, node.shape[3]) for node in self._past.values()]
         arrays = [np.zeros(shape, np.float32) for shape in shapes]
         past = [self._value(array, self._memory_of_past) for array in arrays]
         for name, value in zip(self._past, past, strict=True):
             binding.bind_ortvalue_input(name, value)
             binding.bind_ortvalue_output(name.replace(_PAST, _PRESENT), value)
-        logits = np.zeros((batch, 1, self._vocabulary), np.float32)
-        value_of_logits = self._value(logits)
-        binding.bind_ortvalue_output("logits", value_of_logits)
         shared = arrays if self._memory_of_past == "cpu" else []
-        return KeyValueCache(capacity, np.zeros(batch, np.int64), past, shared, logits, value_of_logits, binding)
+        return KeyValueCache(capacity, np.zeros(rows, np.int64), past, shared, binding)
 
     def decode(self, tokens: Tokens, cache: KeyValueCache, counts: Integers | None = None) -> Floats:
-        """Run the decoder over more tokens of every sequence, and remember them in the cache, which has room for them.
+        """Run the decoder over more tokens of every row, and remember them in the cache, which has room for them.
 
-        counts: how many tokens each sequence has, (batch,), where some are padded on the right. Only a batch of one may
-        have several tokens behind others. Returns the logits after each one's last token, (batch, vocabulary).
+        counts: how many tokens each sequence has, (rows,), where some are padded on the right. Only a cache of one row
+        may get several tokens behind others. Returns the logits after each one's last token, (rows, vocabulary).
         """
-        lengths = cache.lengths + (tokens.embeddings.shape[1] if counts is None else counts)
-        longest = int(lengths.max())
+        ends = cache.lengths + (tokens.count if counts is None else counts)
+        return self._run(tokens, cache, ends)
+
+    def decode_rows(self, tokens: Tokens, cache: KeyValueCache, rows: Sequence[int], ends: Sequence[int]) -> Floats:
+        """The same over tokens of some rows, where `takes_rows`.
+
+        rows: of each sequence of the batch. ends: tokens that its row then has. One row may be there several times, in
+        order: pieces of one sequence. Returns (batch, vocabulary).
+        """
+        return self._run(tokens, cache, np.array(ends, np.int64), np.array(rows, np.int64))
+
+    def _run(self, tokens: Tokens, cache: KeyValueCache, ends: Integers, rows: Integers | None = None) -> Floats:
+        batch, longest = len(ends), int(ends.max())
         assert longest <= cache.capacity, "the decoder would write behind the buffers"
-        if len(lengths) == 1:
-            mask = self._ones[:, :longest]
-        else:
-            mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+        mask = self._ones[:, :longest] if batch == 1 else (np.arange(longest) < ends[:, None]).astype(np.int64)
         inputs = {**tokens.inputs(), "attention_mask": mask}
+        if self._has_rows:
+            inputs[CACHE_ROWS] = _IN_ORDER if rows is None else rows
         inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         for name, array in inputs.items():
             cache.binding.bind_cpu_input(name, array)
+        logits = self._bind_logits(cache, batch)
         self._decoder.run_with_iobinding(cache.binding)
-        cache.lengths = lengths
-        return cache.logits[:, 0].copy()
+        cache.lengths[slice(None) if rows is None else rows] = ends
+        return logits[:, 0].copy()
+
+    def _bind_logits(self, cache: KeyValueCache, batch: int) -> Floats:
+        """(batch, 1, vocabulary), which the next run overwrites. Those of all sizes are kept."""
+        if batch not in cache.logits:
+            array = np.zeros((batch, 1, self._vocabulary), np.float32)
+            cache.logits[batch] = array, self._value(array)
+        array, value = cache.logits[batch]
+        cache.binding.bind_ortvalue_output("logits", value)
+        return array
 
     def _value(self, array: Floats, memory: str = "cpu") -> Any:
         """The array as onnxruntime's: the same memory where that is the CPU's, a copy elsewhere."""

@@ -68,6 +68,7 @@ def inputs(tokens: int, past: int, last: list[int]) -> Arrays:
         "past_value": floats(batch, KV_HEADS, past, SIZE),
         "last": np.array(last, np.int32),
         "longest": np.array(max(last) + 1, np.int32),
+        "cache_rows": np.empty(0, np.int64),
     }
 
 

@@ -102,7 +102,7 @@ def test_decoding_after_a_prefill_equals_one_prefill(exported: OnnxModel, prompt
     whole = exported.sessions.decode(tokens, exported.sessions.new_cache(count))
     cache, cut = exported.sessions.new_cache(count + 5), count // 2
     exported.sessions.decode(Tokens(tokens.embeddings[:, :cut], tokens.positions[:, :cut]), cache)
-    rest = exported.sessions.decode(tokens.last(count - cut), cache)
+    rest = exported.sessions.decode(tokens.between(cut, None), cache)
     np.testing.assert_allclose(rest, whole, rtol=1e-4, atol=1e-4)
 
 
@@ -114,7 +114,7 @@ def test_a_past_outside_the_cpus_memory_is_copied_out_and_in(exported: OnnxModel
     first.arrays, second.arrays = [], []  # as if it were a GPU's
     whole = exported.sessions.decode(tokens, first)
     second.start_from(first.first(count - 2), count - 2)
-    np.testing.assert_allclose(exported.sessions.decode(tokens.last(2), second), whole, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(exported.sessions.decode(tokens.between(-2, None), second), whole, rtol=1e-4, atol=1e-4)
 
 
 def test_ragged_batches_mix_lengths_and_hold_every_prompt_once() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import openai
@@ -14,7 +15,7 @@ from requests_to_send import client_of
 from tiny import make_samples, make_tiny_llava
 
 from slimdeploy.artifact import Artifact, Manifest, open_artifact
-from slimdeploy.config import ExportConfig, OnnxConfig, ServeConfig
+from slimdeploy.config import ExportConfig, OnnxConfig, OnnxWeights, ServeConfig
 from slimdeploy.progress import Progress
 from slimdeploy.serve.engine import Engine
 
@@ -31,16 +32,23 @@ def hub_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def artifact(checkpoint: Path, make_once: MakeOnce) -> Artifact:
+    """Dense, so that answers equal transformers'."""
+    return make_once("served_artifact", partial(_exported, checkpoint, "dense-fp32"))
+
+
+@pytest.fixture(scope="session")
+def packed_artifact(checkpoint: Path, make_once: MakeOnce) -> Artifact:
+    return make_once("served_packed_artifact", partial(_exported, checkpoint, "packed-int8"))
+
+
+def _exported(checkpoint: Path, weights: OnnxWeights, parent: Path) -> Artifact:
     from slimdeploy.exporters import ExportJob, export
     from slimdeploy.model import load_model
 
-    def make(parent: Path) -> Artifact:
-        with new_artifact(parent / "tiny", Manifest("onnx", "tiny", "llava")) as folder:
-            config = ExportConfig(onnx=OnnxConfig(weights="dense-fp32"))  # so that answers equal transformers'
-            export(load_model(str(checkpoint)), folder, ExportJob(config, make_samples(2)), Progress.silent())
-        return open_artifact(parent / "tiny")
-
-    return make_once("served_artifact", make)
+    with new_artifact(parent / "tiny", Manifest("onnx", "tiny", "llava", verification={"weights": weights})) as folder:
+        job = ExportJob(ExportConfig(onnx=OnnxConfig(weights=weights)), make_samples(2))
+        export(load_model(str(checkpoint)), folder, job, Progress.silent())
+    return open_artifact(parent / "tiny")
 
 
 @pytest.fixture

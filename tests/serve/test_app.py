@@ -111,7 +111,13 @@ def test_settings_reach_the_engine(client: openai.OpenAI, engine: EchoEngine) ->
         max_completion_tokens=9,
         logprobs=True,
         top_logprobs=4,
-        extra_body={"top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1, "stop_token_ids": [7, 8]},
+        extra_body={
+            "top_k": 40,
+            "min_p": 0.05,
+            "repetition_penalty": 1.1,
+            "stop_token_ids": [7, 8],
+            "ignore_eos": True,
+        },
     )
     (request,) = engine.requests
     assert request.sampling == Sampling(
@@ -126,6 +132,7 @@ def test_settings_reach_the_engine(client: openai.OpenAI, engine: EchoEngine) ->
         seed=-7,
         stop=("x", "yy"),
         stop_tokens=(7, 8),
+        ignore_eos=True,
         logprobs=4,
     )
     untouched = [f.name for f in fields(Sampling) if getattr(request.sampling, f.name) == f.default]

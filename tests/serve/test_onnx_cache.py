@@ -21,7 +21,7 @@ from PIL import Image
 from slimdeploy.artifact import Artifact, open_artifact
 from slimdeploy.config import ServeConfig
 from slimdeploy.serve.engine import Chunk, EncodedImage, GenerationRequest, Message, Sampling, Usage
-from slimdeploy.serve.engines.onnx import OnnxEngine, OnnxGenerator
+from slimdeploy.serve.engines.onnx import OnnxEngine, OnnxGenerator, load_model
 from slimdeploy.serve.engines.onnx_model import OnnxModel
 from slimdeploy.serve.engines.onnx_sequence import pieces_of
 from slimdeploy.serve.engines.prefix_cache import FEWEST_TOKENS, Pieces
@@ -51,8 +51,8 @@ class Watched:
     """A generator that counts what its graphs do; requests may run in several threads."""
 
     def __init__(self, artifact: Artifact, cache_mb: float) -> None:
-        self.generator = OnnxGenerator(artifact, 1, cache_mb)
-        self.model: OnnxModel = self.generator._model
+        self.model = load_model(artifact, 1, cache_mb)
+        self.generator = OnnxGenerator(self.model)
         self.encoded = 0
         self.prepared = 0
         self._steps: dict[int, list[tuple[int, NDArray[np.float32]]]] = {}

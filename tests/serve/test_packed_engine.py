@@ -2,39 +2,23 @@
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from artifacts import new_artifact
 from stand_in_gpu import Gpu, install_gpu
 from tiny import make_samples
 
 import slimdeploy.serve.engines.onnx_sessions as onnx_sessions
 from slimdeploy import layouts
-from slimdeploy.artifact import Artifact, Manifest, open_artifact
-from slimdeploy.config import ExportConfig, OnnxConfig
+from slimdeploy.artifact import Artifact
 from slimdeploy.errors import ConfigError
 from slimdeploy.kernels import operators
 from slimdeploy.kernels.library import FORCED, LayoutChoice, instruction_set_in_use, library_file
-from slimdeploy.progress import Progress
 from slimdeploy.serve.engine import greedy
 from slimdeploy.serve.runtime import LoadedModel
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
 WARNING = "save neither memory nor time here: no compiler"
-
-
-@pytest.fixture(scope="module")
-def packed_artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    from slimdeploy.exporters import ExportJob, export
-    from slimdeploy.model import load_model
-
-    path = tmp_path_factory.mktemp("artifacts") / "packed"
-    job = ExportJob(ExportConfig(onnx=OnnxConfig(weights="packed-int8")), make_samples(2))
-    with new_artifact(path, Manifest("onnx", "tiny", "llava", verification={"weights": "packed-int8"})) as folder:
-        export(load_model(str(checkpoint)), folder, job, Progress.silent())
-    return open_artifact(path)
 
 
 @pytest.fixture

@@ -1,0 +1,187 @@
+"""The thread that moves all running sequences on, token by token: they join and leave between two tokens.
+
+Every step gives each answer its next token and reads a piece of one prompt, the first in line. What a sequence fails on
+ends that one alone.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from threading import Condition, Thread
+
+from slimdeploy.errors import ServeError
+
+from ..engine import Chunk
+from .onnx_model import OnnxModel
+from .onnx_rows import Rows, Step
+from .onnx_sequence import RunningSequence, keep
+from .onnx_sessions import Floats
+from .pace import Pace
+
+log = logging.getLogger(__name__)
+
+SHUTTING_DOWN = "the server is shutting down; ask again later"
+
+
+class Job:
+    """A sequence on its way. given: called in the loop's thread with every chunk, or with what ended it otherwise.
+
+    gone: called there once nothing of it is left.
+    """
+
+    def __init__(
+        self, sequence: RunningSequence, given: Callable[[Chunk | Exception], None], gone: Callable[[], None]
+    ) -> None:
+        self.sequence = sequence
+        self.given = given
+        self.gone = gone
+        self.is_unwanted = False
+
+
+class DecodeLoop:
+    """At most `count` jobs run at a time, the others wait in the order in which they came."""
+
+    def __init__(self, model: OnnxModel, rows: Rows, count: int) -> None:
+        self._model = model
+        self._rows = rows
+        self._count = count
+        self._pace = Pace()
+        self._jobs: list[Job] = []
+        self._waiting: deque[Job] = deque()
+        self._changed = Condition()
+        self._closing = False
+        self._thread = Thread(target=self._run, name="decode", daemon=True)
+        self._thread.start()
+
+    def join(self, job: Job) -> None:
+        """Raises ServeError where the loop is closing."""
+        with self._changed:
+            if self._closing:
+                raise ServeError(SHUTTING_DOWN)
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def leave(self, job: Job) -> None:
+        """Nobody wants more of it: it is gone after the step that goes on."""
+        with self._changed:
+            job.is_unwanted = True
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End all jobs, after the step that goes on."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._changes_taken():
+            try:
+                self._step()
+            except Exception as error:  # whatever it is, nobody may wait for ever
+                log.exception("a step failed")
+                for job in list(self._jobs):
+                    self._fail(job, error)
+
+    def _changes_taken(self) -> bool:
+        """Let go who leaves, and begin who waits; false once all is over. Sleeps while there is nobody."""
+        with self._changed:
+            while not (self._closing or self._jobs or self._waiting):
+                self._changed.wait()
+            waiting, closing = self._waiting, self._closing
+            if closing:
+                self._waiting = deque()
+        if closing:
+            for job in [*self._jobs, *waiting]:
+                self._fail(job, ServeError(SHUTTING_DOWN))
+            return False
+        for job in [job for job in self._jobs if job.is_unwanted]:
+            self._end(job)
+        while waiting and len(self._jobs) < self._count:
+            self._begin(waiting.popleft())
+        return True
+
+    def _begin(self, job: Job) -> None:
+        if job.is_unwanted:
+            job.gone()
+            return
+        try:
+            self._rows.begin(job.sequence)
+        except Exception as error:  # the memory may not be there
+            log.exception("a request could not begin")
+            job.given(error)
+            job.gone()
+            return
+        self._jobs.append(job)
+
+    def _step(self) -> None:
+        answering = [job for job in self._jobs if not job.sequence.unread]
+        reading = next((job for job in self._jobs if job.sequence.unread), None)
+        piece = self._pace.piece(len(answering)) if reading else 0
+        jobs, steps = list(answering), self._next_tokens(answering)
+        if reading and piece:
+            jobs.append(reading)
+            steps.append(Step(reading.sequence, reading.sequence.piece(piece)))
+        if not steps:
+            return
+        start = time.perf_counter()
+        found = self._advance(steps)
+        read = steps[-1].tokens.count if reading and piece else 0
+        self._pace.took(time.perf_counter() - start, len(answering), read)
+        for job, step, logits in zip(jobs, steps, found, strict=True):
+            self._go_on(job, step, logits)
+
+    def _next_tokens(self, jobs: Sequence[Job]) -> list[Step]:
+        if not jobs:
+            return []
+        ids, positions = zip(*(job.sequence.next_token for job in jobs), strict=True)
+        tokens = self._model.sessions.one_token(ids, positions).each()
+        return [Step(job.sequence, own) for job, own in zip(jobs, tokens, strict=True)]
+
+    def _advance(self, steps: Sequence[Step]) -> Sequence[Floats | Exception]:
+        """Where a run over all of them fails, each has one of its own, so that one cannot take others with it."""
+        try:
+            return self._rows.advance(steps)
+        except Exception:
+            log.exception("a run over %d sequences failed", len(steps))
+        found: list[Floats | Exception] = []
+        for step in steps:
+            try:
+                found += self._rows.advance([step])
+            except Exception as error:
+                found.append(error)
+        return found
+
+    def _go_on(self, job: Job, step: Step, logits: Floats | Exception) -> None:
+        sequence = job.sequence
+        if isinstance(logits, Exception):
+            self._fail(job, logits)
+            return
+        sequence.length += step.tokens.count
+        if sequence.unread:
+            return
+        try:
+            chunk = sequence.answer.take(logits)
+        except Exception as error:
+            log.exception("a request failed")
+            self._fail(job, error)
+            return
+        job.given(chunk)
+        if chunk.finish_reason is not None:
+            self._end(job)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        job.given(error)
+        self._end(job)
+
+    def _end(self, job: Job) -> None:
+        """Keep what later requests may go on from, and make room."""
+        if job in self._jobs:
+            self._jobs.remove(job)
+            try:
+                keep(self._model, job.sequence, self._rows.bytes_per_token, lambda: self._rows.kept(job.sequence))
+            except Exception:
+                log.exception("what was computed for a request is not kept")
+            self._rows.end(job.sequence)
+        job.gone()

@@ -1,0 +1,135 @@
+"""Where the keys and values of running sequences lie, and the run of the decoder that moves several of them on.
+
+`SharedRows` is one large cache with a row for each, over which one run goes. Graphs that attend by onnxruntime's own
+operator cannot do that: with `OwnCaches` each sequence has a cache and a run of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from .onnx_sequence import RunningSequence
+from .onnx_sessions import Floats, KeyValueCache, OnnxSessions, Past, Tokens, together
+
+_GRAIN = 256
+"""Tokens by which rows grow, so that they seldom do."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a run gives a sequence: one token of its answer, or a piece of its prompt."""
+
+    sequence: RunningSequence
+    tokens: Tokens
+
+
+class Rows(Protocol):
+    def begin(self, sequence: RunningSequence) -> None:
+        """Give a sequence room for all that it may come to, and its past."""
+
+    def advance(self, steps: Sequence[Step]) -> list[Floats]:
+        """The logits after each one's last token, (vocabulary,). Lengths of sequences are the caller's to count."""
+
+    def kept(self, sequence: RunningSequence) -> Past:
+        """A copy of what was computed."""
+
+    def end(self, sequence: RunningSequence) -> None:
+        """Nothing of it is needed any more."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of a sequence; while there is one."""
+
+
+class OwnCaches:
+    def __init__(self, sessions: OnnxSessions) -> None:
+        self._sessions = sessions
+        self._caches: dict[RunningSequence, KeyValueCache] = {}
+
+    def begin(self, sequence: RunningSequence) -> None:
+        cache = self._sessions.new_cache(sequence.room)
+        if sequence.past:
+            cache.start_from(sequence.past, sequence.length)
+        self._caches[sequence] = cache
+
+    def advance(self, steps: Sequence[Step]) -> list[Floats]:
+        return [self._advanced(step) for step in steps]
+
+    def _advanced(self, step: Step) -> Floats:
+        cache = self._caches[step.sequence]
+        cache.lengths[0] = step.sequence.length  # of a run that failed nothing counts
+        logits: Floats = self._sessions.decode(step.tokens, cache)[0]
+        return logits
+
+    def kept(self, sequence: RunningSequence) -> Past:
+        return self._caches[sequence].first(sequence.length)
+
+    def end(self, sequence: RunningSequence) -> None:
+        del self._caches[sequence]
+
+    @property
+    def bytes_per_token(self) -> int:
+        return next(iter(self._caches.values())).bytes_per_token
+
+
+class SharedRows:
+    """rows: sequences at most. The cache is as long as the longest of them needs, and gone when none is left."""
+
+    def __init__(self, sessions: OnnxSessions, rows: int) -> None:
+        self._sessions = sessions
+        self._free = list(range(rows))
+        self._rows: dict[RunningSequence, int] = {}
+        self._cache: KeyValueCache | None = None
+
+    def begin(self, sequence: RunningSequence) -> None:
+        cache = self._with_room(sequence.room)
+        row = self._rows[sequence] = self._free.pop(0)
+        if sequence.past:
+            cache.start_from(sequence.past, sequence.length, row)
+
+    def _with_room(self, tokens: int) -> KeyValueCache:
+        old = self._cache
+        if old is not None and old.capacity >= tokens:
+            return old
+        capacity = -(-tokens // _GRAIN) * _GRAIN
+        new = self._sessions.new_cache(capacity, len(self._free) + len(self._rows))
+        for sequence, row in self._rows.items():
+            assert old is not None
+            new.start_from(old.first(sequence.length, row), sequence.length, row)
+        self._cache = new
+        return new
+
+    def advance(self, steps: Sequence[Step]) -> list[Floats]:
+        """A piece of a prompt goes among others' tokens as if each of its own were a sequence; alone as it is."""
+        assert self._cache is not None
+        if len(steps) == 1:
+            step = steps[0]
+            end = step.sequence.length + step.tokens.count
+            return [*self._sessions.decode_rows(step.tokens, self._cache, [self._rows[step.sequence]], [end])]
+        rows = [row for step in steps for row in [self._rows[step.sequence]] * step.tokens.count]
+        ends = [step.sequence.length + i + 1 for step in steps for i in range(step.tokens.count)]
+        tokens = together([step.tokens.one_by_one() for step in steps])
+        logits = self._sessions.decode_rows(tokens, self._cache, rows, ends)
+        last = np.cumsum([step.tokens.count for step in steps]) - 1
+        return [logits[i] for i in last]
+
+    def kept(self, sequence: RunningSequence) -> Past:
+        assert self._cache is not None
+        return self._cache.first(sequence.length, self._rows[sequence])
+
+    def end(self, sequence: RunningSequence) -> None:
+        self._free.append(self._rows.pop(sequence))
+        if not self._rows:
+            self._cache = None
+
+    @property
+    def bytes_per_token(self) -> int:
+        assert self._cache is not None
+        return self._cache.bytes_per_token
+
+
+def rows_for(sessions: OnnxSessions, count: int) -> Rows:
+    """The faster way that the graphs have."""
+    return SharedRows(sessions, count) if sessions.takes_rows else OwnCaches(sessions)
