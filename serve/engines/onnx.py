@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from slimdeploy.artifact import Artifact
 from slimdeploy.config import ProviderSetting, ServeConfig
@@ -128,7 +129,7 @@ def _in(loop: asyncio.AbstractEventLoop, function: Callable[..., None]) -> Calla
     """The function, called in the loop's thread whatever thread asks for it; nothing once the loop is closed."""
 
     def call(*arguments: object) -> None:
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # by which asyncio says so
             loop.call_soon_threadsafe(function, *arguments)
 
     return call

@@ -102,7 +102,7 @@ def test_answers_are_the_same_alone_and_together(any_artifact: Artifact) -> None
 
 def test_several_answers_are_made_in_one_run(packed_artifact: Artifact, sizes: list[int]) -> None:
     async def together(engine: OnnxEngine) -> None:
-        await asyncio.gather(*(collect(engine, ask("What?", max_tokens=40)) for _ in range(4)))
+        await asyncio.gather(*(collect(engine, ask("What?", max_tokens=150, ignore_eos=True)) for _ in range(4)))
 
     with engine_of(packed_artifact) as engine:
         asyncio.run(together(engine))
@@ -200,6 +200,19 @@ def test_what_one_request_fails_on_ends_that_one_alone(
     failed = [result for result in results if isinstance(result, BaseException)]
     assert [type(each) for each in failed] == [OSError]
     assert all(result[-1].finish_reason for result in results if result not in failed)
+
+
+def test_nobody_waits_for_ever_when_nothing_works(any_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise OSError("broken")
+
+    async def together(engine: OnnxEngine) -> None:
+        await asyncio.wait_for(asyncio.gather(*(collect(engine, ask("What?")) for _ in range(8))), 20)
+
+    for kind in (SharedRows, OwnCaches):
+        monkeypatch.setattr(kind, "advance", broken)
+    with engine_of(any_artifact) as engine, pytest.raises(OSError, match="broken"):
+        asyncio.run(together(engine))
 
 
 def test_closing_ends_those_who_run_and_those_who_wait(packed_artifact: Artifact) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from slimdeploy.artifact import Artifact
 from slimdeploy.serve.engine import Chunk, Sampling
-from slimdeploy.serve.engines import onnx
+from slimdeploy.serve.engines import answer as answers
 from slimdeploy.serve.penalties import Logits
 from slimdeploy.serve.runtime import LoadedModel, load
 from slimdeploy.serve.sampling import Sampler
@@ -57,7 +57,7 @@ def samplers(monkeypatch: pytest.MonkeyPatch) -> list[RecordingSampler]:
         made.append(RecordingSampler(sampling, prompt_ids))
         return made[-1]
 
-    monkeypatch.setattr(onnx, "Sampler", new)
+    monkeypatch.setattr(answers, "Sampler", new)
     return made
 
 
