@@ -4,7 +4,7 @@ CONFIG ?= deploy.toml
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test check format bench-demo bench-kernels bench-onnx bench-onnx-scale bench-quality bench-scale wheels clean
+.PHONY: install demo test check format bench-demo bench-kernels bench-onnx bench-onnx-scale bench-quality bench-scale bench-serve-memory wheels clean
 
 KERNELS := slimdeploy/kernels
 
@@ -48,6 +48,10 @@ bench-onnx: .venv/installed
 # Exports and verifies the 7B shape from disk, about 20 minutes; BENCH_ARGS="--folder DIR" says where 20 GB are.
 bench-onnx-scale: .venv/installed
 	$(BIN)/python benchmarks/onnx_scale.py $(BENCH_ARGS)
+
+# Exports a smaller model in five forms and lets a server answer as long prompts as it takes; about 10 minutes.
+bench-serve-memory: .venv/installed
+	$(BIN)/python benchmarks/serve_memory.py $(BENCH_ARGS)
 
 # Finished cells are kept in benchmarks/results/quality_cells.json; BENCH_ARGS=--fresh measures them again, for hours.
 bench-quality: .venv/installed

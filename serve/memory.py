@@ -4,7 +4,6 @@ Main memory alone, as with serve.onnx.provider = 'cpu'; what CUDA would take of 
 """
 
 import logging
-import resource
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isqrt, prod
@@ -15,7 +14,7 @@ from PIL import Image
 
 from slimdeploy.artifact import Artifact, Manifest
 from slimdeploy.config import ServeConfig
-from slimdeploy.doctor import free_memory
+from slimdeploy.doctor import free_memory, most_memory
 from slimdeploy.errors import ArtifactError, ServeError
 from slimdeploy.kernels.operators import missing_operators
 from slimdeploy.layouts import held, packed_matrices
@@ -23,6 +22,7 @@ from slimdeploy.packed_tensor import dense_bytes, smallest_bytes
 
 from .engines.onnx_provider import choose_provider
 from .engines.onnx_sessions import import_onnxruntime
+from .engines.pace import LARGEST_PIECE
 from .model_files import read_facts, read_json
 from .pictures import Picture, load_pictures
 from .text import Text
@@ -89,9 +89,10 @@ def lasting_needs(artifact: Artifact, config: ServeConfig) -> list[Need]:
 def passing_needs(artifact: Artifact, config: ServeConfig) -> list[Need]:
     """What the program takes, and what requests take while they are read, seen and answered."""
     choose_provider(import_onnxruntime(), config.onnx.provider)  # raises where serving would
-    program = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    requests, context = config.concurrency, read_facts(artifact.path).context
-    per_prompt = context * _activations(_Settings(artifact, "text_config"))
+    program = most_memory()
+    text, context = _Settings(artifact, "text_config"), read_facts(artifact.path).context
+    piece = min(context, LARGEST_PIECE)
+    prompts = config.concurrency * context * text["hidden_size"] * _FLOAT
     picture = _large_picture(artifact, config)
     vision = _Settings(artifact, "vision_config")
     patches = _patches(picture, vision)
@@ -100,12 +101,13 @@ def passing_needs(artifact: Artifact, config: ServeConfig) -> list[Need]:
     pixels = sum(array.nbytes for array in picture.inputs.values())
     return [
         Need("program", program, "Python and its libraries, measured"),
-        Need("language model", requests * per_prompt, f"{requests} prompts of {context} tokens"),
-        Need("vision", requests * per_picture, f"{requests} pictures of {sum(patches):,} patches"),
+        Need("prompts", prompts, f"{config.concurrency} of {context} tokens, embedded"),
+        Need("language model", piece * _activations(text), f"a piece of {piece} tokens at a time"),
+        Need("vision", per_picture, f"a picture of {sum(patches):,} patches at a time"),
         Need(
             "pictures",
-            requests * config.max_images * pixels + int(_COPIES * _RGB * config.max_image_megapixels * 1e6),
-            f"{requests} times {config.max_images} of them prepared, one of {config.max_image_megapixels:g} MP decoded",
+            config.max_images * pixels + int(_COPIES * _RGB * config.max_image_megapixels * 1e6),
+            f"{config.max_images} of them prepared, one of {config.max_image_megapixels:g} MP decoded",
         ),
     ]
 

@@ -5,10 +5,12 @@ Versions are read from metadata. The only extra that is imported is onnxruntime,
 
 import os
 import platform
+import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 from . import __version__
 from .errors import ConfigError, ServeError
@@ -123,6 +125,16 @@ def free_memory() -> int | None:
     """Bytes that the system has left, swap included; None where it is not Linux. A container may be given less."""
     free = [_system_info("meminfo", field).removesuffix(" kB") for field in ("MemAvailable", "SwapFree")]
     return sum(1024 * int(kilobytes) for kilobytes in free) if all(free) else None
+
+
+def most_memory(pid: int | Literal["self"] = "self") -> int:
+    """The highest resident memory that a process has had, in bytes.
+
+    Where the system is not Linux, this process alone can be asked, and it may say what its parent had.
+    """
+    if highest := _system_info(f"{pid}/status", "VmHWM"):
+        return 1024 * int(highest.removesuffix(" kB"))
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def cpu_name() -> str:

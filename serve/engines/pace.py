@@ -2,7 +2,7 @@
 
 _SLOWER: float = 2.0
 """Times as long as usual that a step may take with a piece of a prompt in it."""
-_LARGEST = 512
+LARGEST_PIECE = 512
 """Tokens of a piece, also where nobody waits: those who come meanwhile wait no longer than for that."""
 _FIRST = 8
 _WEIGHT = 0.2
@@ -20,7 +20,7 @@ class Pace:
     def piece(self, answers: int) -> int:
         """Tokens of a prompt to read beside so many answers; 0 before a usual step of theirs was timed."""
         if answers == 0:
-            return _LARGEST
+            return LARGEST_PIECE
         return int(self._size) if answers in self._usual else 0
 
     def took(self, seconds: float, answers: int, piece: int) -> None:
@@ -30,4 +30,4 @@ class Pace:
             self._usual[answers] = before + _WEIGHT * (seconds - before)
         elif usual := self._usual.get(answers):
             in_time = seconds <= _SLOWER * usual
-            self._size = min(self._size + 1, _LARGEST) if in_time else max(self._size * 0.8, 1)
+            self._size = min(self._size + 1, LARGEST_PIECE) if in_time else max(self._size * 0.8, 1)
