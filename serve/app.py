@@ -47,6 +47,7 @@ _SETTINGS = {
     "frequency_penalty",
     "seed",
     "ignore_eos",
+    "min_tokens",
 }
 
 
@@ -178,6 +179,7 @@ def _sampling(wanted: ChatRequest, config: ServeConfig) -> Sampling:
         max_tokens=min(asked, config.max_tokens),
         stop=tuple(wanted.stop or ()),
         stop_tokens=tuple(wanted.stop_token_ids or ()),
+        logit_bias={int(token): bias for token, bias in (wanted.logit_bias or {}).items()},
         logprobs=(wanted.top_logprobs or 0) if wanted.logprobs else None,
         **wanted.model_dump(include=_SETTINGS, exclude_none=True),
     )

@@ -1,7 +1,7 @@
 """What an engine is: the one interface between the server and whatever runs the model."""
 
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -58,6 +58,7 @@ class Message:
 # Both ends included. Beyond these repetition penalties a 32-bit logit could overflow.
 _RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (1, math.inf),
+    "min_tokens": (0, math.inf),
     "temperature": (0, 2),
     "top_p": (0, 1),
     "top_k": (-1, math.inf),
@@ -73,9 +74,10 @@ _RANGES: dict[str, tuple[float, float]] = {
 class Sampling:
     """How the next token is chosen, and where the answer ends. Raises RequestError for a value that is out of range.
 
-    Penalties come first, then the temperature, then min_p, top_k and top_p, as in vLLM. temperature 0 is greedy; top_k
-    0 or -1 keeps all tokens; seed None draws one. stop_tokens: ids that end the answer beside the model's own, which
-    ignore_eos passes over.
+    Biases come first, then penalties, then the temperature, then min_p, top_k and top_p, as in vLLM. temperature 0 is
+    greedy; top_k 0 or -1 keeps all tokens; seed None draws one. stop_tokens: ids that end the answer beside the model's
+    own, which ignore_eos passes over. min_tokens: those before which nothing ends the answer. logit_bias: what is added
+    to the logits of some tokens, by their ids.
     logprobs: how many alternatives are told beside every token's own log probability; None tells neither.
     """
 
@@ -91,6 +93,8 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_tokens: tuple[int, ...] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -99,6 +103,16 @@ class Sampling:
             if value is not None and not lowest <= value <= highest:
                 allowed = f"at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
                 raise RequestError(f"'{name}' = {value}: should be {allowed}", param=name)
+        if self.min_tokens > self.max_tokens:
+            raise RequestError(
+                f"'min_tokens' = {self.min_tokens}: should be at most {self.max_tokens}, what the answer may have",
+                param="min_tokens",
+            )
+        for token, bias in self.logit_bias.items():
+            if not -100 <= bias <= 100:
+                raise RequestError(
+                    f"'logit_bias' = {bias} for token {token}: should be from -100 to 100", param="logit_bias"
+                )
         if "" in self.stop:
             raise RequestError("'stop': an empty text would end every answer at once", param="stop")
 

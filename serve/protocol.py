@@ -16,7 +16,6 @@ CHAT_PATH = "/v1/chat/completions"
 # Fields that OpenAI documents and this server does not honour, with the values at which they change nothing.
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "n": (1,),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
@@ -117,6 +116,8 @@ class ChatRequest(_Wire):
     stop: list[Stop] | None = Field(None, max_length=4)
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    logit_bias: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], float] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     stream: bool | None = None

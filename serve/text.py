@@ -144,12 +144,13 @@ class AnswerStream:
     """Turns an answer's tokens into text that is certain, piece by piece.
 
     Never gives half of a UTF-8 character, nor a part of a stop string. All pieces together are the decoded answer up to
-    the first stop string; the bytes of a character that never became whole are left out.
+    the first stop string; the bytes of a character that never became whole are left out. stop: may be set at any time,
+    and is found in what is not given yet.
     """
 
     def __init__(self, text: Text, stop: Sequence[str]) -> None:
+        self.stop = stop
         self._text = text
-        self._stop = stop
         self._ids: list[int] = []
         self._read = 0  # ids[:_read] already gave all of their text
         self._held = ""  # certain, but perhaps the beginning of a stop string
@@ -177,7 +178,7 @@ class AnswerStream:
 
     def _release(self, certain: str) -> str:
         self._held += certain
-        found = [position for stop in self._stop if (position := self._held.find(stop)) >= 0]
+        found = [position for stop in self.stop if (position := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
             end = min(found)
@@ -188,9 +189,7 @@ class AnswerStream:
 
     def _undecided(self) -> int:
         """Length of the longest end of the held text that begins a stop string."""
-        return max(
-            (n for stop in self._stop for n in _prefix_lengths(stop) if self._held.endswith(stop[:n])), default=0
-        )
+        return max((n for stop in self.stop for n in _prefix_lengths(stop) if self._held.endswith(stop[:n])), default=0)
 
 
 def _byte_alphabet() -> dict[str, int]:

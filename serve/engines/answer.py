@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from ..engine import Chunk, FinishReason, Sampling, Usage
 from ..logprobs import token_logprob
 from ..penalties import Logits
@@ -24,7 +26,7 @@ class Answer:
         self._sampler = Sampler(sampling, prompt_ids)
         self._ends = frozenset(sampling.stop_tokens) | (frozenset() if sampling.ignore_eos else ends)
         self._limit = limit
-        self._stream = AnswerStream(text, sampling.stop)
+        self._stream = AnswerStream(text, () if sampling.min_tokens else sampling.stop)
         self._usage = usage
 
     def take(self, logits: Logits) -> Chunk:
@@ -32,7 +34,11 @@ class Answer:
 
         One with a finish reason is the last.
         """
-        token = self._sampler(logits)
+        if len(self.tokens) < self._sampling.min_tokens:
+            token = self._sampler(self._without_ends(logits))
+        else:
+            self._stream.stop = self._sampling.stop
+            token = self._sampler(logits)
         self.tokens.append(token)
         ended = token in self._ends
         text = "" if ended else self._stream.push(token)
@@ -51,3 +57,8 @@ class Answer:
             logprobs = () if ended else (token_logprob(logits, token, self._sampling.logprobs, self._text),)
         usage = Usage(self._usage.prompt_tokens, count, self._usage.cached_tokens)
         return Chunk(text, usage, finish, logprobs)
+
+    def _without_ends(self, logits: Logits) -> Logits:
+        endless = logits.copy()
+        endless[[end for end in self._ends if end < len(logits)]] = -np.inf
+        return endless

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
-from ..engine import GenerationRequest, Usage
+from ..engine import GenerationRequest, RequestError, Usage
 from ..positions import token_kinds
 from .answer import Answer
 from .onnx_model import OnnxModel, Prompt, Question
@@ -47,6 +47,11 @@ class RunningSequence:
 
 def prepared(model: OnnxModel, request: GenerationRequest) -> RunningSequence:
     """A request as the decoder takes it: its pictures are encoded. Raises RequestError for one that it cannot."""
+    unknown = [token for token in request.sampling.logit_bias if not 0 <= token < model.sessions.vocabulary]
+    if unknown:
+        raise RequestError(
+            f"'logit_bias' names token {unknown[0]}, and the model has {model.sessions.vocabulary}", param="logit_bias"
+        )
     question = model.read(request.messages)
     asked = pieces_of(model, question)
     prefix = model.cache.longest_prefix(asked)

@@ -177,7 +177,10 @@ class KeyValueCache:
 
 
 class OnnxSessions:
-    """threads: of one run of a graph; runs of several requests share them. context: tokens of the longest sequence."""
+    """threads: of one run of a graph; runs of several requests share them. context: tokens of the longest sequence.
+
+    vocabulary: how many tokens there are logits of.
+    """
 
     def __init__(self, folder: Path, threads: int, context: int, provider: Provider = CPU) -> None:
         self._onnxruntime = import_onnxruntime()
@@ -195,7 +198,7 @@ class OnnxSessions:
         # Where attention reads it: with CUDA in main memory all the same, if CUDA has no attention of the graph's kind.
         memory = dict(zip(inputs, self._decoder.get_input_memory_infos(), strict=True))
         self._memory_of_past = "cuda" if memory[next(iter(self._past))].name == "Cuda" else "cpu"
-        self._vocabulary = outputs["logits"].shape[-1]
+        self.vocabulary = outputs["logits"].shape[-1]
         self._dimensions = len(inputs["position_ids"].shape)
         known = {*self._past, *_EVERY_DECODER, CACHE_ROWS}
         self._more = {name: node for name, node in inputs.items() if name not in known}
@@ -280,7 +283,7 @@ class OnnxSessions:
     def _bind_logits(self, cache: KeyValueCache, batch: int) -> Floats:
         """(batch, 1, vocabulary), which the next run overwrites. Those of all sizes are kept."""
         if batch not in cache.logits:
-            array = np.zeros((batch, 1, self._vocabulary), np.float32)
+            array = np.zeros((batch, 1, self.vocabulary), np.float32)
             cache.logits[batch] = array, self._value(array)
         array, value = cache.logits[batch]
         cache.binding.bind_ortvalue_output("logits", value)

@@ -117,7 +117,9 @@ def test_settings_reach_the_engine(client: openai.OpenAI, engine: EchoEngine) ->
             "repetition_penalty": 1.1,
             "stop_token_ids": [7, 8],
             "ignore_eos": True,
+            "min_tokens": 2,
         },
+        logit_bias={"5": -100, "77": 2.5},
     )
     (request,) = engine.requests
     assert request.sampling == Sampling(
@@ -133,6 +135,8 @@ def test_settings_reach_the_engine(client: openai.OpenAI, engine: EchoEngine) ->
         stop=("x", "yy"),
         stop_tokens=(7, 8),
         ignore_eos=True,
+        min_tokens=2,
+        logit_bias={5: -100, 77: 2.5},
         logprobs=4,
     )
     untouched = [f.name for f in fields(Sampling) if getattr(request.sampling, f.name) == f.default]

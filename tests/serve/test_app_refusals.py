@@ -70,6 +70,9 @@ MALFORMED: dict[str, tuple[Any, str | None]] = {
     "min_p above 1": ({"min_p": 1.1}, "min_p"),
     "negative stop token": ({"stop_token_ids": [3, -1]}, "stop_token_ids[1]"),
     "stop token a number": ({"stop_token_ids": 3}, "stop_token_ids"),
+    "bias beyond 100": ({"logit_bias": {"3": 100.5}}, "logit_bias"),
+    "bias for no token": ({"logit_bias": {"three": 1}}, "logit_bias.three.[key]"),
+    "more tokens than the answer may have": ({"max_tokens": 3, "min_tokens": 4}, "min_tokens"),
     "unknown field": ({"top_kk": 4}, "top_kk"),
     "low detail": (
         {"messages": user([{"type": "image_url", "image_url": {"url": picture(), "detail": "low"}}])},

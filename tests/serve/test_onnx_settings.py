@@ -1,6 +1,7 @@
 """The ONNX engine keeps to a request's settings: penalties, stop tokens and log probabilities are the model's own."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from slimdeploy.artifact import Artifact
-from slimdeploy.serve.engine import Chunk, Sampling
+from slimdeploy.serve.engine import Chunk, RequestError, Sampling
 from slimdeploy.serve.engines import answer as answers
 from slimdeploy.serve.penalties import Logits
 from slimdeploy.serve.runtime import LoadedModel, load
@@ -135,3 +136,42 @@ def test_logprobs_change_no_answer(model: LoadedModel, logprobs: int | None) -> 
     chunks = answer(model, **settings, logprobs=logprobs)
     assert text_of(chunks) == text_of(answer(model, **settings))
     assert all((chunk.logprobs is None) == (logprobs is None) for chunk in chunks)
+
+
+def test_the_models_own_ends_are_passed_over_where_that_is_asked(
+    model: LoadedModel, samplers: list[RecordingSampler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(model)
+    end = samplers[0].tokens[4]
+    monkeypatch.setattr(model._generator._model, "facts", replace(model._generator._model.facts, end_tokens={end}))
+    assert answer(model)[-1].finish_reason == "stop"
+    chunks = answer(model, ignore_eos=True)
+    assert (chunks[-1].finish_reason, len(chunks)) == ("length", len(samplers[0].tokens))
+
+
+@pytest.mark.parametrize("ending", ["stop_tokens", "stop"])
+def test_nothing_ends_an_answer_before_its_fewest_tokens(
+    ending: str, model: LoadedModel, samplers: list[RecordingSampler]
+) -> None:
+    whole = answer(model)
+    stop = samplers[0].tokens[3] if ending == "stop_tokens" else text_of(whole)[3:5]
+    assert len(answer(model, **{ending: (stop,)})) < 10
+    chunks = answer(model, **{ending: (stop,)}, min_tokens=10)
+    assert len(chunks) >= 10
+    if ending == "stop_tokens":
+        assert stop not in samplers[-1].tokens[:10]
+
+
+def test_biases_forbid_tokens_and_force_them(model: LoadedModel, samplers: list[RecordingSampler]) -> None:
+    answer(model)
+    first = samplers[0].tokens[0]
+    answer(model, logit_bias={first: -100.0})
+    assert first not in samplers[1].tokens
+    answer(model, logit_bias={first: 100.0}, max_tokens=3)
+    assert samplers[2].tokens == [first] * 3
+
+
+def test_a_bias_for_a_token_that_the_model_does_not_have_is_refused(model: LoadedModel) -> None:
+    with pytest.raises(RequestError, match=r"'logit_bias' names token 100000, and the model has \d+") as caught:
+        answer(model, logit_bias={100_000: 1.0})
+    assert caught.value.param == "logit_bias"
