@@ -26,6 +26,7 @@ from slimdeploy.errors import ServeError
 from .completion import INTERNAL_ERROR, CompletionHead, EventStream, whole_answer
 from .engine import Engine, GenerationRequest, RequestError, Sampling
 from .gate import Gate
+from .keys import load_keys
 from .media import read_messages, too_large_image
 from .protocol import CHAT_PATH, ChatRequest, error_body, parse_request
 
@@ -65,7 +66,7 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
     app.add_exception_handler(HTTPException, _no_such_route)
     app.add_exception_handler(ClientDisconnect, _nobody_listens)
     app.add_exception_handler(ServeError, _unavailable)
-    app.add_middleware(Gate, config=config)
+    app.add_middleware(Gate, config=config, keys=load_keys(config))
     _add_chat(app, engine, config)
     _add_models(app, engine)
     _add_page(app)
@@ -139,6 +140,12 @@ def _add_models(app: FastAPI, engine: Engine) -> None:
 
     @app.get("/health")
     async def health() -> dict[str, str]:
+        """The process lives."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> dict[str, str]:
+        """The model is loaded: nothing is served before."""
         return {"status": "ok"}
 
 

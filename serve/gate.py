@@ -1,7 +1,7 @@
-"""Who comes in, decided before a body is read: the line has an end, and pages of other web sites stay outside.
+"""Who comes in, decided before a body is read: whoever has a key, where keys are asked for, while the line has places.
 
-The server has no authentication, so what protects one that listens on this machine only is that a browser on the same
-machine does not lend itself to strangers: see DNS rebinding.
+Pages of other web sites stay outside: a browser on this machine must not lend itself to strangers (DNS rebinding),
+which is all that protects a server without keys.
 """
 
 import ipaddress
@@ -12,19 +12,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slimdeploy.config import ServeConfig
 
+from .keys import Keys
 from .protocol import CHAT_PATH, error_body
 
 # Beyond this many in line an answer comes too late to be of use, and each that waits holds its pictures in memory.
 _WAITING_PER_SLOT = 16
+# Open to all, by these very paths: the page asks for the key, and what keeps a server running has none.
+_OPEN = frozenset({"/", "/health", "/ready"})
 _NAMES_OF_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class Gate:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
+    def __init__(self, app: ASGIApp, config: ServeConfig, keys: Keys) -> None:
         self._app = app
-        self._hosts = _NAMES_OF_THIS_MACHINE | {config.host.lower()} if _is_loopback(config.host) else None
+        self._keys = keys
+        self._hosts = _NAMES_OF_THIS_MACHINE | {config.host.lower()} if is_loopback(config.host) else None
         self._places = config.concurrency * (1 + _WAITING_PER_SLOT)
         self._inside = 0
 
@@ -36,6 +40,9 @@ class Gate:
         if self._hosts is not None and _without_port(host) not in self._hosts:
             message = f"this server is reached as localhost, not as '{host[:100]}'; set serve.host to serve a network"
             await _refusal(403, message, "invalid_request_error")(scope, receive, send)
+        elif self._keys and scope["path"] not in _OPEN and not self._keys.name_of(_authorization(scope)):
+            message = "this server asks for an API key, and none of its own was sent; send 'Authorization: Bearer KEY'"
+            await _refusal(401, message, "invalid_request_error", "invalid_api_key")(scope, receive, send)
         elif scope["method"] == "POST" and scope["path"] == CHAT_PATH:
             await self._in_line(scope, receive, send)
         else:
@@ -54,7 +61,7 @@ class Gate:
             self._inside -= 1
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -67,5 +74,10 @@ def _without_port(host: str) -> str:
     return name if colon and port.isdecimal() else host.lower()
 
 
-def _refusal(status: int, message: str, kind: str) -> JSONResponse:
-    return JSONResponse(error_body(message, kind), status_code=status)
+def _authorization(scope: Scope) -> str:
+    return Headers(scope=scope).get("authorization", "")
+
+
+def _refusal(status: int, message: str, kind: str, code: str | None = None) -> JSONResponse:
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse(error_body(message, kind, code=code), status_code=status, headers=headers)

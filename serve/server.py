@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import select
 import socket
 import subprocess
@@ -20,6 +21,10 @@ from slimdeploy.errors import ServeError
 
 from .app import create_app
 from .engines import create_engine
+from .gate import is_loopback
+from .keys import VARIABLE, load_keys
+
+log = logging.getLogger(__name__)
 
 _SECONDS_FOR_RUNNING_REQUESTS = 10
 _SECONDS_TO_STOP = _SECONDS_FOR_RUNNING_REQUESTS + 5
@@ -34,13 +39,23 @@ def run_server(artifact: Artifact, config: ServeConfig, ready: Callable[[str], N
     Raises ServeError at once, before the model is loaded, when the port is taken.
     """
     with listen(config) as listener:
+        _warn_where_open(config)
         engine = create_engine(artifact, config)
         server = Server(create_app(engine, config), url_of(listener), ready)
         try:
             server.run(sockets=[listener])
         except KeyboardInterrupt:
             # uvicorn has already let running requests end.
-            logging.getLogger(__name__).info("stopped")
+            log.info("stopped")
+
+
+def _warn_where_open(config: ServeConfig) -> None:
+    """Also raises ServeError for keys that cannot be read, before a model is loaded."""
+    if not load_keys(config) and not is_loopback(config.host):
+        log.warning(
+            "serve.host = '%s' is reached from the network, and everybody there is answered: set serve.api_keys_file",
+            config.host,
+        )
 
 
 class Server(uvicorn.Server):
@@ -94,10 +109,13 @@ def background_server(artifact: Artifact, config: ServeConfig) -> Iterator[str]:
     A process of its own, so that what is measured is what a device would run: no torch, and no share in the caller's
     interpreter. Raises ServeError with the child's last words when it does not start in time.
     """
-    settings = config.model_copy(update={"host": "127.0.0.1", "port": 0})
+    settings = config.model_copy(update={"host": "127.0.0.1", "port": 0, "api_keys_file": ""})
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     command = [sys.executable, "-m", "slimdeploy.serve", str(artifact.path.absolute()), settings.model_dump_json()]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        )
         try:
             assert child.stdout is not None
             if not select.select([child.stdout], [], [], _SECONDS_TO_START)[0]:

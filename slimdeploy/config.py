@@ -146,8 +146,10 @@ class Config(Table):
         model = self.model.path
         if model != "demo" and (model.startswith((".", "~")) or (folder / model).exists()):
             model = _anchored(model, folder)
+        keys = _anchored(self.serve.api_keys_file, folder) if self.serve.api_keys_file else ""
         return self.model_copy(
             update={
+                "serve": self.serve.model_copy(update={"api_keys_file": keys}),
                 "out": _anchored(self.out, folder),
                 "model": self.model.model_copy(update={"path": model}),
                 "data": self.data.model_copy(update={"source": source, "images": images}),

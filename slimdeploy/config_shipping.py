@@ -95,8 +95,13 @@ class ServeOnnxConfig(Table):
 class ServeConfig(Table):
     """The OpenAI-compatible server and its limits."""
 
-    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; the server has no authentication.")
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_keys_file: str = Field(
+        "",
+        description="Lines NAME:KEY. Who asks must send one of the keys (Authorization: Bearer KEY). Others may stand\n"
+        "in the environment, SLIMDEPLOY_API_KEYS=NAME:KEY,NAME:KEY. Without any everybody is answered.",
+    )
     threads: int = Field(0, ge=0, description="Threads of onnxruntime; 0: one per core.")
     concurrency: Positive = Field(4, description="Requests that generate at the same time; more wait in line.")
     cache_mb: float = Field(
