@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ServeError
 
-from .completion import INTERNAL_ERROR, CompletionHead, EventStream, whole_answer
+from .completion import INTERNAL_ERROR, CompletionHead, EventStream, side_by_side, whole_answer
 from .engine import Engine, GenerationRequest, RequestError, Sampling
 from .gate import Gate
 from .keys import load_keys
@@ -90,20 +90,20 @@ async def _complete(request: Request, engine: Engine, config: ServeConfig) -> Re
     # In a thread: a large body must not hold up those whose answers are streaming. It has no name here, so that it is
     # gone while its request waits in line.
     wanted = await asyncio.to_thread(_understand, await _read_body(request, config), engine.model, config)
-    chunks = engine.generate(wanted.generation)
+    choices = side_by_side([engine.generate(generation) for generation in wanted.generations])
     head = CompletionHead(engine.model)
     if not wanted.stream:
-        answer = await _unless_disconnected(request, whole_answer(head, chunks))
+        answer = await _unless_disconnected(request, whole_answer(head, choices))
         return Response(answer.model_dump_json(), media_type="application/json")
-    first = await _unless_disconnected(request, anext(chunks))
-    return EventStream(head, first, chunks, wanted.include_usage)
+    first = await _unless_disconnected(request, anext(choices))
+    return EventStream(head, first, choices, len(wanted.generations), wanted.include_usage)
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is left of a request's body once it is understood."""
+    """What is left of a request's body once it is understood. generations: one for each answer."""
 
-    generation: GenerationRequest
+    generations: tuple[GenerationRequest, ...]
     stream: bool
     include_usage: bool
 
@@ -113,9 +113,19 @@ def _understand(body: bytes, model: str, config: ServeConfig) -> _Wanted:
     if request.model != model:
         raise _unknown_model(request.model, model)
     include_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
-    sampling = _sampling(request, config)
-    generation = GenerationRequest(read_messages(request, config), sampling)
-    return _Wanted(generation, bool(request.stream), include_usage)
+    count = request.n or 1
+    if count > config.max_choices:
+        raise RequestError(f"'n' = {count}: at most {config.max_choices} answers are given to a request", param="n")
+    sampling, messages = _sampling(request, config), read_messages(request, config)
+    generations = tuple(GenerationRequest(messages, _of_choice(number, sampling)) for number in range(count))
+    return _Wanted(generations, bool(request.stream), include_usage)
+
+
+def _of_choice(number: int, sampling: Sampling) -> Sampling:
+    """Answers to one request are drawn from seeds of their own."""
+    if sampling.seed is None or number == 0:
+        return sampling
+    return replace(sampling, seed=sampling.seed + number)
 
 
 def _require_json(request: Request) -> None:

@@ -15,7 +15,6 @@ from .engine import FinishReason, RequestError, TokenLogprob, Usage
 CHAT_PATH = "/v1/chat/completions"
 # Fields that OpenAI documents and this server does not honour, with the values at which they change nothing.
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
@@ -105,6 +104,7 @@ class ChatRequest(_Wire):
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, gt=0)
     max_tokens: int | None = Field(None, gt=0)
+    n: int | None = Field(None, gt=0)
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -243,7 +243,7 @@ class AnswerMessage(BaseModel):
 
 
 class Choice(BaseModel):
-    index: int = 0
+    index: int
     message: AnswerMessage
     logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason
@@ -260,9 +260,12 @@ class ChatCompletion(BaseModel):
     usage: TokenUsage
 
 
+Delta = dict[Literal["role", "content"], str]
+
+
 class ChunkChoice(BaseModel):
-    index: int = 0
-    delta: dict[Literal["role", "content"], str]
+    index: int
+    delta: Delta
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
 

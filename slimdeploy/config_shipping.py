@@ -111,6 +111,7 @@ class ServeConfig(Table):
         "conversation that goes on only what is new is read. 0 keeps nothing between requests.",
     )
     max_tokens: Positive = Field(512, description="Longest answer, and the default where a request names none.")
+    max_choices: Positive = Field(4, description="Answers to one request (its field `n`).")
     max_images: Positive = Field(8, description="Images per request.")
     max_image_mb: float = Field(10.0, gt=0, description="Encoded size of one image.")
     max_image_megapixels: float = Field(40.0, gt=0, description="Decoded size of one image.")
