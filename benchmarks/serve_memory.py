@@ -96,7 +96,7 @@ def measure(artifact: Artifact, setting: Setting) -> Taken:
     reckoned = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     question = _long_question(artifact)
     with background_server(artifact, config) as url:
-        (child,) = _children()
+        child = max(_children())  # the last that was started
         asyncio.run(_ask(f"{url}/v1/chat/completions", artifact.manifest.model, question, setting))
         measured = most_memory(child)
     return Taken(setting, reckoned, measured)

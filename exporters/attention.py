@@ -22,7 +22,7 @@ _ROTATE = "apply_rotary_pos_emb"
 class KeyValueCache:
     """What the attention of every layer reads beside its own queries, keys and values, and what it leaves.
 
-    past, present: keys and values in turn, (batch, KV heads, tokens, head size); present by layer. last: index of every
+    past, present: keys and values in turn, (rows, KV heads, tokens, head size); present by layer. last: index of every
     sequence's last token, (batch,), int32. length: tokens of the longest sequence, the past's too, a scalar of int32.
     """
 
@@ -71,7 +71,7 @@ def _attend(
     """
     index: Any = module.layer_idx
     past = key_value_cache.past[2 * index : 2 * index + 2]
-    batch, heads, size = query.shape[0], query.shape[1], query.shape[3]
+    heads, size = query.shape[1], query.shape[3]
     kv_heads = key.shape[1]
     attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scaling}
     if softcap is not None:
@@ -83,7 +83,7 @@ def _attend(
     elif sliding_window is not None:
         attributes["local_window_size"] = sliding_window
     rows = [_as_rows(query), _as_rows(key), _as_rows(value)]
-    present = (batch, kv_heads, past[0].shape[2] + key.shape[2], size)
+    present = (past[0].shape[0], kv_heads, past[0].shape[2] + key.shape[2], size)
     output, *new = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
         [*rows, *past, key_value_cache.last, key_value_cache.length, *bias],
@@ -93,7 +93,7 @@ def _attend(
         version=1,
     )
     key_value_cache.present[index] = new
-    return output.view(batch, -1, heads, size), None
+    return output.view(query.shape[0], -1, heads, size), None
 
 
 def _as_rows(heads: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from .skeleton import without_weights
 from .vision import positions_of_tiles, vision_graph
 
 # Sizes of the samples that tracing runs on; all differ, and none is 1, which would be taken for a constant.
-_BATCH, _SEQUENCE, _PAST = 2, 3, 7
+_BATCH, _SEQUENCE, _PAST, _ROWS = 2, 3, 7, 4
 
 
 class EmbedTokens(nn.Module):
@@ -67,14 +67,17 @@ def _decoder_graph(model: Model) -> Graph:
     """inputs_embeds: (batch, sequence, hidden). attention_mask: (batch, past + sequence), padded on the right.
 
     position_ids: (batch, sequence), or (3, batch, sequence) where positions are of time, height and width.
-    past: (batch, KV heads, past, head size). token_type_ids: (batch, sequence). deepstack_embeds: (features of the
+    past: (rows, KV heads, past, head size). token_type_ids: (batch, sequence). deepstack_embeds: (features of the
     tower, batch, sequence, hidden). logits: (batch, 1, vocabulary), of every sequence's last token.
     """
     # Families name these values differently; optimum knows how.
     text, part = NormalizedTextConfigWithGQA(model.config.text_config), decoder_of(model)
     batch, sequence, past = Dim("batch_size"), Dim("sequence_length"), Dim("past_sequence_length")
+    rows = Dim(
+        "cache_rows_size"
+    )  # as many as sequences, unless a graph has an input that tells theirs (onnx_attention)
     pairs = [f"{layer}.{kind}" for layer in range(text.num_layers) for kind in ("key", "value")]
-    cached = (_BATCH, text.num_key_value_heads, _PAST, head_size(text.config))
+    cached = (_ROWS, text.num_key_value_heads, _PAST, head_size(text.config))
     positions = torch.arange(_PAST, _PAST + _SEQUENCE).repeat(_BATCH, 1)
     in_space = model.arch.first_position is None
     more: dict[str, tuple[Tensor, dict[int, Dim]]] = {
@@ -99,7 +102,7 @@ def _decoder_graph(model: Model) -> Graph:
             {0: batch, 1: sequence},
             {0: batch, 1: Dim("total_sequence_length")},
             {1: batch, 2: sequence} if in_space else {0: batch, 1: sequence},
-            [{0: batch, 2: past} for _ in pairs],
+            [{0: rows, 2: past} for _ in pairs],
             *([more[name][1] for name in names] for names in told),
         ),
         (

@@ -22,12 +22,12 @@ _ATTRIBUTES = {
 
 
 def use_own_attention(model: ir.Model) -> None:
-    """Windows, biases and caps are left to onnxruntime."""
-    plain = [node for node in model.graph if _is_plain(node)]
-    if plain:
+    """In all layers or in none, for onnxruntime's knows no rows. Windows, biases and caps are left to it."""
+    theirs = [node for node in model.graph if (node.domain, node.op_type) == (_THEIRS, ATTENTION)]
+    if theirs and all(map(_is_plain, theirs)):
         rows = ir.Value(name=CACHE_ROWS, shape=ir.Shape(["sequences"]), type=ir.TensorType(ir.DataType.INT64))
         model.graph.inputs.append(rows)
-        for node in plain:
+        for node in theirs:
             _become_own(node, rows)
         function = _function(model.graph.opset_imports[""])
         model.functions[function.identifier()] = function
@@ -35,8 +35,7 @@ def use_own_attention(model: ir.Model) -> None:
 
 
 def _is_plain(node: ir.Node) -> bool:
-    is_theirs = (node.domain, node.op_type) == (_THEIRS, ATTENTION)
-    return is_theirs and len(node.inputs) == len(_INPUTS) and node.attributes.keys() == _ATTRIBUTES.keys()
+    return len(node.inputs) == len(_INPUTS) and node.attributes.keys() == _ATTRIBUTES.keys()
 
 
 def _become_own(node: ir.Node, rows: ir.Value) -> None:

@@ -49,8 +49,11 @@ async def side_by_side(answers: Sequence[Chunks]) -> Choices:
     async def follow(number: int, chunks: Chunks) -> None:
         async with aclosing(chunks):
             try:
+                finished = False
                 async for chunk in chunks:
+                    finished = chunk.finish_reason is not None
                     arrived.put_nowait((number, chunk))
+                assert finished, "an answer ended and did not say why"
             except Exception as error:  # the one who reads the queue raises it
                 arrived.put_nowait(error)
 

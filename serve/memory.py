@@ -22,7 +22,7 @@ from slimdeploy.packed_tensor import dense_bytes, smallest_bytes
 
 from .engines.onnx_provider import choose_provider
 from .engines.onnx_sessions import import_onnxruntime
-from .engines.pace import LARGEST_PIECE
+from .engines.pace import LARGEST_BESIDE, LARGEST_PIECE
 from .model_files import read_facts, read_json
 from .pictures import Picture, load_pictures
 from .text import Text
@@ -92,7 +92,8 @@ def passing_needs(artifact: Artifact, config: ServeConfig) -> list[Need]:
     program = most_memory()
     text, context = _Settings(artifact, "text_config"), read_facts(artifact.path).context
     piece = min(context, LARGEST_PIECE)
-    prompts = config.concurrency * context * text["hidden_size"] * _FLOAT
+    prompts = config.concurrency * context * text["hidden_size"] * _FLOAT * (1 + _deepstack(artifact))
+    rows = config.concurrency + LARGEST_BESIDE
     picture = _large_picture(artifact, config)
     vision = _Settings(artifact, "vision_config")
     patches = _patches(picture, vision)
@@ -103,6 +104,7 @@ def passing_needs(artifact: Artifact, config: ServeConfig) -> list[Need]:
         Need("program", program, "Python and its libraries, measured"),
         Need("prompts", prompts, f"{config.concurrency} of {context} tokens, embedded"),
         Need("language model", piece * _activations(text), f"a piece of {piece} tokens at a time"),
+        Need("logits", 2 * rows * text["vocab_size"] * _FLOAT, f"of {rows} tokens at a time"),
         Need("vision", per_picture, f"a picture of {sum(patches):,} patches at a time"),
         Need(
             "pictures",
@@ -147,6 +149,12 @@ class _Settings:
     def get(self, name: str, default: int = 0) -> int:
         value = self._values.get(name)
         return value if isinstance(value, int) else default
+
+
+def _deepstack(artifact: Artifact) -> int:
+    """Blocks that are given features of pictures beside those in the prompt."""
+    vision: dict[str, Any] = read_json(artifact.path / "config.json").get("vision_config", {})
+    return len(vision.get("deepstack_visual_indexes") or ())
 
 
 def _activations(part: _Settings) -> int:

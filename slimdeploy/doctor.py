@@ -128,12 +128,14 @@ def free_memory() -> int | None:
 
 
 def most_memory(pid: int | Literal["self"] = "self") -> int:
-    """The highest resident memory that a process has had, in bytes.
+    """The highest resident memory that a process has had, in bytes. Raises ProcessLookupError for one that is gone.
 
     Where the system is not Linux, this process alone can be asked, and it may say what its parent had.
     """
     if highest := _system_info(f"{pid}/status", "VmHWM"):
         return 1024 * int(highest.removesuffix(" kB"))
+    if pid != "self":
+        raise ProcessLookupError(f"process {pid} is gone")
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -58,7 +58,8 @@ class OnnxGenerator:
         cache = sessions.new_cache(sequence.room)
         if sequence.past:
             cache.start_from(sequence.past, sequence.length)
-        tokens = sequence.prompt.tokens
+        tokens = sequence.tokens
+        assert tokens is not None
         try:
             while True:
                 logits = sessions.decode(tokens, cache)[0]
@@ -84,7 +85,7 @@ class OnnxEngine:
         self._name = artifact.manifest.model
         self._model = load_model(artifact, config.threads, config.cache_mb, config.onnx.provider)
         rows = rows_for(self._model.sessions, config.concurrency)
-        self._loop = DecodeLoop(self._model, rows, config.concurrency)
+        self._decoding = DecodeLoop(self._model, rows, config.concurrency)
         self._texts = ThreadPoolExecutor(1, thread_name_prefix="texts")
         self._pictures = ThreadPoolExecutor(1, thread_name_prefix="pictures")
         self._slots = asyncio.Semaphore(config.concurrency)  # wakes those who wait in the order of their arrival
@@ -101,11 +102,16 @@ class OnnxEngine:
             if self._closed:
                 raise ServeError(SHUTTING_DOWN)
             reader = self._pictures if request.pictures else self._texts
-            sequence = await loop.run_in_executor(reader, prepared, self._model, request)
+            reading = loop.run_in_executor(reader, prepared, self._model, request)
+            try:
+                sequence = await asyncio.shield(reading)
+            except asyncio.CancelledError:
+                await asyncio.wait([reading])  # its place is free when nothing is done for it any more
+                raise
             chunks: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
             gone = asyncio.Event()
             job = Job(sequence, _in(loop, chunks.put_nowait), _in(loop, gone.set))
-            self._loop.join(job)
+            self._decoding.join(job)
             try:
                 while True:
                     found = await chunks.get()
@@ -115,12 +121,12 @@ class OnnxEngine:
                     if found.finish_reason is not None:
                         return
             finally:
-                self._loop.leave(job)
+                self._decoding.leave(job)
                 await gone.wait()
 
     async def close(self) -> None:
         self._closed = True
-        await asyncio.to_thread(self._loop.close)
+        await asyncio.to_thread(self._decoding.close)
         for reader in (self._texts, self._pictures):
             await asyncio.to_thread(reader.shutdown, wait=True)
 

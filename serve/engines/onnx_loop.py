@@ -46,12 +46,12 @@ class DecodeLoop:
         self._model = model
         self._rows = rows
         self._count = count
-        self._pace = Pace()
+        self._pace = Pace(rows.fewest_tokens)
         self._jobs: list[Job] = []
         self._waiting: deque[Job] = deque()
         self._changed = Condition()
         self._closing = False
-        self._thread = Thread(target=self._run, name="decode", daemon=True)
+        self._thread = Thread(target=self._run, name="answers", daemon=True)
         self._thread.start()
 
     def join(self, job: Job) -> None:
@@ -113,6 +113,7 @@ class DecodeLoop:
             job.given(error)
             job.gone()
             return
+        job.sequence.past = None  # it is copied
         self._jobs.append(job)
 
     def _step(self) -> None:
@@ -125,10 +126,7 @@ class DecodeLoop:
             steps.append(Step(reading.sequence, reading.sequence.piece(piece)))
         if not steps:
             return
-        start = time.perf_counter()
-        found = self._advance(steps)
-        read = steps[-1].tokens.count if reading and piece else 0
-        self._pace.took(time.perf_counter() - start, len(answering), read)
+        found = self._advance(steps, len(answering))
         for job, step, logits in zip(jobs, steps, found, strict=True):
             self._go_on(job, step, logits)
 
@@ -139,12 +137,19 @@ class DecodeLoop:
         tokens = self._model.sessions.one_token(ids, positions).each()
         return [Step(job.sequence, own) for job, own in zip(jobs, tokens, strict=True)]
 
-    def _advance(self, steps: Sequence[Step]) -> Sequence[Floats | Exception]:
+    def _advance(self, steps: Sequence[Step], answers: int) -> Sequence[Floats | Exception]:
         """Where a run over all of them fails, each has one of its own, so that one cannot take others with it."""
+        start = time.perf_counter()
         try:
-            return self._rows.advance(steps)
-        except Exception:
+            logits = self._rows.advance(steps)
+        except Exception as error:
             log.exception("a run over %d sequences failed", len(steps))
+            if len(steps) == 1:
+                return [error]
+        else:
+            read = sum(step.tokens.count for step in steps[answers:])
+            self._pace.took(time.perf_counter() - start, answers, read)
+            return logits
         found: list[Floats | Exception] = []
         for step in steps:
             try:
@@ -161,6 +166,7 @@ class DecodeLoop:
         sequence.length += step.tokens.count
         if sequence.unread:
             return
+        sequence.tokens = None
         try:
             chunk = sequence.answer.take(logits)
         except Exception as error:

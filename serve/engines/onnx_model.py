@@ -45,6 +45,10 @@ class Question:
     digests: list[bytes]
     features: Mapping[bytes, Features]
 
+    def seen(self) -> "Question":
+        """Without pixels and features, which are of no use once they are in the prompt."""
+        return replace(self, pictures=[replace(picture, inputs={}) for picture in self.pictures], features={})
+
 
 @dataclass(frozen=True)
 class SeenPicture:

@@ -6,15 +6,11 @@ operator cannot do that: with `OwnCaches` each sequence has a cache and a run of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
-
-import numpy as np
 
 from .onnx_sequence import RunningSequence
 from .onnx_sessions import Floats, KeyValueCache, OnnxSessions, Past, Tokens, together
-
-_GRAIN = 256
-"""Tokens by which rows grow, so that they seldom do."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +22,10 @@ class Step:
 
 
 class Rows(Protocol):
+    @property
+    def fewest_tokens(self) -> int:
+        """Of a piece of a prompt that is worth a step."""
+
     def begin(self, sequence: RunningSequence) -> None:
         """Give a sequence room for all that it may come to, and its past."""
 
@@ -44,6 +44,8 @@ class Rows(Protocol):
 
 
 class OwnCaches:
+    fewest_tokens = 32  # a piece has a run of its own, which reads all weights for it
+
     def __init__(self, sessions: OnnxSessions) -> None:
         self._sessions = sessions
         self._caches: dict[RunningSequence, KeyValueCache] = {}
@@ -75,31 +77,22 @@ class OwnCaches:
 
 
 class SharedRows:
-    """rows: sequences at most. The cache is as long as the longest of them needs, and gone when none is left."""
+    """rows: sequences at most. The cache has room for the whole context in each, and is gone when none is left."""
+
+    fewest_tokens = 1
 
     def __init__(self, sessions: OnnxSessions, rows: int) -> None:
         self._sessions = sessions
-        self._free = list(range(rows))
+        self._count = rows
         self._rows: dict[RunningSequence, int] = {}
         self._cache: KeyValueCache | None = None
 
     def begin(self, sequence: RunningSequence) -> None:
-        cache = self._with_room(sequence.room)
-        row = self._rows[sequence] = self._free.pop(0)
+        cache = self._cache = self._cache or self._sessions.new_cache(self._sessions.context, self._count)
+        row = next(row for row in range(self._count) if row not in self._rows.values())
         if sequence.past:
             cache.start_from(sequence.past, sequence.length, row)
-
-    def _with_room(self, tokens: int) -> KeyValueCache:
-        old = self._cache
-        if old is not None and old.capacity >= tokens:
-            return old
-        capacity = -(-tokens // _GRAIN) * _GRAIN
-        new = self._sessions.new_cache(capacity, len(self._free) + len(self._rows))
-        for sequence, row in self._rows.items():
-            assert old is not None
-            new.start_from(old.first(sequence.length, row), sequence.length, row)
-        self._cache = new
-        return new
+        self._rows[sequence] = row
 
     def advance(self, steps: Sequence[Step]) -> list[Floats]:
         """A piece of a prompt goes among others' tokens as if each of its own were a sequence; alone as it is."""
@@ -111,16 +104,15 @@ class SharedRows:
         rows = [row for step in steps for row in [self._rows[step.sequence]] * step.tokens.count]
         ends = [step.sequence.length + i + 1 for step in steps for i in range(step.tokens.count)]
         tokens = together([step.tokens.one_by_one() for step in steps])
-        logits = self._sessions.decode_rows(tokens, self._cache, rows, ends)
-        last = np.cumsum([step.tokens.count for step in steps]) - 1
-        return [logits[i] for i in last]
+        last = list(accumulate((step.tokens.count for step in steps), initial=-1))[1:]
+        return [*self._sessions.decode_rows(tokens, self._cache, rows, ends, wanted=last)]
 
     def kept(self, sequence: RunningSequence) -> Past:
         assert self._cache is not None
         return self._cache.first(sequence.length, self._rows[sequence])
 
     def end(self, sequence: RunningSequence) -> None:
-        self._free.append(self._rows.pop(sequence))
+        del self._rows[sequence]
         if not self._rows:
             self._cache = None
 

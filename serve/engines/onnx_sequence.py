@@ -8,18 +8,23 @@ from itertools import repeat
 from ..engine import GenerationRequest, RequestError, Usage
 from ..positions import token_kinds
 from .answer import Answer
-from .onnx_model import OnnxModel, Prompt, Question
+from .onnx_model import OnnxModel, Question
 from .onnx_sessions import Past, Tokens
 from .prefix_cache import Pieces
 
 
 @dataclass(eq=False)
 class RunningSequence:
-    """prompt: what is new of it, behind `past`. room: tokens that it may come to. length: those that are computed."""
+    """What is read and given up again is not held on to.
+
+    tokens: of the prompt, those behind `past`; None once they are read. next_position: of the token behind the prompt.
+    room: tokens that it may come to. length: those that are computed.
+    """
 
     question: Question
     asked: Pieces
-    prompt: Prompt
+    tokens: Tokens | None
+    next_position: int
     past: Past | None
     answer: Answer
     room: int
@@ -32,17 +37,18 @@ class RunningSequence:
 
     def piece(self, most: int) -> Tokens:
         """The next tokens of the prompt: at most so many, unless they see each other both ways and cannot be parted."""
+        assert self.tokens is not None
         ends = self.asked.ends
         fitting = ends[max(bisect_right(ends, self.length + most) - 1, 0)]
         end = fitting if fitting > self.length else ends[bisect_right(ends, self.length)]
-        new = len(self.question.ids) - self.prompt.tokens.count
-        return self.prompt.tokens.between(self.length - new, end - new)
+        new = len(self.question.ids) - self.tokens.count
+        return self.tokens.between(self.length - new, end - new)
 
     @property
     def next_token(self) -> tuple[int, int]:
         """The answer's last token, which the decoder has not seen, and its position."""
         made = len(self.answer.tokens)
-        return self.answer.tokens[-1], self.prompt.next_position + made - 1
+        return self.answer.tokens[-1], self.next_position + made - 1
 
 
 def prepared(model: OnnxModel, request: GenerationRequest) -> RunningSequence:
@@ -63,7 +69,8 @@ def prepared(model: OnnxModel, request: GenerationRequest) -> RunningSequence:
     usage = Usage(len(question.ids), cached_tokens=start)
     answer = Answer(request.sampling, model.text, words, model.facts.end_tokens, limit, usage)
     room = len(question.ids) + limit
-    return RunningSequence(question, asked, prompt, prefix.past if prefix else None, answer, room, start)
+    past = prefix.past if prefix else None
+    return RunningSequence(question.seen(), asked, prompt.tokens, prompt.next_position, past, answer, room, start)
 
 
 def keep(model: OnnxModel, sequence: RunningSequence, bytes_per_token: int, copy: Callable[[], Past]) -> None:

@@ -5,9 +5,11 @@ as long as each has a cache of its own.
 """
 
 import math
+import mmap as mmap_module
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from mmap import mmap
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -141,10 +143,10 @@ class Past:
 class KeyValueCache:
     """What the decoder remembers of sequences: buffers that it reads, and writes what is new into. A row for each.
 
-    capacity: tokens that a row has room for. lengths: tokens in each, (rows,). past: onnxruntime's values, (rows, KV
-    heads, capacity, head size). arrays: the same memory, where that is the CPU's. logits: by the number of sequences in
-    a run, an array and onnxruntime's value of the same memory. binding: of the decoder to all of these; it keeps none
-    alive.
+    capacity: tokens that a row has room for, which takes memory as they come. lengths: tokens in each, (rows,). past:
+    onnxruntime's values, (rows, KV heads, capacity, head size). arrays: the same memory, where that is the CPU's.
+    logits: (sequences of the largest run so far, 1, vocabulary), which every run overwrites. binding: of the decoder to
+    all of these; it keeps none alive.
     """
 
     capacity: int
@@ -152,7 +154,7 @@ class KeyValueCache:
     past: list[Any]
     arrays: list[Floats]
     binding: Any
-    logits: dict[int, tuple[Floats, Any]] = field(default_factory=dict)
+    logits: Floats
 
     @property
     def bytes_per_token(self) -> int:
@@ -185,6 +187,7 @@ class OnnxSessions:
     def __init__(self, folder: Path, threads: int, context: int, provider: Provider = CPU) -> None:
         self._onnxruntime = import_onnxruntime()
         self._provider = provider
+        self.context = context
         self._vision, self._embedding, self._decoder = (
             self._session(folder / f"{name}.onnx", threads) for name in GRAPHS
         )
@@ -237,16 +240,17 @@ class OnnxSessions:
         return self._has_rows and self._provider.device == "cpu" and missing_operators() is None
 
     def new_cache(self, capacity: int, rows: int = 1) -> KeyValueCache:
-        """For sequences of at most `capacity` tokens. The system gives it memory as it fills."""
+        """For sequences of at most `capacity` tokens."""
         binding = self._decoder.io_binding()
         shapes = [(rows, node.shape[1], capacity, node.shape[3]) for node in self._past.values()]
-        arrays = [np.zeros(shape, np.float32) for shape in shapes]
+        arrays = [_zeros_as_they_are_needed(shape) for shape in shapes]
         past = [self._value(array, self._memory_of_past) for array in arrays]
         for name, value in zip(self._past, past, strict=True):
             binding.bind_ortvalue_input(name, value)
             binding.bind_ortvalue_output(name.replace(_PAST, _PRESENT), value)
         shared = arrays if self._memory_of_past == "cpu" else []
-        return KeyValueCache(capacity, np.zeros(rows, np.int64), past, shared, binding)
+        logits = np.empty((rows, 1, self.vocabulary), np.float32)
+        return KeyValueCache(capacity, np.zeros(rows, np.int64), past, shared, binding, logits)
 
     def decode(self, tokens: Tokens, cache: KeyValueCache, counts: Integers | None = None) -> Floats:
         """Run the decoder over more tokens of every row, and remember them in the cache, which has room for them.
@@ -255,15 +259,23 @@ class OnnxSessions:
         may get several tokens behind others. Returns the logits after each one's last token, (rows, vocabulary).
         """
         ends = cache.lengths + (tokens.count if counts is None else counts)
-        return self._run(tokens, cache, ends)
+        return self._run(tokens, cache, ends).copy()
 
-    def decode_rows(self, tokens: Tokens, cache: KeyValueCache, rows: Sequence[int], ends: Sequence[int]) -> Floats:
+    def decode_rows(
+        self,
+        tokens: Tokens,
+        cache: KeyValueCache,
+        rows: Sequence[int],
+        ends: Sequence[int],
+        wanted: Sequence[int] | None = None,
+    ) -> Floats:
         """The same over tokens of some rows, where `takes_rows`.
 
         rows: of each sequence of the batch. ends: tokens that its row then has. One row may be there several times, in
-        order: pieces of one sequence. Returns (batch, vocabulary).
+        order: pieces of one sequence. wanted: sequences whose logits are returned, all by default.
         """
-        return self._run(tokens, cache, np.array(ends, np.int64), np.array(rows, np.int64))
+        logits = self._run(tokens, cache, np.array(ends, np.int64), np.array(rows, np.int64))
+        return logits.copy() if wanted is None else logits[list(wanted)]
 
     def _run(self, tokens: Tokens, cache: KeyValueCache, ends: Integers, rows: Integers | None = None) -> Floats:
         batch, longest = len(ends), int(ends.max())
@@ -275,19 +287,14 @@ class OnnxSessions:
         inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         for name, array in inputs.items():
             cache.binding.bind_cpu_input(name, array)
-        logits = self._bind_logits(cache, batch)
+        if batch > len(cache.logits):
+            cache.logits = np.empty((batch, 1, self.vocabulary), np.float32)
+        logits = cache.logits[:batch]
+        value = self._value(logits)
+        cache.binding.bind_ortvalue_output("logits", value)
         self._decoder.run_with_iobinding(cache.binding)
         cache.lengths[slice(None) if rows is None else rows] = ends
-        return logits[:, 0].copy()
-
-    def _bind_logits(self, cache: KeyValueCache, batch: int) -> Floats:
-        """(batch, 1, vocabulary), which the next run overwrites. Those of all sizes are kept."""
-        if batch not in cache.logits:
-            array = np.zeros((batch, 1, self.vocabulary), np.float32)
-            cache.logits[batch] = array, self._value(array)
-        array, value = cache.logits[batch]
-        cache.binding.bind_ortvalue_output("logits", value)
-        return array
+        return logits[:, 0]
 
     def _value(self, array: Floats, memory: str = "cpu") -> Any:
         """The array as onnxruntime's: the same memory where that is the CPU's, a copy elsewhere."""
@@ -318,6 +325,17 @@ class OnnxSessions:
             ) from None
         provider.require(session, file)
         return session
+
+
+def _zeros_as_they_are_needed(shape: tuple[int, ...]) -> Floats:
+    """Memory that the system gives page by page, and by small ones, where numpy asks for huge ones.
+
+    A few tokens of every head would fill those, and as much as all heads have room for would be taken.
+    """
+    memory = mmap(-1, max(4 * math.prod(shape), 1))
+    if hasattr(mmap_module, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap_module.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.float32, math.prod(shape)).reshape(shape)
 
 
 def _is_installed(distribution: str) -> bool:

@@ -1,33 +1,50 @@
 """How much of a prompt is read while the answers of others go on."""
 
-_SLOWER: float = 2.0
-"""Times as long as usual that a step may take with a piece of a prompt in it."""
 LARGEST_PIECE = 512
-"""Tokens of a piece, also where nobody waits: those who come meanwhile wait no longer than for that."""
+"""Tokens of a piece where nobody waits: those who come meanwhile wait no longer than for that."""
+LARGEST_BESIDE = 64
+"""Tokens of a piece beside answers."""
+_SLOWER = 2.0
+"""Times as long as usual that a step may take with a piece of a prompt in it."""
 _FIRST = 8
 _WEIGHT = 0.2
-"""Of the newest step in the running mean of usual ones."""
+"""Of the newest step in the running mean of usual ones, where it took longer."""
+_STEPS_IN_A_ROW = 32
+"""With a piece; the next has none, and shows how long a step usually takes by now."""
 
 
 class Pace:
     """Finds the piece with which a step takes just so long: one token more after a step in time, a fifth less after one
-    that was not. Knows steps and seconds, no model."""
+    that was not. Knows steps and seconds, no model.
 
-    def __init__(self) -> None:
+    fewest: tokens of a piece, however long they take.
+    """
+
+    def __init__(self, fewest: int = 1) -> None:
+        self._fewest = fewest
+        self._size = float(max(fewest, _FIRST))
         self._usual: dict[int, float] = {}  # seconds of a step, by how many answers go on in it
-        self._size = float(_FIRST)
+        self._in_a_row = 0
 
     def piece(self, answers: int) -> int:
-        """Tokens of a prompt to read beside so many answers; 0 before a usual step of theirs was timed."""
+        """Tokens of a prompt to read beside so many answers; 0 where a usual step of theirs is to be timed."""
         if answers == 0:
             return LARGEST_PIECE
-        return int(self._size) if answers in self._usual else 0
+        return int(self._size) if answers in self._usual and self._in_a_row < _STEPS_IN_A_ROW else 0
 
     def took(self, seconds: float, answers: int, piece: int) -> None:
         """A step is over. piece: tokens of a prompt that it read."""
+        if answers == 0:
+            return
         if piece == 0:
             before = self._usual.get(answers, seconds)
-            self._usual[answers] = before + _WEIGHT * (seconds - before)
-        elif usual := self._usual.get(answers):
-            in_time = seconds <= _SLOWER * usual
-            self._size = min(self._size + 1, LARGEST_PIECE) if in_time else max(self._size * 0.8, 1)
+            # One that was held up must not count for long.
+            self._usual[answers] = min(seconds, before + _WEIGHT * (seconds - before))
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        in_time = seconds <= _SLOWER * self._usual.get(answers, seconds)
+        if not in_time:
+            self._size = max(0.8 * min(self._size, piece), self._fewest)
+        elif piece >= int(self._size):  # the end of a prompt says nothing of larger pieces
+            self._size = min(self._size + 1, LARGEST_BESIDE)

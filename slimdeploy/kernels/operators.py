@@ -10,8 +10,8 @@ from ..errors import ConfigError
 from .library import instruction_set_in_use, library_file, require_library
 
 DOMAIN = "slimdeploy"
-VERSION = 1
-"""Of what the operators mean. Graphs import the domain at the version that they were made for."""
+VERSION = 2
+"""Of what the operators mean; 2 has GroupQueryAttention. Graphs import the domain at the version they were made for."""
 CACHE_ROWS = "cache_rows"
 """An input of decoders that attend by our operator: which rows of the caches the sequences of a batch have; empty: as
 many as there are, in order. The caches may have more, and sequences that share a row are pieces of one. Without our

@@ -149,6 +149,21 @@ def test_what_is_more_than_causal_stays_onnxruntimes(attributes: dict[str, float
     assert not model.functions
 
 
+def test_where_one_layer_has_a_window_all_stay_onnxruntimes() -> None:
+    """Its operator knows no rows of caches: sequences would read each other's keys."""
+    model, windowed = model_of(), model_of(local_window_size=8)
+    (ours,) = model.graph
+    ours.domain = "com.microsoft"
+    ours.resize_inputs(7)
+    (theirs,) = windowed.graph
+    windowed.graph.remove(theirs)
+    model.graph.append(theirs)
+    model.functions.clear()
+    use_own_attention(model)
+    assert {node.domain for node in model.graph} == {"com.microsoft"}
+    assert not model.functions
+
+
 @pytest.mark.skipif(LIBRARY is None, reason="the kernels were not built")
 @pytest.mark.parametrize(
     ("changed", "sentence"),

@@ -3,6 +3,7 @@
 import json
 import time
 from collections import defaultdict
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 import httpx
@@ -11,6 +12,8 @@ import pytest
 from echo_engine import EchoEngine
 from live_server import Serve
 from requests_to_send import client_of, user
+
+from slimdeploy.serve.engine import Chunk, GenerationRequest
 
 BODY = {"model": "echo", "messages": user("one two three"), "n": 3}
 
@@ -64,6 +67,15 @@ def test_a_client_that_leaves_ends_all_of_its_answers(serve: Serve, stream: bool
             break
         time.sleep(0.1)
     assert (engine.running, engine.ended) == (0, 3)
+
+
+def test_an_answer_that_ends_without_a_reason_fails_the_request(serve: Serve) -> None:
+    class Unfinished(EchoEngine):
+        async def generate(self, _: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+            yield Chunk("one")
+
+    response = httpx.post(f"{serve(Unfinished())}/v1/chat/completions", json=BODY, timeout=10)
+    assert response.status_code == 500
 
 
 def test_one_that_fails_fails_the_request(serve: Serve) -> None:

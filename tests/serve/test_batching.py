@@ -7,16 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exported import exported, half_pruned
+from made_once import MakeOnce
 from numpy.typing import NDArray
 from PIL import Image
 
-from slimdeploy.artifact import Artifact
-from slimdeploy.config import ServeConfig
+from slimdeploy.artifact import Artifact, open_artifact
+from slimdeploy.config import OnnxWeights, ServeConfig
 from slimdeploy.kernels.library import library_file
 from slimdeploy.serve.engine import Chunk, GenerationRequest, Message, Sampling, greedy
 from slimdeploy.serve.engines.answer import Answer
 from slimdeploy.serve.engines.onnx import OnnxEngine
 from slimdeploy.serve.engines.onnx_rows import OwnCaches, SharedRows
+from slimdeploy.serve.engines.onnx_sessions import OnnxSessions
 from slimdeploy.serve.runtime import LoadedModel
 
 pytestmark = [
@@ -55,7 +58,7 @@ def joined(chunks: Sequence[Chunk]) -> str:
 
 @contextmanager
 def engine_of(artifact: Artifact, concurrency: int = 4, **settings: Any) -> Iterator[OnnxEngine]:
-    engine = OnnxEngine(artifact, ServeConfig(threads=1, concurrency=concurrency, cache_mb=0, **settings))
+    engine = OnnxEngine(artifact, ServeConfig(**{"threads": 1, "concurrency": concurrency, "cache_mb": 0} | settings))
     try:
         yield engine
     finally:
@@ -86,8 +89,8 @@ def test_packed_graphs_share_rows_and_others_have_caches_of_their_own(
     packed_artifact: Artifact, artifact: Artifact
 ) -> None:
     with engine_of(packed_artifact) as packed, engine_of(artifact) as dense:
-        assert isinstance(packed._loop._rows, SharedRows)
-        assert isinstance(dense._loop._rows, OwnCaches)
+        assert isinstance(packed._decoding._rows, SharedRows)
+        assert isinstance(dense._decoding._rows, OwnCaches)
 
 
 def test_answers_are_the_same_alone_and_together(any_artifact: Artifact) -> None:
@@ -129,19 +132,67 @@ def test_a_prompt_is_read_in_pieces_while_others_are_answered(packed_artifact: A
     assert max(sizes[6:]) < 180
 
 
-def test_rows_grow_with_those_who_need_more(packed_artifact: Artifact) -> None:
-    async def short_then_long(engine: OnnxEngine) -> list[list[Chunk]]:
-        short = asyncio.create_task(collect(engine, ask("What?", max_tokens=60)))
-        await asyncio.sleep(0.02)
-        return await asyncio.gather(short, collect(engine, ask("x" * 150, max_tokens=60)))
-
-    model = LoadedModel(packed_artifact, threads=1)
-    expected = [model.ask(question, sampling=greedy(60)) for question in ("What?", "x" * 150)]
+def test_the_cache_is_given_back_when_nobody_is_left(packed_artifact: Artifact) -> None:
     with engine_of(packed_artifact) as engine:
-        found = asyncio.run(short_then_long(engine))
-        rows: Any = engine._loop._rows
-        assert rows._cache is None, "the memory is given back"
-    assert [joined(chunks) for chunks in found] == expected
+        asyncio.run(collect(engine, ask("What?")))
+        rows: Any = engine._decoding._rows
+        assert rows._cache is None
+
+
+def test_requests_in_rows_that_others_left_go_on_from_their_own_conversations(packed_artifact: Artifact) -> None:
+    """With what earlier requests left, two conversations at a time, in any order."""
+    turns = [
+        ("This is the first of two, which begins so.", "And then?"),
+        ("The other one, however, is about a cat.", "Why?"),
+    ]
+
+    def conversation(which: int, answer: str) -> GenerationRequest:
+        first, second = turns[which]
+        messages = (
+            Message("user", (picture(which), first)),
+            Message("assistant", (answer,)),
+            Message("user", (second,)),
+        )
+        return GenerationRequest(messages if answer else messages[:1], greedy(TOKENS))
+
+    async def talk(engine: OnnxEngine) -> list[tuple[str, int]]:
+        answers = [
+            joined(chunks) for chunks in await asyncio.gather(*(collect(engine, conversation(n, "")) for n in (0, 1)))
+        ]
+        found = []
+        for order in ((0, 1), (1, 0), (1, 1)):
+            ended = await asyncio.gather(*(collect(engine, conversation(n, answers[n])) for n in order))
+            found += [(joined(chunks), chunks[-1].usage.cached_tokens) for chunks in ended]
+        return [*((answer, 0) for answer in answers), *found]
+
+    with engine_of(packed_artifact, cache_mb=0) as engine:
+        expected = [text for text, _ in asyncio.run(talk(engine))]
+    with engine_of(packed_artifact, cache_mb=64) as engine:
+        found = asyncio.run(talk(engine))
+    assert [text for text, _ in found] == expected
+    assert all(cached > 16 for _, cached in found[2:])
+
+
+@pytest.mark.parametrize(
+    ("family", "weights"), [("qwen2_5_vl", "packed-int8"), ("qwen3_vl", "packed-int8"), ("gemma3", "dense-fp32")]
+)
+def test_every_kind_of_decoder_answers_together_as_alone(
+    family: str, weights: OnnxWeights, make_once: MakeOnce
+) -> None:
+    """Positions in three dimensions, features for inner blocks, tokens that see each other both ways."""
+    artifact = open_artifact(exported(half_pruned(family, make_once), weights, make_once).folder)
+
+    async def together(engine: OnnxEngine) -> list[list[Chunk]]:
+        first = asyncio.create_task(collect(engine, ask("What?", max_tokens=60, ignore_eos=True)))
+        await asyncio.sleep(0.05)
+        return [await first, *await asyncio.gather(*(collect(engine, ask(*question)) for question in QUESTIONS[1:]))]
+
+    alone = LoadedModel(artifact, threads=1)
+    settings = Sampling(60, temperature=0.0, ignore_eos=True)
+    expected = [alone.ask("What?", sampling=settings), *(alone.ask(q, p, greedy(TOKENS)) for q, p in QUESTIONS[1:])]
+    with engine_of(artifact) as engine:
+        assert isinstance(engine._decoding._rows, SharedRows) == weights.startswith("packed")
+        assert [joined(chunks) for chunks in asyncio.run(together(engine))] == expected
 
 
 def test_everybody_who_leaves_makes_room(any_artifact: Artifact) -> None:
@@ -162,7 +213,7 @@ def test_everybody_who_leaves_makes_room(any_artifact: Artifact) -> None:
 
     with engine_of(any_artifact, concurrency=3) as engine:
         asyncio.run(many(engine))
-        assert not engine._loop._jobs
+        assert not engine._decoding._jobs
         assert engine._slots._value == 3
 
 
@@ -202,17 +253,27 @@ def test_what_one_request_fails_on_ends_that_one_alone(
     assert all(result[-1].finish_reason for result in results if result not in failed)
 
 
-def test_nobody_waits_for_ever_when_nothing_works(any_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("broken_part", ["advance", "begin", "one_token", "kept"])
+def test_nobody_waits_for_ever_whatever_does_not_work(
+    broken_part: str, any_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: Any) -> Any:
         raise OSError("broken")
 
     async def together(engine: OnnxEngine) -> None:
-        await asyncio.wait_for(asyncio.gather(*(collect(engine, ask("What?")) for _ in range(8))), 20)
+        await asyncio.wait_for(asyncio.gather(*(collect(engine, ask("What is it?")) for _ in range(4))), 20)
 
-    for kind in (SharedRows, OwnCaches):
-        monkeypatch.setattr(kind, "advance", broken)
-    with engine_of(any_artifact) as engine, pytest.raises(OSError, match="broken"):
-        asyncio.run(together(engine))
+    with engine_of(any_artifact, cache_mb=8) as engine:
+        with monkeypatch.context() as patched:
+            for kind in (SharedRows, OwnCaches, OnnxSessions):
+                if hasattr(kind, broken_part):
+                    patched.setattr(kind, broken_part, broken)
+            if broken_part == "kept":
+                asyncio.run(together(engine))
+            else:
+                with pytest.raises(OSError, match="broken"):
+                    asyncio.run(together(engine))
+        assert asyncio.run(collect(engine, ask("What?")))[-1].finish_reason
 
 
 def test_closing_ends_those_who_run_and_those_who_wait(packed_artifact: Artifact) -> None:

@@ -61,6 +61,8 @@ def test_without_kernels_packed_weights_are_unpacked(artifact: Artifact, monkeyp
 def test_what_requests_take_grows_with_their_number_and_their_pictures(artifact: Artifact) -> None:
     one = needed(artifact, CONFIG.model_copy(update={"concurrency": 1}))
     assert all(needed(artifact)[what] == 3 * one[what] for what in ("KV cache", "prompts"))
+    vocabulary = json.loads((artifact.path / "config.json").read_text())["text_config"]["vocab_size"]
+    assert needed(artifact)["logits"] == 2 * (3 + 64) * 4 * vocabulary
     assert all(needed(artifact)[what] == one[what] for what in ("language model", "vision")), "one at a time"
     assert needed(artifact, CONFIG.model_copy(update={"max_images": 16}))["pictures"] > needed(artifact)["pictures"]
 

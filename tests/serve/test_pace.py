@@ -30,11 +30,38 @@ def test_the_first_step_beside_answers_shows_how_long_they_usually_take() -> Non
 
 @pytest.mark.parametrize("answers", [1, 4, 8])
 def test_a_step_takes_twice_its_usual_time_and_no_more(answers: int) -> None:
-    sizes = after(200, answers, Pace())[100:]
+    sizes = [size for size in after(200, answers, Pace())[100:] if size]
     usual = seconds(answers, 0)
     taken = [seconds(answers, size) / usual for size in sizes]
     assert sum(taken) / len(taken) == pytest.approx(1.9, abs=0.1)
     assert max(taken) < 2.1
+
+
+def test_ends_of_prompts_say_nothing_of_larger_pieces() -> None:
+    pace = Pace()
+    pace.took(seconds(2, 0), 2, 0)
+    for _ in range(600):
+        size = pace.piece(2)
+        pace.took(seconds(2, min(size, 6)), 2, min(size, 6))
+    assert pace.piece(2) <= 9
+
+
+def test_how_long_steps_usually_take_is_seen_again_and_again() -> None:
+    """The first one was held up; and then answers grow longer."""
+    pace = Pace()
+    pace.took(5 * seconds(2, 0), 2, 0)
+    sizes = after(100, 2, pace)
+    assert sizes.count(0) == 3
+    assert seconds(2, max(sizes[-20:])) < 2.1 * seconds(2, 0)
+
+
+def test_where_a_piece_reads_all_weights_for_itself_it_is_worth_it() -> None:
+    pace = Pace(fewest=32)
+    pace.took(0.021, 1, 0)
+    for _ in range(50):
+        piece = pace.piece(1)
+        pace.took(0.021 + (0.020 + 0.001 * piece if piece else 0), 1, piece)
+    assert max(pace.piece(1), 32) == 32
 
 
 def test_a_machine_on_which_every_piece_takes_long_reads_a_token_at_a_time() -> None:

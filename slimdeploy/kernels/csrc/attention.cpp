@@ -75,14 +75,14 @@ struct Shares {
 void attend_to(const slimdeploy_attention &a, const KernelTable &kernels, const Shares &shares, size_t task,
                float *scratch) {
     const size_t size = size_t(a.head_size), kv_heads = size_t(a.kv_heads), heads = size_t(a.heads);
-    const size_t part = task % shares.per_group, piece = task / shares.per_group % shares.per_sequence;
+    const size_t share = task % shares.per_group, piece = task / shares.per_group % shares.per_sequence;
     const size_t pair = task / shares.per_group / shares.per_sequence, b = pair / kv_heads, kv_head = pair % kv_heads;
     const size_t group = heads / kv_heads;
     const Sequence sequence(a, b);
     AttentionQuery queries[kMaxAttentionQueries];
     size_t count = 0, keys = 0;
     for (size_t t = piece * shares.tokens; t < std::min((piece + 1) * shares.tokens, size_t(a.tokens)); t++) {
-        for (size_t h = part * shares.heads; h < std::min((part + 1) * shares.heads, group); h++) {
+        for (size_t h = share * shares.heads; h < std::min((share + 1) * shares.heads, group); h++) {
             const size_t place = ((b * size_t(a.tokens) + t) * heads + kv_head * group + h) * size;
             if (t >= sequence.fresh) {
                 std::fill_n(a.output + place, size, 0.0f);
