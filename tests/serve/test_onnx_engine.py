@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -56,8 +56,10 @@ def joined(chunks: Sequence[Chunk]) -> str:
 
 
 @pytest.fixture(scope="module")
-def engine(artifact: Artifact) -> OnnxEngine:
-    return OnnxEngine(artifact, ServeConfig(threads=1, concurrency=2))
+def engine(artifact: Artifact) -> Iterator[OnnxEngine]:
+    engine = OnnxEngine(artifact, ServeConfig(threads=1, concurrency=2))
+    yield engine
+    asyncio.run(engine.close())
 
 
 @pytest.fixture(scope="module")
