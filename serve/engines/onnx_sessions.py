@@ -5,11 +5,10 @@ as long as each has a cache of its own.
 """
 
 import math
-import mmap as mmap_module
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from mmap import mmap
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -332,9 +331,9 @@ def _zeros_as_they_are_needed(shape: tuple[int, ...]) -> Floats:
 
     A few tokens of every head would fill those, and as much as all heads have room for would be taken.
     """
-    memory = mmap(-1, max(4 * math.prod(shape), 1))
-    if hasattr(mmap_module, "MADV_NOHUGEPAGE"):
-        memory.madvise(mmap_module.MADV_NOHUGEPAGE)
+    memory = mmap.mmap(-1, max(4 * math.prod(shape), 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, np.float32, math.prod(shape)).reshape(shape)
 
 
