@@ -8,14 +8,14 @@ _SLOWER = 2.0
 """Times as long as usual that a step may take with a piece of a prompt in it."""
 _FIRST = 8
 _WEIGHT = 0.2
-"""Of the newest step in the running mean of usual ones, where it took longer."""
+"""Of the newest step in running means; a usual one that took less counts at once."""
 _STEPS_IN_A_ROW = 32
 """With a piece; the next has none, and shows how long a step usually takes by now."""
 
 
 class Pace:
-    """Finds the piece with which a step takes just so long: one token more after a step in time, a fifth less after one
-    that was not. Knows steps and seconds, no model.
+    """Finds the piece with which steps take just so long on average: one token more while they are in time, a tenth
+    less while they are not. Knows steps and seconds, no model.
 
     fewest: tokens of a piece, however long they take.
     """
@@ -24,6 +24,7 @@ class Pace:
         self._fewest = fewest
         self._size = float(max(fewest, _FIRST))
         self._usual: dict[int, float] = {}  # seconds of a step, by how many answers go on in it
+        self._slower = _SLOWER  # running mean of how many times as long steps with a piece take
         self._in_a_row = 0
 
     def piece(self, answers: int) -> int:
@@ -43,8 +44,9 @@ class Pace:
             self._in_a_row = 0
             return
         self._in_a_row += 1
-        in_time = seconds <= _SLOWER * self._usual.get(answers, seconds)
-        if not in_time:
-            self._size = max(0.8 * min(self._size, piece), self._fewest)
+        usual = self._usual.get(answers, seconds)
+        self._slower += _WEIGHT * (seconds / usual - self._slower)
+        if self._slower > _SLOWER:
+            self._size = max(0.9 * min(self._size, piece), self._fewest)
         elif piece >= int(self._size):  # the end of a prompt says nothing of larger pieces
             self._size = min(self._size + 1, LARGEST_BESIDE)

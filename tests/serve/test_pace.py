@@ -29,12 +29,12 @@ def test_the_first_step_beside_answers_shows_how_long_they_usually_take() -> Non
 
 
 @pytest.mark.parametrize("answers", [1, 4, 8])
-def test_a_step_takes_twice_its_usual_time_and_no_more(answers: int) -> None:
+def test_steps_take_twice_their_usual_time_on_average_and_no_more(answers: int) -> None:
     sizes = [size for size in after(200, answers, Pace())[100:] if size]
     usual = seconds(answers, 0)
     taken = [seconds(answers, size) / usual for size in sizes]
     assert sum(taken) / len(taken) == pytest.approx(1.9, abs=0.1)
-    assert max(taken) < 2.1
+    assert max(taken) < 2.3
 
 
 def test_ends_of_prompts_say_nothing_of_larger_pieces() -> None:
@@ -52,7 +52,7 @@ def test_how_long_steps_usually_take_is_seen_again_and_again() -> None:
     pace.took(5 * seconds(2, 0), 2, 0)
     sizes = after(100, 2, pace)
     assert sizes.count(0) == 3
-    assert seconds(2, max(sizes[-20:])) < 2.1 * seconds(2, 0)
+    assert seconds(2, max(sizes[-20:])) < 2.3 * seconds(2, 0)
 
 
 def test_where_a_piece_reads_all_weights_for_itself_it_is_worth_it() -> None:
@@ -62,6 +62,17 @@ def test_where_a_piece_reads_all_weights_for_itself_it_is_worth_it() -> None:
         piece = pace.piece(1)
         pace.took(0.021 + (0.020 + 0.001 * piece if piece else 0), 1, piece)
     assert max(pace.piece(1), 32) == 32
+
+
+def test_a_machine_that_is_busy_with_other_things_now_and_then_still_reads() -> None:
+    """Every fifth step takes three times as long, whatever is in it."""
+    pace, read = Pace(), 0
+    pace.took(seconds(7, 0), 7, 0)
+    for step in range(300):
+        piece = pace.piece(7)
+        pace.took(seconds(7, piece) * (3 if step % 5 == 0 else 1), 7, piece)
+        read += piece
+    assert read > 1000
 
 
 def test_a_machine_on_which_every_piece_takes_long_reads_a_token_at_a_time() -> None:
