@@ -23,20 +23,18 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ServeError
 
+from .bodies import json_body
 from .completion import INTERNAL_ERROR, CompletionHead, EventStream, side_by_side, whole_answer
 from .engine import Engine, GenerationRequest, RequestError, Sampling
 from .gate import Gate
 from .keys import load_keys
-from .media import read_messages, too_large_image
-from .protocol import CHAT_PATH, ChatRequest, error_body, parse_request
+from .media import read_messages
+from .protocol import CHAT_PATH, ChatRequest, error_body, parse_detokenize, parse_request, parse_tokenize
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "static" / "index.html"
 _CLIENT_CLOSED_REQUEST = 499
-# A body beyond its limit is read on to this many times the limit, and thrown away: only then does its client read why.
-_TIMES_READ = 8
-_SECONDS_FOR_A_BODY = 120
 # What a request and `Sampling` call by the same name.
 _SETTINGS = {
     "temperature",
@@ -68,6 +66,7 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
     app.add_exception_handler(ServeError, _unavailable)
     app.add_middleware(Gate, config=config, keys=load_keys(config))
     _add_chat(app, engine, config)
+    _add_tokens(app, engine, config)
     _add_models(app, engine)
     _add_page(app)
     return app
@@ -76,20 +75,59 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
 def _add_chat(app: FastAPI, engine: Engine, config: ServeConfig) -> None:
     @app.post(CHAT_PATH)
     async def chat_completions(request: Request) -> Response:
-        try:
-            return await _complete(request, engine, config)
-        except (RequestError, ServeError, ClientDisconnect):
-            raise
-        except Exception:  # left to the framework, it would cost the client its connection as well
-            log.exception("a request failed")
-            return _error(500, INTERNAL_ERROR, "server_error")
+        return await _answered(_complete(request, engine, config))
+
+
+def _add_tokens(app: FastAPI, engine: Engine, config: ServeConfig) -> None:
+    """vLLM's routes beside OpenAI's."""
+
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        return await _answered(_tokenize(request, engine, config))
+
+    @app.post("/detokenize")
+    async def detokenize(request: Request) -> Response:
+        return await _answered(_detokenize(request, engine, config))
+
+
+async def _answered(work: Awaitable[Response]) -> Response:
+    """The answer, or one that says no more than that the server failed; its log says how."""
+    try:
+        return await work
+    except (RequestError, ServeError, ClientDisconnect):
+        raise
+    except Exception:  # left to the framework, it would cost the client its connection as well
+        log.exception("a request failed")
+        return _error(500, INTERNAL_ERROR, "server_error")
+
+
+async def _tokenize(request: Request, engine: Engine, config: ServeConfig) -> Response:
+    wanted = parse_tokenize(await json_body(request, config))
+    _require_model(wanted.model, engine)
+    if wanted.messages is None:
+        assert wanted.prompt is not None
+        tokens = await engine.tokenize(wanted.prompt)
+    else:
+        messages = await asyncio.to_thread(read_messages, wanted.messages, config)
+        tokens = await _unless_disconnected(request, engine.tokenize(messages))
+    return JSONResponse({"count": len(tokens), "max_model_len": engine.context, "tokens": tokens})
+
+
+async def _detokenize(request: Request, engine: Engine, config: ServeConfig) -> Response:
+    wanted = parse_detokenize(await json_body(request, config))
+    _require_model(wanted.model, engine)
+    return JSONResponse({"prompt": await engine.detokenize(wanted.tokens)})
+
+
+def _require_model(name: str | None, engine: Engine) -> None:
+    if name is not None and name != engine.model:
+        raise _unknown_model(name, engine.model)
 
 
 async def _complete(request: Request, engine: Engine, config: ServeConfig) -> Response:
-    _require_json(request)
     # In a thread: a large body must not hold up those whose answers are streaming. It has no name here, so that it is
     # gone while its request waits in line.
-    wanted = await asyncio.to_thread(_understand, await _read_body(request, config), engine.model, config)
+    wanted = await asyncio.to_thread(_understand, await json_body(request, config), engine.model, config)
     choices = side_by_side([engine.generate(generation) for generation in wanted.generations])
     head = CompletionHead(engine.model)
     if not wanted.stream:
@@ -116,7 +154,7 @@ def _understand(body: bytes, model: str, config: ServeConfig) -> _Wanted:
     count = request.n or 1
     if count > config.max_choices:
         raise RequestError(f"'n' = {count}: at most {config.max_choices} answers are given to a request", param="n")
-    sampling, messages = _sampling(request, config), read_messages(request, config)
+    sampling, messages = _sampling(request, config), read_messages(request.messages, config)
     generations = tuple(GenerationRequest(messages, _of_choice(number, sampling)) for number in range(count))
     return _Wanted(generations, bool(request.stream), include_usage)
 
@@ -126,13 +164,6 @@ def _of_choice(number: int, sampling: Sampling) -> Sampling:
     if sampling.seed is None or number == 0:
         return sampling
     return replace(sampling, seed=sampling.seed + number)
-
-
-def _require_json(request: Request) -> None:
-    """A browser lets any page send a form or plain text to any server, but asks the server first about JSON."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise RequestError(f"the Content-Type is '{kind[:60]}'; send 'application/json'", status=415)
 
 
 def _add_models(app: FastAPI, engine: Engine) -> None:
@@ -200,31 +231,6 @@ def _sampling(wanted: ChatRequest, config: ServeConfig) -> Sampling:
         logprobs=(wanted.top_logprobs or 0) if wanted.logprobs else None,
         **wanted.model_dump(include=_SETTINGS, exclude_none=True),
     )
-
-
-async def _read_body(request: Request, config: ServeConfig) -> bytes:
-    """Raises RequestError for a body that is too large, and about the picture that made it so, if one did.
-
-    Never keeps more than the limit. What is announced to be far too large is refused before it comes.
-    """
-    max_bytes = int(config.max_body_mb * 1e6)
-    too_large = RequestError(f"the body is larger than the {max_bytes} bytes that are taken", status=413)
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > _TIMES_READ * max_bytes:
-        raise too_large
-    body, size = bytearray(), 0
-    try:
-        async with asyncio.timeout(_SECONDS_FOR_A_BODY):
-            async for piece in request.stream():
-                body += piece[: max_bytes - len(body)]
-                size += len(piece)
-                if size > _TIMES_READ * max_bytes:
-                    raise too_large
-    except TimeoutError:
-        raise RequestError(f"the body did not come within {_SECONDS_FOR_A_BODY} s", status=408) from None
-    if size > max_bytes:
-        raise await asyncio.to_thread(too_large_image, bytes(body), config) or too_large
-    return bytes(body)
 
 
 async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:

@@ -1,7 +1,7 @@
 """What an engine is: the one interface between the server and whatever runs the model."""
 
 import math
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -181,6 +181,19 @@ class Engine(Protocol):
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """Raises RequestError before the first chunk when the request does not fit (prompt too long)."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+
+    async def tokenize(self, prompt: str | tuple[Message, ...]) -> list[int]:
+        """Ids of a text, or of a conversation as the model is given it, pictures included.
+
+        Raises RequestError for a conversation that the model cannot answer.
+        """
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without control tokens. Raises RequestError for an id that is none."""
 
     async def close(self) -> None:
         """Release everything; running requests end."""

@@ -7,7 +7,7 @@ import base64
 import binascii
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
@@ -18,19 +18,19 @@ from slimdeploy.errors import DataError
 from slimdeploy.images import FORMATS, check_image
 
 from .engine import EncodedImage, Message, RequestError, Role
-from .protocol import ChatMessage, ChatRequest, Part
+from .protocol import ChatMessage, Part
 
 _HEADER = re.compile(r"data:image/(png|jpe?g|webp|gif);base64,", re.ASCII | re.IGNORECASE)
 _IMAGE_URL = re.compile(r"messages\[\d+\]\.content\[\d+\]\.image_url\.url")
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
-def read_messages(request: ChatRequest, config: ServeConfig) -> tuple[Message, ...]:
+def read_messages(said: Sequence[ChatMessage], config: ServeConfig) -> tuple[Message, ...]:
     """The conversation with its pictures as bytes. Raises RequestError that names the part to blame."""
-    count = sum(part.image_url is not None for message in request.messages for part in message.content)
+    count = sum(part.image_url is not None for message in said for part in message.content)
     if count > config.max_images:
         raise RequestError(f"the request has {count} images; at most {config.max_images} are taken", param="messages")
-    messages = tuple(_read_message(message, f"messages[{n}]", config) for n, message in enumerate(request.messages))
+    messages = tuple(_read_message(message, f"messages[{n}]", config) for n, message in enumerate(said))
     pictures = [part for message in messages for part in message.parts if isinstance(part, EncodedImage)]
     pixels = sum(_pixels(picture) for picture in pictures)
     if pixels > config.max_image_megapixels * 1e6:

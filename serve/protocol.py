@@ -5,8 +5,8 @@ with the field's name.
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -129,12 +129,33 @@ class ChatRequest(_Wire):
         return [stop] if isinstance(stop, str) else stop
 
 
+class TokenizeRequest(_Wire):
+    """POST /tokenize: a text, or a conversation as the model is given it, the tokens of its pictures too."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("send either 'prompt' or 'messages'")
+        return self
+
+
+class DetokenizeRequest(_Wire):
+    """POST /detokenize: the text of tokens, control tokens left out."""
+
+    model: str | None = None
+    tokens: list[TokenId]
+
+
+Request = TypeVar("Request", bound=BaseModel)
+
+
 def parse_request(body: bytes) -> ChatRequest:
     """Raises RequestError that names the field to blame."""
-    try:
-        request = ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise _request_error(error) from None
+    request = _parsed(ChatRequest, body)
     _refuse_extras(request, "", _NEUTRAL_VALUES, _LABELS)
     if request.top_logprobs and not request.logprobs:
         raise RequestError("'top_logprobs' is only allowed when 'logprobs' is true", param="top_logprobs")
@@ -142,14 +163,40 @@ def parse_request(body: bytes) -> ChatRequest:
         if not request.stream:
             raise RequestError("'stream_options' is only allowed when 'stream' is true", param="stream_options")
         _refuse_extras(request.stream_options, "stream_options.", {"include_obfuscation": (False,)})
-    for number, message in enumerate(request.messages):
+    _refuse_extras_of(request.messages)
+    return request
+
+
+def parse_tokenize(body: bytes) -> TokenizeRequest:
+    """Raises RequestError that names the field to blame."""
+    request = _parsed(TokenizeRequest, body)
+    _refuse_extras(request, "", {"add_special_tokens": (True,), "add_generation_prompt": (True,)})
+    _refuse_extras_of(request.messages or [])
+    return request
+
+
+def parse_detokenize(body: bytes) -> DetokenizeRequest:
+    """Raises RequestError that names the field to blame."""
+    request = _parsed(DetokenizeRequest, body)
+    _refuse_extras(request, "", {})
+    return request
+
+
+def _parsed(kind: type[Request], body: bytes) -> Request:
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _request_error(error) from None
+
+
+def _refuse_extras_of(messages: Sequence[ChatMessage]) -> None:
+    for number, message in enumerate(messages):
         name = f"messages[{number}]."
         _refuse_extras(message, name, {"tool_calls": ([],), "annotations": ([],)})
         for index, part in enumerate(message.content):
             _refuse_extras(part, f"{name}content[{index}].", {})
             if part.image_url is not None:
                 _refuse_extras(part.image_url, f"{name}content[{index}].image_url.", {})
-    return request
 
 
 def _refuse_extras(

@@ -6,7 +6,7 @@ ever blocking the event loop.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -16,7 +16,7 @@ from slimdeploy.errors import ServeError
 from slimdeploy.kernels.library import instruction_set_in_use
 from slimdeploy.layouts import held, packed_matrices
 
-from ..engine import Chunk, GenerationRequest
+from ..engine import Chunk, GenerationRequest, Message, RequestError
 from .onnx_loop import SHUTTING_DOWN, DecodeLoop, Job
 from .onnx_model import OnnxModel
 from .onnx_provider import choose_provider
@@ -123,6 +123,22 @@ class OnnxEngine:
             finally:
                 self._decoding.leave(job)
                 await gone.wait()
+
+    @property
+    def context(self) -> int:
+        return self._model.facts.context
+
+    async def tokenize(self, prompt: str | tuple[Message, ...]) -> list[int]:
+        loop = asyncio.get_running_loop()
+        if isinstance(prompt, str):
+            return await loop.run_in_executor(self._texts, self._model.text.encode, prompt)
+        return (await loop.run_in_executor(self._pictures, self._model.read, prompt)).ids
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        count = self._model.sessions.vocabulary
+        if unknown := [token for token in tokens if not 0 <= token < count]:
+            raise RequestError(f"'tokens' has {unknown[0]}, and the model has {count} tokens", param="tokens")
+        return await asyncio.get_running_loop().run_in_executor(self._texts, self._model.text.decode, tokens)
 
     async def close(self) -> None:
         self._closed = True

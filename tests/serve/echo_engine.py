@@ -5,7 +5,7 @@ It claims to have had all words but the last from the cache.
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from PIL import Image
 
@@ -15,6 +15,7 @@ from slimdeploy.serve.engine import (
     EncodedImage,
     FinishReason,
     GenerationRequest,
+    Message,
     RequestError,
     Sampling,
     TokenLogprob,
@@ -68,6 +69,18 @@ class EchoEngine:
             yield Chunk(word, Usage(len(words), number, len(words) - 1), finish, logprobs)
             if finish:
                 return
+
+    context = 100
+
+    async def tokenize(self, prompt: str | tuple[Message, ...]) -> list[int]:
+        """A word's length for the word; 0 for a picture."""
+        if isinstance(prompt, str):
+            return [len(word) for word in prompt.split()]
+        parts = [part for message in prompt for part in message.parts]
+        return [number for part in parts for number in (await self.tokenize(part) if isinstance(part, str) else [0])]
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        return " ".join("x" * token for token in tokens)
 
     async def close(self) -> None:
         pass
