@@ -30,6 +30,7 @@ from .gate import Gate
 from .keys import load_keys
 from .media import read_messages
 from .protocol import CHAT_PATH, ChatRequest, error_body, parse_detokenize, parse_request, parse_tokenize
+from .request_log import RequestLog, note_of, noted
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, _nobody_listens)
     app.add_exception_handler(ServeError, _unavailable)
     app.add_middleware(Gate, config=config, keys=load_keys(config))
+    app.add_middleware(RequestLog)  # the last is the outermost
     _add_chat(app, engine, config)
     _add_tokens(app, engine, config)
     _add_models(app, engine)
@@ -128,7 +130,8 @@ async def _complete(request: Request, engine: Engine, config: ServeConfig) -> Re
     # In a thread: a large body must not hold up those whose answers are streaming. It has no name here, so that it is
     # gone while its request waits in line.
     wanted = await asyncio.to_thread(_understand, await json_body(request, config), engine.model, config)
-    choices = side_by_side([engine.generate(generation) for generation in wanted.generations])
+    answers = [engine.generate(generation) for generation in wanted.generations]
+    choices = noted(side_by_side(answers), note_of(request.scope))
     head = CompletionHead(engine.model)
     if not wanted.stream:
         answer = await _unless_disconnected(request, whole_answer(head, choices))

@@ -14,6 +14,7 @@ from slimdeploy.config import ServeConfig
 
 from .keys import Keys
 from .protocol import CHAT_PATH, error_body
+from .request_log import note_of
 
 # Beyond this many in line an answer comes too late to be of use, and each that waits holds its pictures in memory.
 _WAITING_PER_SLOT = 16
@@ -40,13 +41,19 @@ class Gate:
         if self._hosts is not None and _without_port(host) not in self._hosts:
             message = f"this server is reached as localhost, not as '{host[:100]}'; set serve.host to serve a network"
             await _refusal(403, message, "invalid_request_error")(scope, receive, send)
-        elif self._keys and scope["path"] not in _OPEN and not self._keys.name_of(_authorization(scope)):
+        elif self._keys and scope["path"] not in _OPEN and not self._knows(scope):
             message = "this server asks for an API key, and none of its own was sent; send 'Authorization: Bearer KEY'"
             await _refusal(401, message, "invalid_request_error", "invalid_api_key")(scope, receive, send)
         elif scope["method"] == "POST" and scope["path"] == CHAT_PATH:
             await self._in_line(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    def _knows(self, scope: Scope) -> bool:
+        """Whether who asks has a key, whose name is noted."""
+        name = self._keys.name_of(Headers(scope=scope).get("authorization", ""))
+        note_of(scope).key = name or ""
+        return name is not None
 
     async def _in_line(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The place is held until the last byte of the answer is sent, streams included."""
@@ -72,10 +79,6 @@ def _without_port(host: str) -> str:
     """A colon inside brackets belongs to an IPv6 address."""
     name, colon, port = host.lower().rpartition(":")
     return name if colon and port.isdecimal() else host.lower()
-
-
-def _authorization(scope: Scope) -> str:
-    return Headers(scope=scope).get("authorization", "")
 
 
 def _refusal(status: int, message: str, kind: str, code: str | None = None) -> JSONResponse:

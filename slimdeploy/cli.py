@@ -5,7 +5,6 @@ in one sentence; 130 interrupted.
 """
 
 import argparse
-import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -245,15 +244,14 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     from .artifact import open_artifact
+    from .serve.request_log import start_log
     from .serve.server import run_server
 
     config = _serve_config(options)
     artifact = open_artifact(options.artifact)
     if options.dry_run:
         return _dry_run(artifact, config)
-    # Our own notes, such as how weights are held; other packages' only from warnings on.
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger(__package__).setLevel(logging.INFO)
+    start_log(config.log_format)
     run_server(artifact, config, ready=lambda url: _say(f"serving {artifact.manifest.model} at {url}"))
     return 0
 

@@ -102,6 +102,9 @@ class ServeConfig(Table):
         description="Lines NAME:KEY. Who asks must send one of the keys (Authorization: Bearer KEY). Others may stand\n"
         "in the environment, SLIMDEPLOY_API_KEYS=NAME:KEY,NAME:KEY. Without any everybody is answered.",
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description='A line for every request, with figures and without content: "text" or "json".'
+    )
     threads: int = Field(0, ge=0, description="Threads of onnxruntime; 0: one per core.")
     concurrency: Positive = Field(4, description="Requests that generate at the same time; more wait in line.")
     cache_mb: float = Field(

@@ -135,11 +135,9 @@ def test_a_flag_is_checked_like_the_setting_it_stands_for(
 def test_a_missing_package_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "slimdeploy.serve.runtime", None)
+    for name in [name for name in sys.modules if name.startswith("slimdeploy.serve.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    monkeypatch.delitem(sys.modules, "slimdeploy.serve.text", raising=False)
-    monkeypatch.delitem(sys.modules, "slimdeploy.serve.runtime", raising=False)
-    monkeypatch.delitem(sys.modules, "slimdeploy.serve.engines.onnx", raising=False)
     assert "pip install 'slimdeploy[edge]'" in refused(capsys, "ask", tmp_path, "What is it?")
 
 
