@@ -10,6 +10,9 @@ from torch import nn
 VISION_ENCODER = "vision_encoder"
 EMBED_TOKENS = "embed_tokens"
 DECODER = "decoder_model_merged"
+BATCH_SIZE = "batch_size"
+CACHE_ROWS_SIZE = "cache_rows_size"
+"""The first dimension of caches, while a graph is traced: onnx_attention says what becomes of it."""
 
 
 @dataclass(frozen=True)

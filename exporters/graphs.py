@@ -23,7 +23,7 @@ from torch.export import Dim
 from ..model import Model
 from .attention import rotations_as_operators
 from .decoder import DEEPSTACK, TOKEN_TYPES, decoder_of
-from .graph import DECODER, EMBED_TOKENS, Graph
+from .graph import BATCH_SIZE, CACHE_ROWS_SIZE, DECODER, EMBED_TOKENS, Graph
 from .skeleton import without_weights
 from .vision import positions_of_tiles, vision_graph
 
@@ -72,10 +72,8 @@ def _decoder_graph(model: Model) -> Graph:
     """
     # Families name these values differently; optimum knows how.
     text, part = NormalizedTextConfigWithGQA(model.config.text_config), decoder_of(model)
-    batch, sequence, past = Dim("batch_size"), Dim("sequence_length"), Dim("past_sequence_length")
-    rows = Dim(
-        "cache_rows_size"
-    )  # as many as sequences, unless a graph has an input that tells theirs (onnx_attention)
+    batch, sequence, past = Dim(BATCH_SIZE), Dim("sequence_length"), Dim("past_sequence_length")
+    rows = Dim(CACHE_ROWS_SIZE)
     pairs = [f"{layer}.{kind}" for layer in range(text.num_layers) for kind in ("key", "value")]
     cached = (_ROWS, text.num_key_value_heads, _PAST, head_size(text.config))
     positions = torch.arange(_PAST, _PAST + _SEQUENCE).repeat(_BATCH, 1)

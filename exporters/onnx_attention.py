@@ -9,6 +9,7 @@ from typing import Final
 from onnxscript import ir
 
 from ..kernels.operators import CACHE_ROWS, DOMAIN, VERSION
+from .graph import BATCH_SIZE, CACHE_ROWS_SIZE
 
 ATTENTION: Final = "GroupQueryAttention"
 _THEIRS: Final = "com.microsoft"
@@ -24,14 +25,27 @@ _ATTRIBUTES = {
 def use_own_attention(model: ir.Model) -> None:
     """In all layers or in none, for onnxruntime's knows no rows. Windows, biases and caps are left to it."""
     theirs = [node for node in model.graph if (node.domain, node.op_type) == (_THEIRS, ATTENTION)]
-    if theirs and all(map(_is_plain, theirs)):
-        rows = ir.Value(name=CACHE_ROWS, shape=ir.Shape(["sequences"]), type=ir.TensorType(ir.DataType.INT64))
-        model.graph.inputs.append(rows)
-        for node in theirs:
-            _become_own(node, rows)
-        function = _function(model.graph.opset_imports[""])
-        model.functions[function.identifier()] = function
-        model.graph.opset_imports[DOMAIN] = VERSION
+    if not theirs or not all(map(_is_plain, theirs)):
+        keep_their_attention(model)
+        return
+    rows = ir.Value(name=CACHE_ROWS, shape=ir.Shape(["sequences"]), type=ir.TensorType(ir.DataType.INT64))
+    model.graph.inputs.append(rows)
+    for node in theirs:
+        _become_own(node, rows)
+    function = _function(model.graph.opset_imports[""])
+    model.functions[function.identifier()] = function
+    model.graph.opset_imports[DOMAIN] = VERSION
+
+
+def keep_their_attention(model: ir.Model) -> None:
+    """Caches have a row for each sequence of a batch: transformers.js makes them by the names of their dimensions."""
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape(BATCH_SIZE if _name(size) == CACHE_ROWS_SIZE else size for size in value.shape)
+
+
+def _name(size: int | ir.SymbolicDim) -> str | None:
+    return size.value if isinstance(size, ir.SymbolicDim) else None
 
 
 def _is_plain(node: ir.Node) -> bool:

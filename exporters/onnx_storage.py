@@ -14,7 +14,7 @@ from ..model import Model
 from ..packed_tensor import ALL_KEPT, ENCODINGS
 from .graph import EMBED_TOKENS
 from .job import ExportJob
-from .onnx_attention import use_own_attention
+from .onnx_attention import keep_their_attention, use_own_attention
 from .onnx_data import DataFile, Sums
 from .onnx_edit import multiplied
 from .onnx_forms import Blocks, Dynamic, Float16, Float32, Form, Product
@@ -89,6 +89,8 @@ def write(traced: ir.Model, model: Model, job: ExportJob, file: Path) -> Sums:
     forms, table = forms_of(model, job), token_table(model)
     if any(isinstance(form, Packed) for form in forms.values()):
         use_own_attention(traced)
+    else:
+        keep_their_attention(traced)
     with DataFile(file) as data:
         if file.stem == EMBED_TOKENS:
             store_table(traced.graph, table, model.weight(f"{table}.weight"), table_type(job.config.onnx), data)

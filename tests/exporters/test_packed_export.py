@@ -208,6 +208,12 @@ def test_packed_decoders_attend_by_our_operator_and_others_by_onnxruntimes(
     domains = {node.domain for node in graph.node if node.op_type == ATTENTION}
     assert domains == {DOMAIN if form.startswith("packed") else "com.microsoft"}
     assert (CACHE_ROWS in {value.name for value in graph.input}) == form.startswith("packed")
+    (past,) = {
+        value.type.tensor_type.shape.dim[0].dim_param
+        for value in graph.input
+        if value.name.startswith("past_key_values.")
+    }
+    assert past == ("cache_rows_size" if form.startswith("packed") else "batch_size"), "by which transformers.js goes"
 
 
 @pytest.mark.parametrize("form", ["packed-int4", "dense-int8"])

@@ -53,7 +53,7 @@ def unknown_setting(folder: Path) -> None:
 
 def later_operators(folder: Path) -> None:
     model = onnx.load(folder / DECODER, load_external_data=False)
-    model.opset_import.append(onnx.helper.make_opsetid("slimdeploy", 2))
+    model.opset_import.append(onnx.helper.make_opsetid("slimdeploy", 3))
     onnx.save(model, folder / DECODER)
 
 
@@ -104,7 +104,7 @@ def test_what_the_manifest_contradicts_is_refused(
         (unknown_setting, "processor_config.json has do_flip = true; this server does not know that setting"),
         (
             later_operators,
-            f"{DECODER} needs version 2 of slimdeploy's operators, and this slimdeploy knows 1; upgrade",
+            f"{DECODER} needs version 3 of slimdeploy's operators, and this slimdeploy knows 2; upgrade",
         ),
     ],
 )
