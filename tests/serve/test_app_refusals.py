@@ -16,7 +16,7 @@ from live_server import Serve
 from requests_to_send import JSON, bilevel, client_of, image_part, picture, user
 
 from slimdeploy.config import ServeConfig
-from slimdeploy.serve import app
+from slimdeploy.serve import bodies
 from slimdeploy.serve.engine import EncodedImage
 
 MALFORMED: dict[str, tuple[Any, str | None]] = {
@@ -215,7 +215,7 @@ def test_a_picture_that_makes_the_body_too_large_is_named(serve: Serve, engine: 
 
 
 def test_a_body_that_does_not_come_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_SECONDS_FOR_A_BODY", 0.1)
+    monkeypatch.setattr(bodies, "_SECONDS_FOR_A_BODY", 0.1)
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), timeout=5) as connection:
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
