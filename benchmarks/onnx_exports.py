@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from random_llava import Prune, Shape, gathered, half_of, write_checkpoint
+from random_llava import Prune, Shape, Tower, gathered, half_of, write_checkpoint
 from transformers import AutoModelForMultimodalLM
 
 from slimdeploy.config import ExportConfig, OnnxConfig, OnnxWeights
@@ -18,6 +18,15 @@ from slimdeploy.exporters.onnx_storage import write
 from slimdeploy.exporters.trace import trace
 from slimdeploy.policy import UNSTRUCTURED
 from slimdeploy.streaming import load_streamed
+
+TINY = Shape(
+    vision=Tower(blocks=1, width=64, mlp=128, heads=2, key_value_heads=2),
+    language=Tower(blocks=2, width=64, mlp=128, heads=4, key_value_heads=2),
+    vocabulary=448,
+    image=48,
+    patch=12,
+)
+"""To try a benchmark on."""
 
 
 @dataclass(frozen=True)

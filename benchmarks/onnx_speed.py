@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from onnx_demo import demo
-from onnx_exports import FORMS, Made, make
+from onnx_exports import FORMS, TINY, Made, make
 from onnx_footprint import footprint
 from onnx_profile import profile_rows, profile_table, profiles
 from random_llava import Shape, Tower
@@ -34,13 +34,6 @@ LARGE = Shape(
     vocabulary=32000,
 )
 """The 1B shape: TinyLlama's decoder behind LLaVA-1.5's tower."""
-TINY = Shape(
-    vision=Tower(blocks=1, width=64, mlp=128, heads=2, key_value_heads=2),
-    language=Tower(blocks=2, width=64, mlp=128, heads=4, key_value_heads=2),
-    vocabulary=448,
-    image=48,
-    patch=12,
-)
 TORCH = "torch bf16"
 BLOCKS, DYNAMIC = "MatMulNBits int4", "dynamic int8"
 

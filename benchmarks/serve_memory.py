@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from onnx_exports import FORMS, Form, make
+from onnx_exports import FORMS, TINY, Form, make
 from PIL import Image
 from random_llava import Shape, Tower
 from results import Row, markdown_table, publish
@@ -34,13 +34,6 @@ MID = Shape(
     vision=Tower(blocks=11, width=1024, mlp=2816, heads=16, key_value_heads=16),
     language=Tower(blocks=12, width=1024, mlp=2816, heads=16, key_value_heads=16),
     vocabulary=32000,
-)
-TINY = Shape(
-    vision=Tower(blocks=1, width=64, mlp=128, heads=2, key_value_heads=2),
-    language=Tower(blocks=2, width=64, mlp=128, heads=4, key_value_heads=2),
-    vocabulary=448,
-    image=48,
-    patch=12,
 )
 PROGRAM = Path(__file__).parent / "programs" / "reckoned.py"
 ANSWER = 16
