@@ -53,7 +53,7 @@ SLIMDEPLOY_INLINE void multiply_tile(const float *a, size_t a_stride, const uint
 }
 
 // Keys and values come from memory: asked for this early, or by the block, a token takes two thirds of the time (Zen
-// 4).
+// 5).
 constexpr size_t kKeysAhead = 32;
 SLIMDEPLOY_INLINE void prefetch_rows(const float *rows, size_t numbers) {
     for (size_t i = 0; i < numbers; i += 64 / sizeof(float)) __builtin_prefetch(rows + i);
