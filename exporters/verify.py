@@ -123,7 +123,7 @@ def count_ties(
 
 def question_of(exported: OnnxModel, prompt: Sample) -> Question:
     """A sample as a device reads it."""
-    return exported.read([asked(prompt.question, prompt.images)])
+    return exported.read((asked(prompt.question, prompt.images),))
 
 
 def inputs_of_products(exported: OnnxModel, prompt: Sample) -> dict[str, dict[str, Array]]:

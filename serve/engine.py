@@ -55,8 +55,7 @@ class Message:
     parts: tuple[str | EncodedImage | Image.Image, ...]
 
 
-# Both ends included. Beyond these repetition penalties a 32-bit logit could overflow.
-_RANGES: dict[str, tuple[float, float]] = {
+RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (1, math.inf),
     "min_tokens": (0, math.inf),
     "temperature": (0, 2),
@@ -68,6 +67,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "frequency_penalty": (-2, 2),
     "logprobs": (0, 20),
 }
+"""Of settings, both ends included. Beyond these repetition penalties a 32-bit logit could overflow."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Sampling:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        for name, (lowest, highest) in _RANGES.items():
+        for name, (lowest, highest) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not lowest <= value <= highest:
                 allowed = f"at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
@@ -123,16 +123,29 @@ def greedy(max_tokens: int) -> Sampling:
 
 
 @dataclass(frozen=True)
-class GenerationRequest:
-    """A conversation to continue."""
+class TokenIds:
+    """A text as its tokens."""
 
-    messages: tuple[Message, ...]
+    ids: tuple[int, ...]
+
+
+Prompt = tuple[Message, ...] | str | TokenIds
+"""A conversation, which the model's chat template writes, or a text as it stands."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What an engine goes on with."""
+
+    prompt: Prompt
     sampling: Sampling
 
     @property
     def pictures(self) -> int:
         """How many there are."""
-        return sum(not isinstance(part, str) for message in self.messages for part in message.parts)
+        if not isinstance(self.prompt, tuple):
+            return 0
+        return sum(not isinstance(part, str) for message in self.prompt for part in message.parts)
 
 
 @dataclass(frozen=True)

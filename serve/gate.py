@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from slimdeploy.config import ServeConfig
 
 from .keys import Keys
-from .protocol import CHAT_PATH, error_body
+from .protocol.wire import error_body
 from .request_log import note_of
 
 # Beyond this many in line an answer comes too late to be of use, and each that waits holds its pictures in memory.
@@ -44,7 +44,7 @@ class Gate:
         elif self._keys and scope["path"] not in _OPEN and not self._knows(scope):
             message = "this server asks for an API key, and none of its own was sent; send 'Authorization: Bearer KEY'"
             await _refusal(401, message, "invalid_request_error", "invalid_api_key")(scope, receive, send)
-        elif scope["method"] == "POST" and scope["path"] == CHAT_PATH:
+        elif scope["method"] == "POST":
             await self._in_line(scope, receive, send)
         else:
             await self._app(scope, receive, send)

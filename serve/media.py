@@ -17,29 +17,33 @@ from slimdeploy.config import ServeConfig
 from slimdeploy.errors import DataError
 from slimdeploy.images import FORMATS, check_image
 
-from .engine import EncodedImage, Message, RequestError, Role
-from .protocol import ChatMessage, Part
+from .engine import EncodedImage, Message, RequestError
+from .turns import PictureUrl, Turn
 
 _HEADER = re.compile(r"data:image/(png|jpe?g|webp|gif);base64,", re.ASCII | re.IGNORECASE)
-_IMAGE_URL = re.compile(r"messages\[\d+\]\.content\[\d+\]\.image_url\.url")
-_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_IMAGE_URL = re.compile(r"(messages|input)\[\d+\]\.content\[\d+\]\.image_url(\.url)?")
 
 
-def read_messages(said: Sequence[ChatMessage], config: ServeConfig) -> tuple[Message, ...]:
+def read_messages(turns: Sequence[Turn], config: ServeConfig) -> tuple[Message, ...]:
     """The conversation with its pictures as bytes. Raises RequestError that names the part to blame."""
-    count = sum(part.image_url is not None for message in said for part in message.content)
-    if count > config.max_images:
-        raise RequestError(f"the request has {count} images; at most {config.max_images} are taken", param="messages")
-    messages = tuple(_read_message(message, f"messages[{n}]", config) for n, message in enumerate(said))
+    urls = [part for turn in turns for part in turn.parts if isinstance(part, PictureUrl)]
+    param = urls[0].param.partition("[")[0] if urls else None
+    if len(urls) > config.max_images:
+        raise RequestError(f"the request has {len(urls)} images; at most {config.max_images} are taken", param=param)
+    messages = tuple(Message(turn.role, tuple(_read_part(part, config) for part in turn.parts)) for turn in turns)
     pictures = [part for message in messages for part in message.parts if isinstance(part, EncodedImage)]
     pixels = sum(_pixels(picture) for picture in pictures)
     if pixels > config.max_image_megapixels * 1e6:
         raise RequestError(
-            f"the {count} images have {pixels / 1e6:.1f} megapixels together; at most {config.max_image_megapixels:g} "
-            "are taken in one request",
-            param="messages",
+            f"the {len(urls)} images have {pixels / 1e6:.1f} megapixels together; at most "
+            f"{config.max_image_megapixels:g} are taken in one request",
+            param=param,
         )
     return messages
+
+
+def _read_part(part: str | PictureUrl, config: ServeConfig) -> str | EncodedImage:
+    return part if isinstance(part, str) else read_image(part.url, part.param, config)
 
 
 def too_large_image(start_of_body: bytes, config: ServeConfig) -> RequestError | None:
@@ -52,19 +56,6 @@ def too_large_image(start_of_body: bytes, config: ServeConfig) -> RequestError |
         if _IMAGE_URL.fullmatch(param) and (error := _size_error(url, param, config)):
             return error
     return None
-
-
-def _read_message(message: ChatMessage, name: str, config: ServeConfig) -> Message:
-    parts = tuple(_read_part(part, f"{name}.content[{n}]", config) for n, part in enumerate(message.content))
-    return Message(_ROLES[message.role], parts)
-
-
-def _read_part(part: Part, name: str, config: ServeConfig) -> str | EncodedImage:
-    if part.type == "text":
-        assert part.text is not None
-        return part.text
-    assert part.image_url is not None
-    return read_image(part.image_url.url, f"{name}.image_url.url", config)
 
 
 def read_image(url: str, param: str, config: ServeConfig) -> EncodedImage:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .completion import Choices
+from .choices import Choices
 from .engine import Chunk, Usage
 
 log = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from slimdeploy.errors import ArtifactError, DataError
 from slimdeploy.images import to_rgb
 
 from ..engine import EncodedImage, Message, RequestError
+from ..engine import Prompt as Asked
 from ..model_files import read_facts
 from ..pictures import Picture, load_pictures
 from ..positions import positions, token_kinds
@@ -85,8 +86,26 @@ class OnnxModel:
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self.sessions = OnnxSessions(folder, threads or len(os.sched_getaffinity(0)), self.facts.context, provider)
 
-    def read(self, messages: Sequence[Message]) -> Question:
-        """Raises RequestError for a conversation that the model cannot answer."""
+    def read(self, prompt: Asked) -> Question:
+        """Raises RequestError for a prompt that the model cannot go on with."""
+        if isinstance(prompt, tuple):
+            return self._read_conversation(prompt)
+        ids = self.text.encode(prompt) if isinstance(prompt, str) else [*prompt.ids]
+        if not ids:
+            raise RequestError("'prompt' has no tokens", param="prompt")
+        for token in ids:
+            if token >= self.sessions.vocabulary:
+                raise RequestError(
+                    f"'prompt' has token {token}, and the model has {self.sessions.vocabulary}", param="prompt"
+                )
+            if token == self.facts.image_token:
+                raise RequestError(
+                    f"'prompt' has token {token}, which stands for a picture; send pictures in messages", param="prompt"
+                )
+        self._check_length(len(ids), "prompt")
+        return Question(ids, [], [], {})
+
+    def _read_conversation(self, messages: Sequence[Message]) -> Question:
         images = [part for message in messages for part in message.parts if not isinstance(part, str)]
         prompt = self._prompts.render(messages)
         ids = self._prompts.ids(prompt)
@@ -153,12 +172,12 @@ class OnnxModel:
             raise RequestError(str(error), param="messages") from None
         return dict(zip(images, pictures, strict=True))
 
-    def _check_length(self, prompt_tokens: int) -> None:
+    def _check_length(self, prompt_tokens: int, param: str = "messages") -> None:
         if prompt_tokens >= self.facts.context:
             raise RequestError(
                 f"the prompt has {prompt_tokens} tokens, images included, and the model holds {self.facts.context} "
-                "tokens of prompt and answer; shorten the messages",
-                param="messages",
+                f"tokens of prompt and answer; shorten the {param}",
+                param=param,
                 code="context_length_exceeded",
             )
 

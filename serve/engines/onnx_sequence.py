@@ -58,7 +58,7 @@ def prepared(model: OnnxModel, request: GenerationRequest) -> RunningSequence:
         raise RequestError(
             f"'logit_bias' names token {unknown[0]}, and the model has {model.sessions.vocabulary}", param="logit_bias"
         )
-    question = model.read(request.messages)
+    question = model.read(request.prompt)
     asked = pieces_of(model, question)
     prefix = model.cache.longest_prefix(asked)
     start = prefix.tokens if prefix else 0

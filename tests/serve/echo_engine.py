@@ -16,8 +16,10 @@ from slimdeploy.serve.engine import (
     FinishReason,
     GenerationRequest,
     Message,
+    Prompt,
     RequestError,
     Sampling,
+    TokenIds,
     TokenLogprob,
     Usage,
 )
@@ -37,8 +39,7 @@ class EchoEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         self.requests.append(request)
-        parts = request.messages[-1].parts
-        text = " ".join(part if isinstance(part, str) else _size(part) for part in parts)
+        text = _said(request.prompt)
         if text == TOO_LONG:
             raise RequestError("the prompt is too long", param="messages", code="context_length_exceeded")
         if text == "close":
@@ -84,6 +85,17 @@ class EchoEngine:
 
     async def close(self) -> None:
         pass
+
+
+def _said(prompt: Prompt) -> str:
+    """The words of token ids are as long as their numbers."""
+    match prompt:
+        case str():
+            return prompt
+        case TokenIds():
+            return " ".join("x" * token for token in prompt.ids)
+        case _:
+            return " ".join(part if isinstance(part, str) else _size(part) for part in prompt[-1].parts)
 
 
 def _logprob(word: str, alternatives: int) -> TokenLogprob:

@@ -89,7 +89,7 @@ def test_pictures_reach_the_engine_in_their_places(client: openai.OpenAI, engine
     ]
     answer = client.chat.completions.create(model="echo", messages=user(content))
     assert answer.choices[0].message.content == "what [5x3] [2x9] these"
-    assert isinstance(engine.requests[0].messages[0].parts[1], EncodedImage)
+    assert isinstance(engine.requests[0].prompt[0].parts[1], EncodedImage)
 
 
 def test_settings_reach_the_engine(client: openai.OpenAI, engine: EchoEngine) -> None:
@@ -141,7 +141,7 @@ def test_settings_reach_the_engine(client: openai.OpenAI, engine: EchoEngine) ->
     )
     untouched = [f.name for f in fields(Sampling) if getattr(request.sampling, f.name) == f.default]
     assert untouched == []  # no setting that a client cannot reach
-    assert [message.role for message in request.messages] == ["system", "user", "assistant", "user"]
+    assert [message.role for message in request.prompt] == ["system", "user", "assistant", "user"]
 
 
 def test_defaults_are_openais_and_the_servers(serve: Serve, engine: EchoEngine) -> None:

@@ -196,7 +196,7 @@ def test_pictures_share_one_limit_of_pixels_and_are_judged_before_they_are_decod
     assert caught.value.param == "messages"
     assert engine.requests == []
     client.chat.completions.create(model="echo", messages=user([image_part(picture((9, 9)))] * 8))
-    assert all(isinstance(part, EncodedImage) for part in engine.requests[0].messages[0].parts)
+    assert all(isinstance(part, EncodedImage) for part in engine.requests[0].prompt[0].parts)
 
 
 def test_a_picture_that_makes_the_body_too_large_is_named(serve: Serve, engine: EchoEngine) -> None:

@@ -184,7 +184,7 @@ def test_another_picture_of_a_prompt_in_one_piece(both: Both) -> None:
     for seed in (0, 1, 0):
         assert both.ask([user(picture(seed), "What is it?")]).usage.cached_tokens == 0
     assert both.cached.encoded == 2
-    features = both.cached.model.features(both.cached.model.read([user(picture(0), picture(1), "What?")]))
+    features = both.cached.model.features(both.cached.model.read((user(picture(0), picture(1), "What?"),)))
     assert both.cached.model.cache.nbytes == sum(array.nbytes for each in features for array in each.values()), (
         "no keys and values are kept, of which no part could be used"
     )

@@ -14,7 +14,7 @@ from echo_engine import EchoEngine
 from live_server import Serve
 from PIL import Image
 
-from slimdeploy.serve.app import PAGE
+from slimdeploy.serve.routes.page import PAGE
 
 
 class Elements(HTMLParser):

@@ -1,0 +1,96 @@
+"""How answers are drawn and where they end: fields that several endpoints share, and what an engine makes of them."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from slimdeploy.config import ServeConfig
+
+from ..engine import RANGES, RequestError, Sampling
+from .wire import Only, TokenId, Wire
+
+
+def _within(name: str) -> Any:
+    """A setting that `Sampling` has by the same name, and judges."""
+    lowest, highest = RANGES[name]
+    return Field(None, json_schema_extra={"minimum": lowest} | ({"maximum": highest} if highest < 2**63 else {}))
+
+
+Stop = Annotated[str, Field(min_length=1)]
+TokenBiases = dict[
+    Annotated[str, Field(pattern=r"^[0-9]{1,9}$")],
+    Annotated[float, Field(json_schema_extra={"minimum": -100, "maximum": 100})],
+]
+
+
+class SamplingFields(Wire):
+    """OpenAI's settings, and those by which vLLM extends them."""
+
+    temperature: float | None = _within("temperature")
+    top_p: float | None = _within("top_p")
+    top_k: int | None = _within("top_k")
+    min_p: float | None = _within("min_p")
+    repetition_penalty: float | None = _within("repetition_penalty")
+    presence_penalty: float | None = _within("presence_penalty")
+    frequency_penalty: float | None = _within("frequency_penalty")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = _within("min_tokens")
+    logit_bias: TokenBiases | None = None
+
+    @field_validator(
+        "stop", mode="before", json_schema_input_type=Stop | Annotated[list[Stop], Field(max_length=4)] | None
+    )
+    @classmethod
+    def _stop_as_list(cls, stop: object) -> object:
+        return [stop] if isinstance(stop, str) else stop
+
+    def sampling(self, asked_tokens: int | None, logprobs: int | None, config: ServeConfig) -> Sampling:
+        """An answer is never longer than the server's limit; one that was cut says so by its finish reason.
+
+        asked_tokens: its longest. logprobs: as `Sampling.logprobs`.
+        """
+        return Sampling(
+            max_tokens=min(asked_tokens or config.max_tokens, config.max_tokens),
+            stop=tuple(self.stop or ()),
+            stop_tokens=tuple(self.stop_token_ids or ()),
+            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
+            logprobs=logprobs,
+            **self.model_dump(include=_SAME_NAMES, exclude_none=True),
+        )
+
+
+_SAME_NAMES = set(SamplingFields.model_fields) - {"stop", "stop_token_ids", "logit_bias"}
+
+
+class StreamOptions(Wire):
+    """What a stream tells beside the answer."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[Any, Only(False)] = None
+
+
+class ChoiceFields(SamplingFields):
+    """Of endpoints that give several answers."""
+
+    n: int | None = Field(None, gt=0)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    def choices(self, config: ServeConfig) -> int:
+        """How many answers. Raises RequestError beyond the limit."""
+        count = self.n or 1
+        if count > config.max_choices:
+            raise RequestError(f"'n' = {count}: at most {config.max_choices} answers are given to a request", param="n")
+        return count
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with usage. Raises RequestError for options of a stream that is none."""
+        if self.stream_options is None:
+            return False
+        if not self.stream:
+            raise RequestError("'stream_options' is only allowed when 'stream' is true", param="stream_options")
+        return bool(self.stream_options.include_usage)

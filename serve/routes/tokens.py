@@ -1,0 +1,37 @@
+"""POST /tokenize and /detokenize: vLLM's routes beside OpenAI's."""
+
+from fastapi import FastAPI, Request
+from starlette.responses import JSONResponse, Response
+
+from ..protocol.messages import turns
+from ..protocol.tokens import DetokenizeRequest, TokenizeRequest
+from ..protocol.wire import parsed
+from .answering import Service, answered, unless_disconnected
+
+
+def add_tokens(app: FastAPI, service: Service) -> None:
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        return await answered(_tokenize(request, service))
+
+    @app.post("/detokenize")
+    async def detokenize(request: Request) -> Response:
+        return await answered(_detokenize(request, service))
+
+
+async def _tokenize(request: Request, service: Service) -> Response:
+    wanted = await service.body(request, lambda body: parsed(TokenizeRequest, body))
+    service.require_model(wanted.model)
+    if wanted.messages is None:
+        assert wanted.prompt is not None
+        tokens = await service.engine.tokenize(wanted.prompt)
+    else:
+        messages = await service.messages(turns(wanted.messages))
+        tokens = await unless_disconnected(request, service.engine.tokenize(messages))
+    return JSONResponse({"count": len(tokens), "max_model_len": service.engine.context, "tokens": tokens})
+
+
+async def _detokenize(request: Request, service: Service) -> Response:
+    wanted = await service.body(request, lambda body: parsed(DetokenizeRequest, body))
+    service.require_model(wanted.model)
+    return JSONResponse({"prompt": await service.engine.detokenize(wanted.tokens)})
