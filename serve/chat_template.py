@@ -5,7 +5,7 @@ transformers, so that both give equal strings.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from slimdeploy.errors import ArtifactError
@@ -21,14 +22,17 @@ from slimdeploy.errors import ArtifactError
 from .engine import Message, RequestError
 from .model_files import read_json_if_there
 
+# Characters of a prompt: so many for each that the messages have, and so many for what a template writes itself.
+_LARGEST_GROWTH = 4
+_LARGEST_FRAME = 1_000_000
+_LARGEST_POWER = 64
+
 
 class ChatTemplate:
     """special_tokens: `bos_token` and its like, which the template may name."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, _GenerationTag]
-        )
+        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, _GenerationTag])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
@@ -44,9 +48,10 @@ class ChatTemplate:
         Raises RequestError when the template refuses the conversation.
         """
         try:
-            return self._template.render(
-                messages=[_plain(message) for message in messages], add_generation_prompt=True, **self._special_tokens
-            )
+            characters = sum(len(part) for each in messages for part in each.parts if isinstance(part, str))
+            told = [_plain(message) for message in messages]
+            pieces = self._template.generate(messages=told, add_generation_prompt=True, **self._special_tokens)
+            return _joined(pieces, _LARGEST_GROWTH * characters + _LARGEST_FRAME)
         except _RefusedError as error:
             raise RequestError(f"the model's chat template refuses these messages: {error}", param="messages") from None
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
@@ -68,6 +73,35 @@ def load_chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatT
 def _plain(message: Message) -> dict[str, Any]:
     parts = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in message.parts]
     return {"role": message.role, "content": parts}
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """In which nothing is multiplied beyond the largest frame: a single expression could take all memory."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        for counted, count in ((left, right), (right, left)):
+            if isinstance(counted, str | bytes | list | tuple) and isinstance(count, int):
+                _require(len(counted) * count <= _LARGEST_FRAME)
+        if operator == "**":
+            _require(abs(right) <= _LARGEST_POWER)
+        return super().call_binop(context, operator, left, right)
+
+
+def _joined(pieces: Iterable[str], most: int) -> str:
+    prompt: list[str] = []
+    length = 0
+    for piece in pieces:
+        prompt.append(piece)
+        length += len(piece)
+        _require(length <= most)
+    return "".join(prompt)
+
+
+def _require(is_small: bool) -> None:
+    if not is_small:
+        raise _RefusedError("it makes too long a prompt of them")
 
 
 class _RefusedError(jinja2.TemplateError):

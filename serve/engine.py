@@ -18,14 +18,22 @@ class RequestError(SlimdeployError):
     """One request cannot be honoured; the server goes on.
 
     param: the request's field that is to blame, as `messages[0].content`. status: HTTP status. code: OpenAI's word
-    for the kind of error, where it has one.
+    for the kind of error, where it has one. retry_after: seconds after which it may be honoured.
     """
 
-    def __init__(self, message: str, param: str | None = None, status: int = 400, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        status: int = 400,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.param = param
         self.status = status
         self.code = code
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -198,6 +206,10 @@ class Engine(Protocol):
     @property
     def context(self) -> int:
         """Tokens that prompt and answer may have together."""
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the KV cache that is in use, 0 to 1."""
 
     async def tokenize(self, prompt: str | tuple[Message, ...]) -> list[int]:
         """Ids of a text, or of a conversation as the model is given it, pictures included.

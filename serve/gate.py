@@ -7,17 +7,17 @@ which is all that protects a server without keys.
 import ipaddress
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slimdeploy.config import ServeConfig
+from slimdeploy.errors import ServeError
 
+from .engine import RequestError
 from .keys import Keys
-from .protocol.wire import error_body
+from .line import Line
+from .refusals import refusal
 from .request_log import note_of
 
-# Beyond this many in line an answer comes too late to be of use, and each that waits holds its pictures in memory.
-_WAITING_PER_SLOT = 16
 # Open to all, by these very paths: the page asks for the key, and what keeps a server running has none.
 _OPEN = frozenset({"/", "/health", "/ready"})
 _NAMES_OF_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -26,12 +26,11 @@ _NAMES_OF_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "[::1]"})
 class Gate:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, config: ServeConfig, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, config: ServeConfig, keys: Keys, line: Line) -> None:
         self._app = app
         self._keys = keys
         self._hosts = _NAMES_OF_THIS_MACHINE | {config.host.lower()} if is_loopback(config.host) else None
-        self._places = config.concurrency * (1 + _WAITING_PER_SLOT)
-        self._inside = 0
+        self._line = line
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,10 +39,10 @@ class Gate:
         host = Headers(scope=scope).get("host", "")
         if self._hosts is not None and _without_port(host) not in self._hosts:
             message = f"this server is reached as localhost, not as '{host[:100]}'; set serve.host to serve a network"
-            await _refusal(403, message, "invalid_request_error")(scope, receive, send)
+            await refusal(RequestError(message, status=403))(scope, receive, send)
         elif self._keys and scope["path"] not in _OPEN and not self._knows(scope):
             message = "this server asks for an API key, and none of its own was sent; send 'Authorization: Bearer KEY'"
-            await _refusal(401, message, "invalid_request_error", "invalid_api_key")(scope, receive, send)
+            await refusal(RequestError(message, status=401, code="invalid_api_key"))(scope, receive, send)
         elif scope["method"] == "POST":
             await self._in_line(scope, receive, send)
         else:
@@ -57,15 +56,15 @@ class Gate:
 
     async def _in_line(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The place is held until the last byte of the answer is sent, streams included."""
-        if self._inside >= self._places:
-            message = f"{self._inside} requests are running or waiting, and no more are taken; ask again later"
-            await _refusal(503, message, "server_error")(scope, receive, send)
+        try:
+            self._line.enter()
+        except (RequestError, ServeError) as error:
+            await refusal(error)(scope, receive, send)
             return
-        self._inside += 1
         try:
             await self._app(scope, receive, send)
         finally:
-            self._inside -= 1
+            self._line.leave()
 
 
 def is_loopback(host: str) -> bool:
@@ -79,8 +78,3 @@ def _without_port(host: str) -> str:
     """A colon inside brackets belongs to an IPv6 address."""
     name, colon, port = host.lower().rpartition(":")
     return name if colon and port.isdecimal() else host.lower()
-
-
-def _refusal(status: int, message: str, kind: str, code: str | None = None) -> JSONResponse:
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-    return JSONResponse(error_body(message, kind, code=code), status_code=status, headers=headers)

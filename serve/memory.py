@@ -23,7 +23,7 @@ from slimdeploy.packed_tensor import dense_bytes, smallest_bytes
 from .engines.onnx_provider import choose_provider
 from .engines.onnx_sessions import import_onnxruntime
 from .engines.pace import LARGEST_BESIDE, LARGEST_PIECE
-from .model_files import read_facts, read_json
+from .model_files import TokenLimits, read_facts, read_json
 from .pictures import Picture, load_pictures
 from .text import Text
 
@@ -75,7 +75,7 @@ def all_needs(artifact: Artifact, config: ServeConfig) -> list[Need]:
 
 def lasting_needs(artifact: Artifact, config: ServeConfig) -> list[Need]:
     """What the weights take, and the KV cache of as many requests as are answered at the same time."""
-    text, context = _Settings(artifact, "text_config"), read_facts(artifact.path).context
+    text, context = _Settings(artifact, "text_config"), _context(artifact, config)
     heads = text["num_attention_heads"]
     size = text.get("head_dim") or text["hidden_size"] // heads
     row = 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * size * _FLOAT
@@ -90,7 +90,7 @@ def passing_needs(artifact: Artifact, config: ServeConfig) -> list[Need]:
     """What the program takes, and what requests take while they are read, seen and answered."""
     choose_provider(import_onnxruntime(), config.onnx.provider)  # raises where serving would
     program = most_memory()
-    text, context = _Settings(artifact, "text_config"), read_facts(artifact.path).context
+    text, context = _Settings(artifact, "text_config"), _context(artifact, config)
     piece = min(context, LARGEST_PIECE)
     prompts = config.concurrency * context * text["hidden_size"] * _FLOAT * (1 + _deepstack(artifact))
     rows = config.concurrency + LARGEST_BESIDE
@@ -130,6 +130,10 @@ def _weights(manifest: Manifest) -> Need:
         for each in layout.matrices
     )
     return Need("weights", stored + zeros, "as large as the files" + (", and zeros" if zeros else ""))
+
+
+def _context(artifact: Artifact, config: ServeConfig) -> int:
+    return TokenLimits(total=config.max_total_tokens).within(read_facts(artifact.path).context).total
 
 
 class _Settings:

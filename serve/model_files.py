@@ -30,6 +30,22 @@ def read_json_if_there(file: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class TokenLimits:
+    """Of a prompt, and of prompt and answer together; 0: as the model has it."""
+
+    prompt: int = 0
+    total: int = 0
+
+    def within(self, context: int) -> "TokenLimits":
+        """Both as numbers, for a model of so many tokens; a prompt leaves room for a token of its answer."""
+        total = min(self.total or context, context)
+        return TokenLimits(min(self.prompt or total, total - 1), total)
+
+
+AS_THE_MODEL = TokenLimits()
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """What generation must know of a model.
 

@@ -8,7 +8,6 @@ import logging
 import re
 import time
 import uuid
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -16,8 +15,8 @@ from typing import Any, Literal
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .choices import Choices
 from .engine import Chunk, Usage
+from .metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +29,10 @@ _QUIET = frozenset({"/health", "/ready"})
 
 @dataclass
 class RequestNote:
-    """What is known of a request by now. key: the name of the API key. Times are in seconds, from its start.
+    """What is known of a request by now. key: the name of the API key.
 
-    answers: by their number, what was used last, and the finish reason once there is one.
+    start: a moment; other times are in seconds from it. answers: by their number, what was used last, and the finish
+    reason once there is one.
     """
 
     id: str
@@ -43,15 +43,15 @@ class RequestNote:
     first_token: float | None = None
     total: float = 0.0
     answers: dict[int, tuple[Usage, str | None]] = field(default_factory=dict)
-    _start: float = field(default_factory=time.perf_counter)
+    start: float = field(default_factory=time.perf_counter)
 
     def saw(self, number: int, chunk: Chunk) -> None:
         if self.first_token is None:
-            self.first_token = time.perf_counter() - self._start
+            self.first_token = time.perf_counter() - self.start
         self.answers[number] = chunk.usage, chunk.finish_reason
 
     def end(self) -> None:
-        self.total = time.perf_counter() - self._start
+        self.total = time.perf_counter() - self.start
 
     def fields(self) -> dict[str, Any]:
         """What there is to tell, in order."""
@@ -75,19 +75,15 @@ def note_of(scope: Scope) -> RequestNote:
     return note
 
 
-async def noted(choices: Choices, note: RequestNote) -> Choices:
-    """The same chunks, of which the note has the figures."""
-    async with aclosing(choices):
-        async for number, chunk in choices:
-            note.saw(number, chunk)
-            yield number, chunk
-
-
 class RequestLog:
-    """ASGI middleware, around all others. Its line has the id that the client is told as X-Request-Id."""
+    """ASGI middleware, around all others. Its line has the id that the client is told as X-Request-Id.
 
-    def __init__(self, app: ASGIApp) -> None:
+    metrics: have every response as well.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -108,10 +104,17 @@ class RequestLog:
             await self._app(scope, receive, noting)
         finally:
             note.end()
+            self._metrics.sent(note.method, _route(scope), note.status, note.total)
             level = logging.DEBUG if note.path in _QUIET else logging.INFO
             fields = note.fields()
             told = " ".join(f"{name}={_written(value)}" for name, value in fields.items())
             log.log(level, "%s", told, extra={"fields": fields})
+
+
+def _route(scope: Scope) -> str:
+    """The server's own, as it is declared; empty for a path that is none of them."""
+    route = scope.get("route")
+    return getattr(route, "path", "")
 
 
 def _written(value: object) -> str:

@@ -8,8 +8,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import FrameType
 from typing import IO
 
 import uvicorn
@@ -20,16 +23,22 @@ from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ServeError
 
 from .app import create_app
+from .engine import Engine
 from .engines import create_engine
+from .first_question import answer_first_question
 from .gate import is_loopback
 from .keys import VARIABLE, load_keys
+from .line import Line
 
 log = logging.getLogger(__name__)
 
-_SECONDS_FOR_RUNNING_REQUESTS = 10
-_SECONDS_TO_STOP = _SECONDS_FOR_RUNNING_REQUESTS + 5
+# Once the engine has ended what still ran, its last words have so long to reach their clients.
+_SECONDS_FOR_LAST_WORDS = 5
+# Longer than proxies hold a connection that is idle: one that is closed at this end may fail the request that it gets.
+_SECONDS_OF_KEEP_ALIVE = 75
 # A model of several gigabytes from a slow disk takes minutes.
 _SECONDS_TO_START = 600
+_SECONDS_TO_STOP = 5
 _LINES_OF_LOG = 5
 
 
@@ -41,11 +50,11 @@ def run_server(artifact: Artifact, config: ServeConfig, ready: Callable[[str], N
     with listen(config) as listener:
         _warn_where_open(config)
         engine = create_engine(artifact, config)
-        server = Server(create_app(engine, config), url_of(listener), ready)
+        server = Server(create_app(engine, config), engine, config, partial(ready or _unheard, url_of(listener)))
         try:
             server.run(sockets=[listener])
         except KeyboardInterrupt:
-            # uvicorn has already let running requests end.
+            # By that uvicorn hands on the signal once all is over.
             log.info("stopped")
 
 
@@ -58,21 +67,64 @@ def _warn_where_open(config: ServeConfig) -> None:
         )
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server, quiet, that says when it is ready."""
+def _unheard(_: str) -> None:
+    pass
 
-    def __init__(self, app: FastAPI, url: str, ready: Callable[[str], None] | None) -> None:
+
+class Server(uvicorn.Server):
+    """uvicorn's server, quiet. It is ready once the engine has answered a first question.
+
+    Told to stop, it is ready no more and takes no request; those that are inside have `config.drain_s`, then they end.
+    Told again, it ends them at once.
+    """
+
+    def __init__(self, app: FastAPI, engine: Engine, config: ServeConfig, ready: Callable[[], None]) -> None:
         settings = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SECONDS_FOR_RUNNING_REQUESTS
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=_SECONDS_OF_KEEP_ALIVE,
+            timeout_graceful_shutdown=_SECONDS_FOR_LAST_WORDS,
         )
         super().__init__(settings)
-        self._url = url
+        self._line: Line = app.state.line
+        self._engine = engine
+        self._seconds = config.drain_s
         self._ready = ready
+        self._end: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await answer_first_question(self._engine)
+        except BaseException:
+            await self._engine.close()
+            raise
         await super().startup(sockets)
-        if self._ready is not None:
-            self._ready(self._url)
+        self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal; uvicorn's own way is to listen no more at once, and refuse connections without a word."""
+        if self._line.is_closed:
+            super().handle_exit(sig, frame)
+            return
+        self._captured_signals.append(sig)
+        self.stop()
+
+    def stop(self) -> None:
+        """May be called in any thread."""
+        self._line.close()
+        self._end = time.monotonic() + self._seconds
+        log.info("stopping: %d requests have up to %g s", self._line.inside, self._seconds)
+
+    async def on_tick(self, counter: int) -> bool:
+        is_over = self._end is not None and (self._line.inside == 0 or time.monotonic() >= self._end)
+        return is_over or await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What still runs ends with an error that its client can read."""
+        await self._engine.close()
+        await super().shutdown(sockets)
 
 
 def listen(config: ServeConfig) -> socket.socket:
@@ -128,13 +180,13 @@ def background_server(artifact: Artifact, config: ServeConfig) -> Iterator[str]:
                 raise ServeError(f"the server for {artifact.source} did not start: {_last_lines(log)}")
             yield url
         finally:
-            _stop(child)
+            _stop(child, config.drain_s + _SECONDS_FOR_LAST_WORDS)
 
 
-def _stop(child: "subprocess.Popen[str]") -> None:
+def _stop(child: "subprocess.Popen[str]", seconds: float) -> None:
     child.terminate()
     try:
-        child.communicate(timeout=_SECONDS_TO_STOP)
+        child.communicate(timeout=seconds + _SECONDS_TO_STOP)
     except subprocess.TimeoutExpired:
         child.kill()
         child.communicate()

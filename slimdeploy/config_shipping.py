@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from .config_table import Positive, Table
+from .config_table import Origin, Positive, Table
 
 ExportFormat = Literal["onnx", "vllm", "checkpoint"]
 OnnxWeights = Literal[
@@ -102,16 +102,40 @@ class ServeConfig(Table):
         description="Lines NAME:KEY. Who asks must send one of the keys (Authorization: Bearer KEY). Others may stand\n"
         "in the environment, SLIMDEPLOY_API_KEYS=NAME:KEY,NAME:KEY. Without any everybody is answered.",
     )
+    cors_origins: tuple[Origin, ...] = Field(
+        (),
+        description='Web sites whose pages may ask this server: ["https://example.org"], or ["*"] for all. Others are\n'
+        "kept out by browsers.",
+    )
     log_format: Literal["text", "json"] = Field(
         "text", description='A line for every request, with figures and without content: "text" or "json".'
     )
     threads: int = Field(0, ge=0, description="Threads of onnxruntime; 0: one per core.")
-    concurrency: Positive = Field(4, description="Requests that generate at the same time; more wait in line.")
+    concurrency: Positive = Field(4, description="Answers that are made at the same time; more wait in line.")
+    max_waiting: int = Field(
+        64, ge=0, description="Requests in line beside those; further ones are told to come again."
+    )
+    max_wait_s: float = Field(120.0, gt=0, description="Longest wait in line; then a request is told to come again.")
+    drain_s: float = Field(
+        30.0, ge=0, description="Time that running requests have when the server is stopped; new ones are refused."
+    )
     cache_mb: float = Field(
         256.0,
         ge=0,
         description="Memory for pictures and conversations that come again: a picture is encoded once, and of a\n"
         "conversation that goes on only what is new is read. 0 keeps nothing between requests.",
+    )
+    max_prompt_tokens: int = Field(
+        0, ge=0, description="Longest prompt, pictures included; 0: as long as the model takes."
+    )
+    max_total_tokens: int = Field(
+        0,
+        ge=0,
+        description="Prompt and answer together; 0: as many as the model takes. Each answer that is made at the same\n"
+        "time has a KV cache for so many.",
+    )
+    tokens_per_minute: int = Field(
+        0, ge=0, description="Of each API key, prompts and answers together; 0: as many as it asks for."
     )
     max_tokens: Positive = Field(512, description="Longest answer, and the default where a request names none.")
     max_choices: Positive = Field(4, description="Answers to one request (its field `n`).")

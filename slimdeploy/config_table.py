@@ -31,6 +31,13 @@ def _pattern(value: str) -> str:
     return value
 
 
+def _origin(value: str) -> str:
+    if value != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", value):
+        raise ValueError(f"'{value}' is no origin; write 'https://example.org', with a port if need be, or '*'")
+    return value
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 

@@ -17,7 +17,9 @@ from slimdeploy.kernels.library import instruction_set_in_use
 from slimdeploy.layouts import held, packed_matrices
 
 from ..engine import Chunk, GenerationRequest, Message, RequestError
-from .onnx_loop import SHUTTING_DOWN, DecodeLoop, Job
+from ..line import SHUTTING_DOWN
+from ..model_files import AS_THE_MODEL, TokenLimits
+from .onnx_loop import DecodeLoop, Job
 from .onnx_model import OnnxModel
 from .onnx_provider import choose_provider
 from .onnx_rows import rows_for
@@ -27,14 +29,20 @@ from .onnx_sessions import import_onnxruntime
 log = logging.getLogger(__name__)
 
 
-def load_model(artifact: Artifact, threads: int, cache_mb: float = 0, setting: ProviderSetting = "auto") -> OnnxModel:
+def load_model(
+    artifact: Artifact,
+    threads: int,
+    cache_mb: float = 0,
+    setting: ProviderSetting = "auto",
+    limits: TokenLimits = AS_THE_MODEL,
+) -> OnnxModel:
     """A loaded ONNX artifact. threads: of onnxruntime; 0 takes one per core. cache_mb: kept for later requests."""
     provider = choose_provider(import_onnxruntime(), setting)
     log.info("%s: %s", artifact.path, provider)
     note = provider.note_on_packed() if artifact.manifest.is_packed else None
     if note:
         log.warning("%s: %s", artifact.path, note)
-    model = OnnxModel(artifact.path, threads, provider, int(cache_mb * 1e6))
+    model = OnnxModel(artifact.path, threads, provider, int(cache_mb * 1e6), limits)
     if artifact.manifest.is_packed and not note:
         log.info("%s: kernels %s", artifact.path, instruction_set_in_use())
         for each in held(packed_matrices(artifact.manifest)):
@@ -75,20 +83,20 @@ class OnnxGenerator:
 
 
 class OnnxEngine:
-    """Serves an ONNX artifact: `config.concurrency` requests at the same time, the others wait in line.
+    """Serves an ONNX artifact: `config.concurrency` requests at the same time.
 
-    A request that has its turn is read first, its pictures by a thread of their own, so that nobody's answer stands
-    still for them; then it joins those that are answered together.
+    A request is read first, its pictures by a thread of their own, so that nobody's answer stands still for them; then
+    it joins those that are answered together. Those who ask for more at a time than that keep what was read in memory.
     """
 
     def __init__(self, artifact: Artifact, config: ServeConfig) -> None:
         self._name = artifact.manifest.model
-        self._model = load_model(artifact, config.threads, config.cache_mb, config.onnx.provider)
+        limits = TokenLimits(config.max_prompt_tokens, config.max_total_tokens)
+        self._model = load_model(artifact, config.threads, config.cache_mb, config.onnx.provider, limits)
         rows = rows_for(self._model.sessions, config.concurrency)
         self._decoding = DecodeLoop(self._model, rows, config.concurrency)
         self._texts = ThreadPoolExecutor(1, thread_name_prefix="texts")
         self._pictures = ThreadPoolExecutor(1, thread_name_prefix="pictures")
-        self._slots = asyncio.Semaphore(config.concurrency)  # wakes those who wait in the order of their arrival
         self._closed = False
 
     @property
@@ -98,35 +106,38 @@ class OnnxEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """Closing the iterator, or cancelling its task, ends the request with the token that is being made."""
         loop = asyncio.get_running_loop()
-        async with self._slots:
-            if self._closed:
-                raise ServeError(SHUTTING_DOWN)
-            reader = self._pictures if request.pictures else self._texts
-            reading = loop.run_in_executor(reader, prepared, self._model, request)
-            try:
-                sequence = await asyncio.shield(reading)
-            except asyncio.CancelledError:
-                await asyncio.wait([reading])  # its place is free when nothing is done for it any more
-                raise
-            chunks: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
-            gone = asyncio.Event()
-            job = Job(sequence, _in(loop, chunks.put_nowait), _in(loop, gone.set))
-            self._decoding.join(job)
-            try:
-                while True:
-                    found = await chunks.get()
-                    if isinstance(found, Exception):
-                        raise found
-                    yield found
-                    if found.finish_reason is not None:
-                        return
-            finally:
-                self._decoding.leave(job)
-                await gone.wait()
+        if self._closed:
+            raise ServeError(SHUTTING_DOWN)
+        reader = self._pictures if request.pictures else self._texts
+        reading = loop.run_in_executor(reader, prepared, self._model, request)
+        try:
+            sequence = await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            await asyncio.wait([reading])  # it is over when nothing is done for it any more
+            raise
+        chunks: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
+        gone = asyncio.Event()
+        job = Job(sequence, _in(loop, chunks.put_nowait), _in(loop, gone.set))
+        self._decoding.join(job)
+        try:
+            while True:
+                found = await chunks.get()
+                if isinstance(found, Exception):
+                    raise found
+                yield found
+                if found.finish_reason is not None:
+                    return
+        finally:
+            self._decoding.leave(job)
+            await gone.wait()
 
     @property
     def context(self) -> int:
         return self._model.facts.context
+
+    @property
+    def kv_usage(self) -> float:
+        return self._decoding.kv_usage
 
     async def tokenize(self, prompt: str | tuple[Message, ...]) -> list[int]:
         loop = asyncio.get_running_loop()

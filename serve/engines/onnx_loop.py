@@ -13,6 +13,7 @@ from threading import Condition, Thread
 from slimdeploy.errors import ServeError
 
 from ..engine import Chunk
+from ..line import SHUTTING_DOWN
 from .onnx_model import OnnxModel
 from .onnx_rows import Rows, Step
 from .onnx_sequence import RunningSequence, keep
@@ -20,8 +21,6 @@ from .onnx_sessions import Floats
 from .pace import Pace
 
 log = logging.getLogger(__name__)
-
-SHUTTING_DOWN = "the server is shutting down; ask again later"
 
 
 class Job:
@@ -67,6 +66,12 @@ class DecodeLoop:
         with self._changed:
             job.is_unwanted = True
             self._changed.notify()
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the KV cache that holds something, 0 to 1."""
+        used = sum(job.sequence.length for job in tuple(self._jobs))
+        return used / (self._count * self._model.facts.context)
 
     def close(self) -> None:
         """End all jobs, after the step that goes on."""

@@ -19,7 +19,7 @@ from slimdeploy.images import to_rgb
 
 from ..engine import EncodedImage, Message, RequestError
 from ..engine import Prompt as Asked
-from ..model_files import read_facts
+from ..model_files import AS_THE_MODEL, TokenLimits, read_facts
 from ..pictures import Picture, load_pictures
 from ..positions import positions, token_kinds
 from ..prompts import load_prompts
@@ -74,10 +74,19 @@ class Prompt:
 class OnnxModel:
     """The files of an ONNX artifact. threads: of onnxruntime; 0 takes one per core. cache_bytes: kept of requests."""
 
-    def __init__(self, folder: Path, threads: int, provider: Provider = CPU, cache_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        threads: int,
+        provider: Provider = CPU,
+        cache_bytes: int = 0,
+        limits: TokenLimits = AS_THE_MODEL,
+    ) -> None:
         self._folder = folder
         self.cache: PrefixCache[SeenPicture, Past] = PrefixCache(cache_bytes)
-        self.facts = read_facts(folder)
+        facts = read_facts(folder)
+        self._limits = limits.within(facts.context)
+        self.facts = replace(facts, context=self._limits.total)
         self.text = Text(folder)
         self._pictures = load_pictures(folder, self.facts.family, self.text)
         self._prompts = load_prompts(folder, self.facts.family, self.text, self._pictures.marker)
@@ -173,10 +182,10 @@ class OnnxModel:
         return dict(zip(images, pictures, strict=True))
 
     def _check_length(self, prompt_tokens: int, param: str = "messages") -> None:
-        if prompt_tokens >= self.facts.context:
+        if prompt_tokens > self._limits.prompt:
             raise RequestError(
-                f"the prompt has {prompt_tokens} tokens, images included, and the model holds {self.facts.context} "
-                f"tokens of prompt and answer; shorten the {param}",
+                f"the prompt has {prompt_tokens} tokens, images included, and may have {self._limits.prompt}, with its "
+                f"answer {self._limits.total}; shorten the {param}",
                 param=param,
                 code="context_length_exceeded",
             )

@@ -44,10 +44,7 @@ class CompletionRequest(ChoiceFields):
         Prompts,
         PlainValidator(
             _prompts,
-            json_schema_input_type=Text
-            | Ids
-            | Annotated[list[Text], Field(min_length=1)]
-            | Annotated[list[Ids], Field(min_length=1)],
+            json_schema_input_type=Text | Ids | Annotated[list[Text | Ids], Field(min_length=1)],
         ),
     ]
     max_tokens: int | None = Field(None, ge=1)

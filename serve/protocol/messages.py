@@ -12,10 +12,13 @@ from .wire import Only, Wire
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
+PictureText = Annotated[str, Field(json_schema_extra={"format": "picture-url"})]
+
+
 class ImageUrl(Wire):
     """url: a data: URL with a picture."""
 
-    url: str
+    url: PictureText
     detail: Literal["auto"] | None = None
 
 

@@ -10,7 +10,7 @@ from slimdeploy.config import ServeConfig
 from ..engine import Chunk, RequestError, Sampling, Usage
 from ..turns import PictureUrl, Turn
 from .answers import ChosenToken, ServiceTier, chosen_tokens
-from .messages import ROLES
+from .messages import ROLES, PictureText
 from .settings import SamplingFields
 from .wire import Label, Only, Wire
 
@@ -23,7 +23,7 @@ class InputPart(Wire):
 
     type: Literal["input_text", "output_text", "input_image"]
     text: str | None = None
-    image_url: str | None = None
+    image_url: PictureText | None = None
     detail: Literal["auto"] | None = None
     file_id: Annotated[Any, Only()] = None
     annotations: Annotated[Any, Only([])] = None
@@ -163,8 +163,10 @@ def _with_bytes(token: ChosenToken) -> dict[str, Any]:
 
 def without_bytes(chunks: Sequence[Chunk]) -> list[dict[str, Any]]:
     """Log probabilities as events of a stream tell them."""
-    left_out = {"bytes": True, "top_logprobs": {"__all__": {"bytes"}}}
-    return [token.model_dump(exclude=left_out) for token in chosen_tokens(chunks) or []]
+    return [
+        token.model_dump(exclude={"bytes": True, "top_logprobs": {"__all__": {"bytes"}}})
+        for token in chosen_tokens(chunks) or []
+    ]
 
 
 class OutputMessage(BaseModel):

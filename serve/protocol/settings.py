@@ -1,5 +1,6 @@
 """How answers are drawn and where they end: fields that several endpoints share, and what an engine makes of them."""
 
+import math
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
@@ -13,7 +14,8 @@ from .wire import Only, TokenId, Wire
 def _within(name: str) -> Any:
     """A setting that `Sampling` has by the same name, and judges."""
     lowest, highest = RANGES[name]
-    return Field(None, json_schema_extra={"minimum": lowest} | ({"maximum": highest} if highest < 2**63 else {}))
+    bounds: dict[str, Any] = {"minimum": lowest}
+    return Field(None, json_schema_extra=bounds if highest == math.inf else bounds | {"maximum": highest})
 
 
 Stop = Annotated[str, Field(min_length=1)]

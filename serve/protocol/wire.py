@@ -104,8 +104,3 @@ def _request_error(error: ValidationError) -> RequestError:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= 60 else text[:60] + "…"
-
-
-def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """OpenAI's shape of an error."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -5,27 +5,30 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ServeError
 
 from ..bodies import json_body
-from ..choices import Choices, EventStream, resumed, side_by_side
+from ..choices import Choices, Chunks, EventStream, resumed, side_by_side
 from ..engine import Chunk, Engine, GenerationRequest, Message, Prompt, RequestError, Sampling
+from ..line import Line
 from ..media import read_messages
-from ..protocol.wire import error_body
-from ..request_log import note_of, noted
+from ..metrics import AnswerWatch, Metrics
+from ..quota import Quota
+from ..refusals import refusal
+from ..request_log import note_of
 from ..turns import Turn
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-INTERNAL_ERROR = "the server failed; its log says why"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ class Service:
 
     engine: Engine
     config: ServeConfig
+    line: Line
+    quota: Quota
+    metrics: Metrics
 
     def require_model(self, name: str | None) -> None:
         """None stands for the one there is. Raises RequestError for any other."""
@@ -49,9 +55,30 @@ class Service:
         """The conversation with its pictures."""
         return await asyncio.to_thread(read_messages, turns, self.config)
 
-    def answers(self, request: Request, generations: Sequence[GenerationRequest]) -> Choices:
-        """Of one request, side by side."""
-        return noted(side_by_side([*map(self.engine.generate, generations)]), note_of(request.scope))
+    async def answers(self, request: Request, generations: Sequence[GenerationRequest]) -> Choices:
+        """Of one request, side by side. Raises RequestError where its key has used up its tokens."""
+        note = note_of(request.scope)
+        self.quota.check(note.key)
+        in_line = [self._in_line(generation, is_first=number == 0) for number, generation in enumerate(generations)]
+        watches = [AnswerWatch(note.start) for _ in generations]
+        read: set[int] = set()  # prompts, by their identity
+        async with aclosing(side_by_side(in_line)) as choices:
+            async for number, chunk in choices:
+                prompt = id(generations[number].prompt)
+                if prompt not in read:
+                    read.add(prompt)
+                    self.metrics.read(chunk.usage)
+                    self.quota.charge(note.key, chunk.usage.prompt_tokens)
+                self.quota.charge(note.key, chunk.usage.completion_tokens - watches[number].tokens)
+                note.saw(number, chunk)
+                self.metrics.made(watches[number], chunk, time.perf_counter())
+                yield number, chunk
+
+    async def _in_line(self, generation: GenerationRequest, is_first: bool) -> Chunks:
+        async with self.line.place(is_first) as waited, aclosing(self.engine.generate(generation)) as chunks:
+            self.metrics.waited(waited)
+            async for chunk in chunks:
+                yield chunk
 
 
 @dataclass(frozen=True)
@@ -75,14 +102,14 @@ def several(prompts: Sequence[Prompt], count: int, sampling: Sampling) -> tuple[
 
 
 async def answered(work: Awaitable[Response]) -> Response:
-    """The answer, or one that says no more than that the server failed; its log says how."""
+    """The answer, or one that says that the server failed."""
     try:
         return await work
     except (RequestError, ServeError, ClientDisconnect):
         raise
-    except Exception:  # left to the framework, it would cost the client its connection as well
+    except Exception as error:  # left to the framework, it would cost the client its connection as well
         log.exception("a request failed")
-        return JSONResponse(error_body(INTERNAL_ERROR, "server_error"), status_code=500)
+        return refusal(error)
 
 
 async def streamed(
@@ -91,11 +118,6 @@ async def streamed(
     """Begins when there is a first token, so that a request that does not fit gets a proper status."""
     first = await unless_disconnected(request, anext(choices))
     return EventStream(events(resumed(first, choices)), choices)
-
-
-def reason_of(error: Exception) -> str:
-    """What a client may know of a fault."""
-    return str(error) if isinstance(error, ServeError) else INTERNAL_ERROR
 
 
 async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Callable, Iterable
 
 from pydantic import BaseModel
 
-from ..engine import Chunk, Usage
+from slimdeploy.errors import ServeError
+
+from ..engine import Chunk, RequestError, Usage
 from ..protocol.answers import usage_of
-from ..protocol.wire import error_body
-from .answering import reason_of
+from ..refusals import told
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +31,16 @@ async def events(
         if tell_usage is not None:
             yield line(tell_usage(usage_of([last[number] for number in sorted(last)], count)).model_dump_json())
     except Exception as error:  # the status line is long gone, yet the client must learn that the answer is not whole
-        log.exception("a request failed while its answer was streaming")
-        yield line(json.dumps(error_body(reason_of(error), "server_error")))
+        log_failure(error)
+        yield line(json.dumps(told(error)))
         return
     yield line("[DONE]")
+
+
+def log_failure(error: Exception) -> None:
+    """Of a stream. With its cause where it is the server's."""
+    if not isinstance(error, RequestError | ServeError):
+        log.exception("a request failed while its answer was streaming")
 
 
 def line(data: str, kind: str | None = None) -> str:

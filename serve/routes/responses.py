@@ -1,7 +1,6 @@
 """POST /v1/responses."""
 
 import json
-import logging
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import count
@@ -16,10 +15,9 @@ from ..engine import Chunk, GenerationRequest, RequestError
 from ..protocol import responses as protocol
 from ..protocol.responses import OutputMessage, OutputText, ResponseRequest, ResponseUsage, without_bytes
 from ..protocol.wire import parsed
-from .answering import Head, Service, answered, reason_of, streamed, unless_disconnected
-from .events import line
-
-log = logging.getLogger(__name__)
+from ..refusals import told
+from .answering import Head, Service, answered, streamed, unless_disconnected
+from .events import line, log_failure
 
 
 def add_responses(app: FastAPI, service: Service) -> None:
@@ -104,8 +102,8 @@ async def _events(begun: protocol.Response, choices: AsyncIterator[tuple[int, Ch
                 yield event("response.output_text.delta", **part, delta=chunk.text, logprobs=without_bytes([chunk]))
         message = _message(chunks, own_id)
     except Exception as error:  # the status line is long gone, yet the client must learn that the answer is not whole
-        log.exception("a request failed while its answer was streaming")
-        yield event("response.failed", response=begun.failed(reason_of(error)))
+        log_failure(error)
+        yield event("response.failed", response=begun.failed(told(error)["error"]["message"]))
         return
     for each in _last_events(event, message, chunks, item, part):
         yield each

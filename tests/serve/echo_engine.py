@@ -34,6 +34,10 @@ class EchoEngine:
         self.model = "echo"
         self.seconds_per_token = seconds_per_token
         self.running = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """What was asked by now."""
         self.ended = 0
         self.requests: list[GenerationRequest] = []
 
@@ -72,6 +76,7 @@ class EchoEngine:
                 return
 
     context = 100
+    kv_usage = 0.25
 
     async def tokenize(self, prompt: str | tuple[Message, ...]) -> list[int]:
         """A word's length for the word; 0 for a picture."""

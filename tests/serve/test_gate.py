@@ -59,7 +59,7 @@ def test_a_server_of_a_network_answers_to_any_name(serve: Serve) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_finds_the_line_full_is_told_so_at_once_and_places_come_back(stream: bool) -> None:
     engine = EchoEngine(seconds_per_token=0.2)
-    app = create_app(engine, ServeConfig(concurrency=1))
+    app = create_app(engine, ServeConfig(concurrency=1, max_waiting=16))
 
     async def ask_all(count: int) -> list[httpx.Response]:
         transport = httpx.ASGITransport(app)
@@ -69,15 +69,16 @@ def test_who_finds_the_line_full_is_told_so_at_once_and_places_come_back(stream:
 
     for _ in range(2):
         answers = asyncio.run(ask_all(20))
-        full = [answer for answer in answers if answer.status_code == 503]
+        full = [answer for answer in answers if answer.status_code == 429]
         assert (len(full), sum(answer.status_code == 200 for answer in answers)) == (3, 17)
-        assert full[0].json()["error"]["type"] == "server_error"
+        assert full[0].json()["error"]["type"] == "rate_limit_error"
+        assert 1 <= int(full[0].headers["retry-after"]) <= 120
         assert "ask again later" in full[0].json()["error"]["message"]
     assert len(engine.requests) == 34
 
 
 def test_the_full_line_refuses_before_a_body_is_read() -> None:
-    app = create_app(EchoEngine(seconds_per_token=0.2), ServeConfig(concurrency=1))
+    app = create_app(EchoEngine(seconds_per_token=0.2), ServeConfig(concurrency=1, max_waiting=16))
     read = []
 
     async def body(name: str):  # type: ignore[no-untyped-def]
@@ -89,7 +90,7 @@ def test_the_full_line_refuses_before_a_body_is_read() -> None:
             path = "/v1/chat/completions"
             seated = [asyncio.create_task(http.post(path, content=body("seated"), headers=JSON)) for _ in range(17)]
             await asyncio.sleep(0.1)
-            assert (await http.post(path, content=body("late"), headers=JSON)).status_code == 503
+            assert (await http.post(path, content=body("late"), headers=JSON)).status_code == 429
             await asyncio.gather(*seated)
 
     asyncio.run(ask_all())

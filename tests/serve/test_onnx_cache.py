@@ -125,7 +125,7 @@ def text_of(chunks: Sequence[Chunk]) -> str:
 
 
 def first_picture_token(watched: Watched, messages: Sequence[Message]) -> int:
-    return watched.model.read(messages).ids.index(watched.model.facts.image_token)
+    return watched.model.read(tuple(messages)).ids.index(watched.model.facts.image_token)
 
 
 @pytest.fixture(scope="module")

@@ -133,7 +133,7 @@ def test_an_answer_ends_where_the_context_does(engine: OnnxEngine) -> None:
 
 @pytest.mark.parametrize("images", [0, 1])
 def test_a_prompt_that_is_too_long_is_refused(engine: OnnxEngine, images: int) -> None:
-    with pytest.raises(RequestError, match="the model holds 256 tokens") as caught:
+    with pytest.raises(RequestError, match="may have 255, with its answer 256") as caught:
         asyncio.run(collect(engine, ask("x" * 239, pictures(images))))
     assert caught.value.code == "context_length_exceeded"
     assert asyncio.run(collect(engine, ask()))
