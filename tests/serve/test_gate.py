@@ -67,8 +67,10 @@ def test_who_finds_the_line_full_is_told_so_at_once_and_places_come_back(stream:
             asked = (http.post("/v1/chat/completions", json=BODY | {"stream": stream}) for _ in range(count))
             return await asyncio.gather(*asked)
 
-    for _ in range(2):
-        answers = asyncio.run(ask_all(20))
+    async def twice() -> list[list[httpx.Response]]:
+        return [await ask_all(20) for _ in range(2)]
+
+    for answers in asyncio.run(twice()):
         full = [answer for answer in answers if answer.status_code == 429]
         assert (len(full), sum(answer.status_code == 200 for answer in answers)) == (3, 17)
         assert full[0].json()["error"]["type"] == "rate_limit_error"
