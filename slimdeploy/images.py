@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from PIL import Image, ImageOps
 
 from .errors import DataError
+from .image_structure import excess_of
 from .samples import ImageSource
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
@@ -39,6 +40,12 @@ def check_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> None:
             ImageOps.exif_transpose(image)
 
 
+def pixels_of(source: ImageSource, max_pixels: int = MAX_PIXELS) -> int:
+    """By its header. Raises DataError for a picture that has more than `max_pixels`, or no header."""
+    with _opened(source, max_pixels) as image:
+        return image.width * image.height
+
+
 @contextmanager
 def _opened(source: ImageSource, max_pixels: int) -> Iterator[Image.Image]:
     name = "image" if isinstance(source, bytes) else str(source)
@@ -46,8 +53,10 @@ def _opened(source: ImageSource, max_pixels: int) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # Of odd metadata, which does no harm, and of bombs, for which the check below is stricter.
             warnings.simplefilter("ignore")
-            stream = io.BytesIO(source if isinstance(source, bytes) else source.read_bytes())
-            with Image.open(stream, formats=FORMATS) as image:
+            data = source if isinstance(source, bytes) else source.read_bytes()
+            if (excess := excess_of(data)) is not None:
+                raise DataError(f"{name} has more than {excess}")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise DataError(f"{name} has {width} x {height} pixels; at most {max_pixels} are read")
