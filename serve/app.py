@@ -3,7 +3,7 @@
 Every refusal has OpenAI's shape, and no library's message reaches a client.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -31,6 +31,9 @@ from .routes.page import add_page
 from .routes.responses import add_responses
 from .routes.tokens import add_tokens
 
+if TYPE_CHECKING:
+    from .remote_images import PictureFetcher
+
 _CLIENT_CLOSED_REQUEST = 499
 _CORS: dict[str, Any] = {
     "allow_methods": ["GET", "POST"],
@@ -39,8 +42,11 @@ _CORS: dict[str, Any] = {
 }
 
 
-def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
-    """Who runs the application closes the engine. Its state has the `line` in which requests stand."""
+def create_app(engine: Engine, config: ServeConfig, fetcher: "PictureFetcher | None" = None) -> FastAPI:
+    """Who runs the application closes the engine. Its state has the `line` in which requests stand.
+
+    fetcher: where it is not the one that the settings ask for.
+    """
     # FastAPI's own documentation pages load scripts from a third party.
     app = FastAPI(title="slimdeploy", docs_url=None, redoc_url=None, openapi_url=None)
     app.router.redirect_slashes = False  # a path is one of ours, or none
@@ -50,7 +56,14 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
     app.add_exception_handler(ServeError, _refused)
     line = app.state.line = Line(config)
     gauges = Gauges(lambda: line.running, lambda: line.waiting, lambda: engine.kv_usage)
-    service = Service(engine, config, line, Quota(config.tokens_per_minute), Metrics(engine.model, gauges))
+    service = Service(
+        engine,
+        config,
+        line,
+        Quota(config.tokens_per_minute),
+        Metrics(engine.model, gauges),
+        fetcher or _fetcher(config),
+    )
     app.add_middleware(Gate, config=config, keys=load_keys(config), line=line)
     if config.cors_origins:  # outside of the gate: browsers ask beforehand, without a key
         app.add_middleware(CORSMiddleware, **_CORS, allow_origins=config.cors_origins)
@@ -59,6 +72,14 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
         add(app, service)
     add_page(app)
     return app
+
+
+def _fetcher(config: ServeConfig) -> "PictureFetcher | None":
+    if not config.image_hosts:
+        return None
+    from .remote_images import PictureFetcher  # an HTTP client takes memory, which devices have little of
+
+    return PictureFetcher(config)
 
 
 async def _refused(_: Request, error: Exception) -> Response:

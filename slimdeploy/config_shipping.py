@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from .config_table import Origin, Positive, Table
+from .config_table import ImageHost, Origin, Positive, Table
 
 ExportFormat = Literal["onnx", "vllm", "checkpoint"]
 OnnxWeights = Literal[
@@ -142,6 +142,15 @@ class ServeConfig(Table):
     max_images: Positive = Field(8, description="Images per request.")
     max_image_mb: float = Field(10.0, gt=0, description="Encoded size of one image.")
     max_image_megapixels: float = Field(40.0, gt=0, description="Decoded size of one image.")
+    image_hosts: tuple[ImageHost, ...] = Field(
+        (),
+        description="Hosts that pictures are fetched from whose http(s) URL a request holds; without any, pictures\n"
+        'come as data: URLs alone. "example.org" is its ports 80 and 443, "example.org:8443" that one;\n'
+        '"*.example.org" is all below it.',
+    )
+    image_timeout_s: float = Field(
+        10.0, gt=0, description="Longest that fetching one picture may take, redirects included."
+    )
     max_body_mb: float = Field(32.0, gt=0, description="Size of a request's body.")
     onnx: ServeOnnxConfig = ServeOnnxConfig()
 

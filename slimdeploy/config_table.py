@@ -42,6 +42,30 @@ Pattern = Annotated[str, AfterValidator(_pattern)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+_LABEL = r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?"
+HOST_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
+"""Of DNS, in lower case, letters beyond ASCII as xn--..."""
+
+
+def _image_host(value: str) -> str:
+    host, colon, port = value.lower().partition(":")
+    name = host.removeprefix("*.")
+    if not HOST_NAME.fullmatch(name) or (name != host and "." not in name):
+        raise ValueError(
+            f"'{value}' is no host; write its name alone, as 'example.org', '*.example.org' for all below it, or "
+            "'example.org:8443', and letters beyond ASCII as 'xn--...'"
+        )
+    if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", name.rpartition(".")[2]):
+        raise ValueError(f"'{value}' is an address; write the name of a host")
+    if colon and not (re.fullmatch(r"[1-9][0-9]{0,4}", port) and int(port) <= 65535):
+        raise ValueError(f"'{value}' has no port of 1 to 65535 behind its colon")
+    return host + colon + port
+
+
+ImageHost = Annotated[str, AfterValidator(_image_host)]
+"""A host that pictures are fetched from: a name or `*.NAME`, and the port where it is not the scheme's own."""
+
+
 class Table(BaseModel):
     """One table of deploy.toml: frozen, strict types, unknown keys refused."""
 

@@ -16,7 +16,7 @@ PictureText = Annotated[str, Field(json_schema_extra={"format": "picture-url"})]
 
 
 class ImageUrl(Wire):
-    """url: a data: URL with a picture."""
+    """url: a data: URL with a picture, or an http(s) URL of one on a host that the server fetches from."""
 
     url: PictureText
     detail: Literal["auto"] | None = None

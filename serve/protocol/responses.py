@@ -19,7 +19,7 @@ Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
 class InputPart(Wire):
-    """A piece of a message: a text, also of an earlier answer, or a picture as a data: URL."""
+    """A piece of a message: a text, also of an earlier answer, or a picture by its URL."""
 
     type: Literal["input_text", "output_text", "input_image"]
     text: str | None = None

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -20,12 +20,15 @@ from ..bodies import json_body
 from ..choices import Choices, Chunks, EventStream, resumed, side_by_side
 from ..engine import Chunk, Engine, GenerationRequest, Message, Prompt, RequestError, Sampling
 from ..line import Line
-from ..media import read_messages
+from ..media import fetch_pictures, read_messages
 from ..metrics import AnswerWatch, Metrics
 from ..quota import Quota
 from ..refusals import refusal
 from ..request_log import note_of
 from ..turns import Turn
+
+if TYPE_CHECKING:
+    from ..remote_images import PictureFetcher
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -33,13 +36,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Service:
-    """What routes answer with."""
+    """What routes answer with. fetcher: of pictures that are somewhere else; without one they are refused."""
 
     engine: Engine
     config: ServeConfig
     line: Line
     quota: Quota
     metrics: Metrics
+    fetcher: "PictureFetcher | None" = None
 
     def require_model(self, name: str | None) -> None:
         """None stands for the one there is. Raises RequestError for any other."""
@@ -51,9 +55,12 @@ class Service:
         """A request's body, understood in a thread: a large one must not hold up those whose answers are streaming."""
         return await asyncio.to_thread(understand, await json_body(request, self.config))
 
-    async def messages(self, turns: Sequence[Turn]) -> tuple[Message, ...]:
-        """The conversation with its pictures."""
-        return await asyncio.to_thread(read_messages, turns, self.config)
+    async def messages(self, request: Request, turns: Sequence[Turn]) -> tuple[Message, ...]:
+        """The conversation with its pictures. What is fetched for a client is given up when the client goes away."""
+        fetched: dict[str, bytes] = {}
+        if self.fetcher is not None:
+            fetched = await unless_disconnected(request, fetch_pictures(turns, self.config, self.fetcher))
+        return await asyncio.to_thread(read_messages, turns, self.config, fetched)
 
     async def answers(self, request: Request, generations: Sequence[GenerationRequest]) -> Choices:
         """Of one request, side by side. Raises RequestError where its key has used up its tokens."""

@@ -46,7 +46,7 @@ async def _understood(request: Request, service: Service) -> tuple[ResponseReque
     wanted = await service.body(request, lambda body: parsed(ResponseRequest, body))
     service.require_model(wanted.model)
     sampling = wanted.draw(service.config)
-    messages = await service.messages(wanted.turns())
+    messages = await service.messages(request, wanted.turns())
     return wanted.model_copy(update={"input": []}), GenerationRequest(messages, sampling)
 
 

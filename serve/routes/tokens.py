@@ -26,7 +26,7 @@ async def _tokenize(request: Request, service: Service) -> Response:
         assert wanted.prompt is not None
         tokens = await service.engine.tokenize(wanted.prompt)
     else:
-        messages = await service.messages(turns(wanted.messages))
+        messages = await service.messages(request, turns(wanted.messages))
         tokens = await unless_disconnected(request, service.engine.tokenize(messages))
     return JSONResponse({"count": len(tokens), "max_model_len": service.engine.context, "tokens": tokens})
 

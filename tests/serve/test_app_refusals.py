@@ -16,7 +16,7 @@ from live_server import Serve
 from requests_to_send import JSON, bilevel, client_of, image_part, picture, user
 
 from slimdeploy.config import ServeConfig
-from slimdeploy.serve import bodies
+from slimdeploy.serve import bodies, media
 from slimdeploy.serve.engine import EncodedImage
 
 MALFORMED: dict[str, tuple[Any, str | None]] = {
@@ -197,6 +197,17 @@ def test_pictures_share_one_limit_of_pixels_and_are_judged_before_they_are_decod
     assert engine.requests == []
     client.chat.completions.create(model="echo", messages=user([image_part(picture((9, 9)))] * 8))
     assert all(isinstance(part, EncodedImage) for part in engine.requests[0].prompt[0].parts)
+
+
+def test_pictures_of_too_many_pixels_are_refused_before_one_is_looked_at_more_closely(
+    serve: Serve, engine: EchoEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[bytes] = []
+    monkeypatch.setattr(media, "check_image", lambda data, _: looked_at.append(data))
+    client = client_of(serve(engine, ServeConfig(max_image_megapixels=0.01)))
+    with pytest.raises(openai.BadRequestError, match=r"0\.1 megapixels together; at most 0\.01"):
+        client.chat.completions.create(model="echo", messages=user([image_part(picture((100, 100), "webp"))] * 8))
+    assert looked_at == []
 
 
 def test_a_picture_that_makes_the_body_too_large_is_named(serve: Serve, engine: EchoEngine) -> None:
