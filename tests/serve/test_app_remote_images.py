@@ -91,6 +91,13 @@ def test_without_a_list_of_hosts_nothing_is_fetched(serve: Serve, engine: EchoEn
     assert "does not fetch images from other addresses" in message
 
 
+def test_this_machine_is_not_asked_even_where_it_is_listed(serve: Serve, engine: EchoEngine) -> None:
+    url = serve(engine, ServeConfig(image_hosts=("localhost:1",)))
+    body = {"model": "echo", "messages": user([image_part("http://localhost:1/a.png")])}
+    message, param = error_of(httpx.post(f"{url}/v1/chat/completions", json=body))
+    assert message == f"'{param}' could not be fetched; send the picture itself, as a data: URL"
+
+
 def test_what_a_picture_is_its_bytes_tell_and_not_its_host() -> None:
     told_wrong = Origin({"/a.png": answer(PICTURE, "Content-Type: text/html")})
     assert ask(told_wrong, CHAT).status_code == 200
