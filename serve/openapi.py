@@ -15,7 +15,7 @@ from .protocol.tokens import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer
 from .protocol.wire import Wire
 
 _SCHEMA = "#/components/schemas/{model}"
-_OPEN = [{}]
+_OPEN: list[dict[str, list[str]]] = [{}]
 """Security of what needs no key."""
 _MEANINGS = {
     400: "What the request says cannot be done.",
