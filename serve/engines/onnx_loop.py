@@ -123,10 +123,11 @@ class DecodeLoop:
 
     def _step(self) -> None:
         answering = [job for job in self._jobs if not job.sequence.unread]
-        reading = next((job for job in self._jobs if job.sequence.unread), None)
-        piece = self._pace.piece(len(answering)) if reading else 0
+        unread = [job for job in self._jobs if job.sequence.unread]
+        piece = self._pace.piece(len(answering), len(unread)) if unread else 0
         jobs, steps = list(answering), self._next_tokens(answering)
-        if reading and piece:
+        if piece:
+            reading = unread[0]
             jobs.append(reading)
             steps.append(Step(reading.sequence, reading.sequence.piece(piece)))
         if not steps:

@@ -5,7 +5,8 @@ LARGEST_PIECE = 512
 LARGEST_BESIDE = 64
 """Tokens of a piece beside answers."""
 _SLOWER = 2.0
-"""Times as long as usual that a step may take with a piece of a prompt in it."""
+"""Times as long as usual that a step may take with a piece of a prompt in it, however few prompts there are."""
+_GROWTH, _SHRINKING = 1 / 16, 1 / 8
 _FIRST = 8
 _WEIGHT = 0.2
 """Of the newest step in running means; a usual one that took less counts at once."""
@@ -14,10 +15,11 @@ _STEPS_IN_A_ROW = 32
 
 
 class Pace:
-    """Finds the piece with which steps take just so long on average: one token more while they are in time, a tenth
+    """Finds the piece with which steps take just so long on average: a sixteenth more while they are in time, an eighth
     less while they are not. Knows steps and seconds, no model.
 
-    fewest: tokens of a piece, however long they take.
+    Where most requests have a prompt to be read, answers wait longer for them: each request has an equal share of the
+    time. fewest: tokens of a piece, however long they take.
     """
 
     def __init__(self, fewest: int = 1) -> None:
@@ -25,12 +27,17 @@ class Pace:
         self._size = float(max(fewest, _FIRST))
         self._usual: dict[int, float] = {}  # seconds of a step, by how many answers go on in it
         self._slower = _SLOWER  # running mean of how many times as long steps with a piece take
+        self._allowed = _SLOWER
         self._in_a_row = 0
 
-    def piece(self, answers: int) -> int:
-        """Tokens of a prompt to read beside so many answers; 0 where a usual step of theirs is to be timed."""
+    def piece(self, answers: int, prompts: int = 1) -> int:
+        """Tokens of a prompt to read beside so many answers; 0 where a usual step of theirs is to be timed.
+
+        prompts: that are to be read, one after the other.
+        """
         if answers == 0:
             return LARGEST_PIECE
+        self._allowed = max(_SLOWER, (answers + prompts) / answers)
         return int(self._size) if answers in self._usual and self._in_a_row < _STEPS_IN_A_ROW else 0
 
     def took(self, seconds: float, answers: int, piece: int) -> None:
@@ -46,7 +53,7 @@ class Pace:
         self._in_a_row += 1
         usual = self._usual.get(answers, seconds)
         self._slower += _WEIGHT * (seconds / usual - self._slower)
-        if self._slower > _SLOWER:
-            self._size = max(0.9 * min(self._size, piece), self._fewest)
+        if self._slower > self._allowed:
+            self._size = max((1 - _SHRINKING) * min(self._size, piece), self._fewest)
         elif piece >= int(self._size):  # the end of a prompt says nothing of larger pieces
-            self._size = min(self._size + 1, LARGEST_BESIDE)
+            self._size = min(self._size + max(_GROWTH * self._size, 1), LARGEST_BESIDE)

@@ -10,11 +10,11 @@ def seconds(answers: int, piece: int) -> float:
     return 0.020 + 0.001 * (answers + piece)
 
 
-def after(steps: int, answers: int, pace: Pace) -> list[int]:
+def after(steps: int, answers: int, pace: Pace, prompts: int = 1) -> list[int]:
     """The sizes of pieces in steps that all have a prompt to read."""
     sizes = []
     for _ in range(steps):
-        sizes.append(pace.piece(answers))
+        sizes.append(pace.piece(answers, prompts))
         pace.took(seconds(answers, sizes[-1]), answers, sizes[-1])
     return sizes
 
@@ -35,6 +35,14 @@ def test_steps_take_twice_their_usual_time_on_average_and_no_more(answers: int) 
     taken = [seconds(answers, size) / usual for size in sizes]
     assert sum(taken) / len(taken) == pytest.approx(1.9, abs=0.1)
     assert max(taken) < 2.3
+
+
+def test_where_most_wait_for_their_first_token_each_request_has_an_equal_share_of_the_time() -> None:
+    pace, usual = Pace(), seconds(2, 0)
+    many = [seconds(2, size) / usual for size in after(200, 2, pace, prompts=6)[100:] if size]
+    assert sum(many) / len(many) == pytest.approx(3.9, abs=0.2)
+    few = [seconds(2, size) / usual for size in after(200, 2, pace)[40:] if size]
+    assert sum(few) / len(few) == pytest.approx(1.9, abs=0.1), "and once they are read answers are as fast as ever"
 
 
 def test_ends_of_prompts_say_nothing_of_larger_pieces() -> None:
