@@ -1,9 +1,11 @@
-"""A tiny checkpoint and its ONNX export, made once; an engine that echoes; servers in a thread."""
+"""A tiny checkpoint and its ONNX export, made once; an engine that echoes; servers in a thread; a browser."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
@@ -13,11 +15,15 @@ from live_server import Serve, live_server
 from made_once import MakeOnce
 from requests_to_send import client_of
 from tiny import make_samples, make_tiny_llava
+from visited_page import Visit, visited
 
 from slimdeploy.artifact import Artifact, Manifest, open_artifact
 from slimdeploy.config import ExportConfig, OnnxConfig, OnnxWeights, ServeConfig
 from slimdeploy.progress import Progress
 from slimdeploy.serve.engine import Engine
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 
 @pytest.fixture(scope="session")
@@ -75,3 +81,25 @@ def url(serve: Serve, engine: EchoEngine) -> str:
 @pytest.fixture
 def client(url: str) -> openai.OpenAI:
     return client_of(url)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> "Iterator[Browser]":
+    """Debian's, and none that is downloaded. Of one module: while it is there, no other test may run an event loop."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium: "Browser") -> Iterator[Visit]:
+    """Opens the chat page of a server, once it knows the model; what it complained of fails the test in the end."""
+    with ExitStack() as pages:
+
+        def open_page(url: str, **options: Any) -> "Page":
+            return pages.enter_context(visited(chromium, url, options))
+
+        yield open_page
