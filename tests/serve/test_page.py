@@ -10,7 +10,7 @@ import pytest
 from echo_engine import EchoEngine
 from live_server import Serve
 
-from slimdeploy.serve.engine import _RANGES, Sampling
+from slimdeploy.serve.engine import RANGES, Sampling
 from slimdeploy.serve.protocol.chat import ChatRequest
 from slimdeploy.serve.routes.page import PAGE
 
@@ -56,8 +56,8 @@ def test_no_answer_is_ever_read_as_html() -> None:
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_setting_is_a_field_of_the_request_within_the_range_that_the_server_takes(name: str) -> None:
     assert name in ChatRequest.model_fields
-    if name in _RANGES:
-        lowest, highest = _RANGES[name]
+    if name in RANGES:
+        lowest, highest = RANGES[name]
         assert float(NUMBERS[name]["min"] or "nan") == max(lowest, 0 if name == "top_k" else lowest)
         assert float(NUMBERS[name].get("max") or "inf") == highest
 

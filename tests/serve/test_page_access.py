@@ -141,7 +141,7 @@ def test_a_conversation_needs_no_mouse(visit: Visit, url: str, engine: EchoEngin
     go_back_to(page, answer.get_by_role("button", name="Try again"))
     keyboard.press("Enter")
     expect(question_box(page)).to_be_focused()
-    assert [request.messages[0].parts for request in engine.requests] == [("one\ntwo",)] * 2
+    assert [request.prompt[0].parts for request in engine.requests] == [("one\ntwo",)] * 2
     go_back_to(page, page.get_by_role("button", name="Attach pictures"))
     with page.expect_file_chooser() as chooser:
         keyboard.press("Enter")

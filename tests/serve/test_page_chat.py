@@ -41,7 +41,7 @@ def picture_file(path: Path, size: tuple[int, int]) -> Path:
 
 def said(request: GenerationRequest) -> list[tuple[str, str]]:
     """Roles and texts, with [WIDTHxHEIGHT] for a picture."""
-    return [(message.role, " ".join(map(_part, message.parts))) for message in request.messages]
+    return [(message.role, " ".join(map(_part, message.parts))) for message in request.prompt]
 
 
 def _part(part: object) -> str:

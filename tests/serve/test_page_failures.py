@@ -35,7 +35,7 @@ def test_a_failure_is_told_beside_what_came_before_it(visit: Visit, url: str, en
         answer = ask(page, question)
         expect(answer.get_by_role("alert")).to_have_text(told)
         expect(words(answer)).to_have_text(shown)
-        assert len(engine.requests[-1].messages) == 1  # what failed is not said to the model again
+        assert len(engine.requests[-1].prompt) == 1  # what failed is not said to the model again
 
 
 def test_what_others_between_may_answer_is_told_and_the_question_goes_again(visit: Visit, url: str) -> None:

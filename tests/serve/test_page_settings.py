@@ -53,7 +53,7 @@ def test_every_setting_reaches_the_engine(visit: Visit, url: str, engine: EchoEn
         max_tokens=3, temperature=0.7, seed=11, top_p=0.9, top_k=40, min_p=0.05, presence_penalty=0.5,
         frequency_penalty=-0.5, repetition_penalty=1.1, stop=("###", "\n\n"),
     )  # fmt: skip
-    assert [(message.role, message.parts) for message in request.messages] == [
+    assert [(message.role, message.parts) for message in request.prompt] == [
         ("system", ("Be brief.",)),
         ("user", ("one two three four five",)),
     ]
