@@ -110,12 +110,19 @@ def test_a_phone_scrolls_in_one_direction_and_has_targets_for_fingers(visit: Vis
 
 
 def assert_fits(page: Page) -> None:
+    """At the width of most phones, and of a page at four times its size."""
+    for width in (360, 320):
+        page.set_viewport_size({"width": width, "height": 740})
+        assert_fits_into(page, width)
+
+
+def assert_fits_into(page: Page, width: int) -> None:
     too_wide = """() => ["html", "body", "main", "footer", "header", "dialog"].filter((name) => {
       const it = document.querySelector(name);
       return it.scrollWidth > Math.min(it.clientWidth, innerWidth);
     })"""
     assert page.evaluate(too_wide) == []
-    assert page.evaluate("innerWidth") == 360
+    assert page.evaluate("innerWidth") == width
     controls = page.locator("button:visible, input:visible, textarea:visible, select:visible")
     small = {}
     for control in controls.all():
@@ -159,6 +166,7 @@ def test_a_conversation_needs_no_mouse(visit: Visit, url: str, engine: EchoEngin
 
 
 def go_back_to(page: Page, control: Locator) -> None:
+    expect(control).to_be_visible()
     for _ in range(10):
         if control.evaluate("(it) => it === document.activeElement"):
             return

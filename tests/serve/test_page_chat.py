@@ -86,6 +86,13 @@ def test_several_pictures_are_chosen_and_one_removed(
     expect(page.get_by_role("list", name="Attached pictures")).to_be_hidden()  # they went with the question
 
 
+def test_a_question_waits_for_its_pictures_to_be_read(visit: Visit, url: str, engine: EchoEngine, red: Path) -> None:
+    page = visit(url)
+    files = [picture_file(red.parent / f"{colour}.png", (9, 9)) for colour in ("blue", "white", "black", "gray")]
+    page.locator("#files").set_input_files([red, *files])
+    expect(words(ask(page, "all"))).to_have_text("[5x3] [9x9] [9x9] [9x9] [9x9] all")
+
+
 def test_a_picture_is_dropped(visit: Visit, url: str, red: Path) -> None:
     page = visit(url)
     transfer = page.evaluate_handle(TRANSFER, [_base64(red), "red.png"])
@@ -101,7 +108,7 @@ def test_what_is_no_picture_is_refused_in_words(visit: Visit, url: str, red: Pat
     page = visit(url)
     transfer = page.evaluate_handle(TRANSFER, [_base64(red), "notes.txt"])
     page.dispatch_event("main", "drop", {"dataTransfer": transfer})
-    expect(page.get_by_role("alert")).to_have_text("notes.txt: not a PNG, JPEG, WebP or GIF picture")
+    expect(page.get_by_role("alert")).to_have_text("notes.txt: no PNG, JPEG, WebP or GIF picture that can be read")
     page.get_by_role("button", name="Dismiss").click()
     expect(page.get_by_role("alert")).to_have_count(0)
 

@@ -31,6 +31,7 @@ def visited(browser: "Browser", url: str, options: dict[str, Any]) -> "Iterator[
 
     page.on("console", told)
     page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("filechooser", lambda _: None)  # from the start: turned on when it is waited for, it may be late
     page.on("request", lambda request: asked(request.url))
     page.goto(url)
     page.locator("#model:not([data-state=waiting])").wait_for()
