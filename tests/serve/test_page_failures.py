@@ -142,15 +142,14 @@ def test_a_server_that_was_away_is_found_again(visit: Visit, url: str) -> None:
     expect(page.get_by_role("button", name="Send")).to_be_enabled()
 
 
-@pytest.mark.parametrize("breach", ["document.body.append(picture)", "setTimeout('1')", "fetch(address)"])
-def test_a_breach_of_the_policy_fails_these_tests(chromium: Browser, url: str, breach: str) -> None:
+def test_breaches_of_the_policy_fail_these_tests(chromium: Browser, url: str) -> None:
     def commit() -> None:
         with visited(chromium, url, {}) as page:
-            page.evaluate(
-                "() => { const address = 'http://127.0.0.1:9/', picture = new Image(); picture.src = address;"
-                f"try {{ {breach} }} catch {{ }} }}"
-            )
-            page.wait_for_timeout(100)
+            page.evaluate("document.body.append(Object.assign(new Image(), { src: 'http://127.0.0.1:9/' }))")
+            page.evaluate("setTimeout('1')")
+            page.evaluate("fetch('http://127.0.0.1:9/').catch(() => {})")
 
-    with pytest.raises(AssertionError, match="Content Security Policy"):
+    with pytest.raises(AssertionError) as raised:
         commit()
+    for directive in ("img-src", "script-src", "connect-src"):
+        assert directive in str(raised.value)
