@@ -1,5 +1,6 @@
 """What goes wrong is told on the page in words, and the question can be sent again. In Debian's Chromium."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_a_failure_is_told_beside_what_came_before_it(visit: Visit, url: str, en
     page = visit(url)
     for question, shown, told in (
         (TOO_LONG, "", "The server refused this: the prompt is too long."),
-        ("close", "", "The server cannot answer now: the server is shutting down."),
+        ("close", "", "The server cannot answer now: the server is shutting down. Try again in 5 s."),
         ("break at once", "", "The server failed; its log says why."),
         ("one two break", "one two", "The server failed; its log says why."),
     ):
@@ -36,6 +37,13 @@ def test_a_failure_is_told_beside_what_came_before_it(visit: Visit, url: str, en
         expect(answer.get_by_role("alert")).to_have_text(told)
         expect(words(answer)).to_have_text(shown)
         assert len(engine.requests[-1].prompt) == 1  # what failed is not said to the model again
+
+
+def test_who_has_asked_too_much_reads_when_to_ask_again(visit: Visit, serve: Serve) -> None:
+    page = visit(serve(EchoEngine(), ServeConfig(tokens_per_minute=60)))
+    expect(ask(page, "word " * 60).locator(".figures")).to_contain_text("out")
+    told = re.compile(r"Too many requests: this key has used its 60 tokens per minute; ask again in \d\d s\.")
+    expect(ask(page, "more").get_by_role("alert")).to_have_text(told)
 
 
 def test_what_others_between_may_answer_is_told_and_the_question_goes_again(visit: Visit, url: str) -> None:
