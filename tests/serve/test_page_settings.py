@@ -70,6 +70,7 @@ def test_settings_outlive_a_reload_and_are_reset_together(visit: Visit, url: str
     open_settings(page)
     expect(page.get_by_label("Ask each question by itself")).to_be_checked()
     page.get_by_role("button", name="Reset all").click()
+    expect(page.get_by_role("dialog").get_by_role("status")).to_have_text("All settings are reset")
     expect(page.get_by_label("Ask each question by itself")).not_to_be_checked()
     page.keyboard.press("Escape")
     assert "temperature" not in sent_body(page, "hello")

@@ -48,6 +48,7 @@ def question_box(page: "Page") -> "Locator":
 
 def ask(page: "Page", question: str) -> "Locator":
     """Sends a question, and gives the answer's element, which may not be whole yet."""
+    page.locator("#model[data-state=ready]").wait_for()
     question_box(page).fill(question)
     question_box(page).press("Enter")
     return page.get_by_role("article", name="Answer").last
