@@ -219,6 +219,9 @@ class Engine(Protocol):
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """Raises RequestError before the first chunk when the request does not fit (prompt too long)."""
 
+    async def check_grammar(self, grammar: Grammar) -> None:
+        """Whether the model can honour it, which takes no place from others. Raises RequestError where it cannot."""
+
     @property
     def context(self) -> int:
         """Tokens that prompt and answer may have together."""

@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from requests_to_send import client_of, user
 from slimdeploy.artifact import Artifact
 from slimdeploy.config import ServeConfig
 from slimdeploy.kernels.library import library_file
-from slimdeploy.serve.engine import Chunk, GenerationRequest, Grammar, Message, RequestError, Sampling
+from slimdeploy.serve.engine import Chunk, GenerationRequest, Grammar, Message, Sampling
 from slimdeploy.serve.engines.onnx import OnnxEngine
 from slimdeploy.serve.runtime import LoadedModel
 
@@ -106,18 +107,6 @@ def test_seeds_repeat_and_differ(packed_artifact: Artifact) -> None:
     assert len(set(drawn)) > 1
 
 
-def test_a_grammar_that_is_refused_leaves_every_place_free(packed_artifact: Artifact) -> None:
-    async def refused(engine: OnnxEngine) -> None:
-        bad = [collect(engine, ask(Grammar("regex", f"[{number}", "where"))) for number in range(6)]
-        found = await asyncio.gather(*bad, return_exceptions=True)
-        assert all(isinstance(each, RequestError) and each.param == "where" for each in found)
-        assert said(await collect(engine, ask(GRAMMARS[2]))) in ("yes", "no", "maybe")
-
-    with engine_of(packed_artifact, concurrency=2) as engine:
-        asyncio.run(refused(engine))
-        assert engine._slots._value == 2
-
-
 def test_a_grammar_that_explodes_keeps_no_token_of_others_waiting(packed_artifact: Artifact) -> None:
     async def gaps(engine: OnnxEngine, until: "asyncio.Future[Any]") -> list[float]:
         """Between the tokens of one answer after the other."""
@@ -135,7 +124,7 @@ def test_a_grammar_that_explodes_keeps_no_token_of_others_waiting(packed_artifac
         quiet = await gaps(engine, asyncio.ensure_future(asyncio.sleep(1)))
         grammar = Grammar("json_schema", json.dumps(DIVISOR))
         start = time.perf_counter()
-        refusals = asyncio.gather(*(collect(engine, ask(grammar)) for _ in range(2)), return_exceptions=True)
+        refusals = asyncio.gather(*(engine.check_grammar(grammar) for _ in range(2)), return_exceptions=True)
         beside = await gaps(engine, refusals)
         assert all("longer than 1.5 s" in str(error) for error in refusals.result())
         assert time.perf_counter() - start < 6
@@ -226,3 +215,26 @@ def test_what_cannot_be_honoured_is_refused_by_name(
         real.chat.completions.create(model="tiny", messages=user("What?"), extra_body=body, stream=stream)
     assert caught.value.param == param
     assert reason in caught.value.message
+
+
+def test_a_grammar_that_is_tried_takes_no_place_and_is_waited_for_no_longer_than_a_place(
+    serve: Serve, packed_artifact: Artifact
+) -> None:
+    config = ServeConfig(threads=1, concurrency=1, max_wait_s=1, grammar_timeout_s=2)
+    client = client_of(serve(OnnxEngine(packed_artifact, config), config))
+    bodies: list[Any] = [{"structured_outputs": {"json": DIVISOR}}, {"structured_outputs": {"regex": "a+b"}}, {}]
+
+    def asked(body: Any) -> str:
+        try:
+            return str(client.chat.completions.create(model="tiny", messages=user("What?"), extra_body=body).id)
+        except openai.APIStatusError as error:
+            return f"{error.status_code} {error.message}"
+
+    with ThreadPoolExecutor(3) as clients:
+        first = clients.submit(asked, bodies[0])
+        time.sleep(0.2)
+        others = [clients.submit(asked, body) for body in bodies[1:]]
+        assert others[1].result().startswith("chatcmpl-")
+        assert others[0].result().startswith("429 ")
+        assert first.result().startswith("429 ")
+    assert asked(bodies[1]).startswith("chatcmpl-")
