@@ -57,9 +57,10 @@ def said(chunks: list[Chunk]) -> str:
     return "".join(chunk.text for chunk in chunks)
 
 
+# No \d: Rust's Unicode has digits that Python's does not know.
 letters = st.sampled_from('ab 1é\n/"{.')
 patterns = st.recursive(
-    st.one_of(letters.map(re.escape), st.sampled_from(["[a-c]", "[^a]", ".", r"\d", "[ab ]"])),
+    st.one_of(letters.map(re.escape), st.sampled_from(["[a-c]", "[^a]", ".", "[0-9]", "[ab ]"])),
     lambda inner: st.one_of(
         st.tuples(inner, inner).map("".join),
         st.tuples(inner, inner).map("(?:{0[0]}|{0[1]})".format),

