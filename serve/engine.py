@@ -12,6 +12,7 @@ from slimdeploy.images import load_image
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice"]
 
 
 class RequestError(SlimdeployError):
@@ -79,6 +80,19 @@ RANGES: dict[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True)
+class Grammar:
+    """What an answer must be, all of it.
+
+    source: a schema as JSON, a regular expression (Rust's syntax), or a list of texts as JSON; nothing for json_object.
+    param: the request's field that says so.
+    """
+
+    kind: GrammarKind
+    source: str = ""
+    param: str = "grammar"
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen, and where the answer ends. Raises RequestError for a value that is out of range.
 
@@ -87,6 +101,7 @@ class Sampling:
     own, which ignore_eos passes over. min_tokens: those before which nothing ends the answer. logit_bias: what is added
     to the logits of some tokens, by their ids.
     logprobs: how many alternatives are told beside every token's own log probability; None tells neither.
+    grammar: what the answer must be; it ends where nothing can follow, whatever else says that it goes on.
     """
 
     max_tokens: int
@@ -104,6 +119,7 @@ class Sampling:
     min_tokens: int = 0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         for name, (lowest, highest) in RANGES.items():
@@ -202,6 +218,9 @@ class Engine(Protocol):
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """Raises RequestError before the first chunk when the request does not fit (prompt too long)."""
+
+    async def check_grammar(self, grammar: Grammar) -> None:
+        """Whether the model can honour it, which takes no place from others. Raises RequestError where it cannot."""
 
     @property
     def context(self) -> int:

@@ -1,6 +1,6 @@
 """What is added to logits: biases as asked, and penalties for tokens that were there before."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,3 +46,10 @@ class Penalties:
         penalised = logits.copy()
         penalised[tokens] = seen
         return penalised
+
+
+def without(logits: Logits, tokens: Collection[int]) -> Logits:
+    """Logits, (vocabulary,), of which those tokens never come."""
+    rest = logits.copy()
+    rest[[token for token in tokens if token < len(logits)]] = -np.inf
+    return rest

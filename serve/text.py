@@ -6,6 +6,7 @@ Knows nothing of conversations; `slimdeploy.serve.chat_template` makes the promp
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders
@@ -45,6 +46,20 @@ class Text:
         self._controls = controls
         self._beginnings = tuple({control[:n] for control in controls for n in _prefix_lengths(control)})
         self._ends = tuple({control[-n:] for control in controls for n in _prefix_lengths(control)})
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Ids are below it."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def loses_first_space(self) -> bool:
+        """Whether an answer's first token gives its text less the space that it has inside of an answer."""
+        for token in range(self.vocabulary):
+            _, data = self.token(token)
+            if data and data[0] == 0x20 and data[1:].isalpha():
+                return not self.decode([token]).startswith(" ")
+        return False
 
     def quote(self, text: str) -> str:
         """The text with control tokens such as `<image>` marked, so that `encode` reads them as plain characters.

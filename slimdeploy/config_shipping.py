@@ -152,6 +152,9 @@ class ServeConfig(Table):
         10.0, gt=0, description="Longest that fetching one picture may take, redirects included."
     )
     max_body_mb: float = Field(32.0, gt=0, description="Size of a request's body.")
+    grammar_timeout_s: float = Field(
+        5.0, gt=0, description="Longest time that compiling what an answer must be (response_format) may take."
+    )
     onnx: ServeOnnxConfig = ServeOnnxConfig()
 
 

@@ -31,8 +31,8 @@ _CPU_FEATURES = (
 # What each extra brings, by the packages that only it needs.
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "compress": ("torch", "transformers", "accelerate", "onnx", "onnxscript", "optimum", "safetensors"),
-    "edge": ("onnxruntime", "tokenizers", "fastapi", "uvicorn", "httpx", "prometheus-client"),
-    "edge-gpu": ("onnxruntime-gpu", "tokenizers", "fastapi", "uvicorn", "httpx", "prometheus-client"),
+    "edge": ("onnxruntime", "tokenizers", "llguidance", "fastapi", "uvicorn", "httpx", "prometheus-client"),
+    "edge-gpu": ("onnxruntime-gpu", "tokenizers", "llguidance", "fastapi", "uvicorn", "httpx", "prometheus-client"),
     "vllm": ("vllm",),
 }
 

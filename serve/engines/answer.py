@@ -1,12 +1,11 @@
 """One request's answer: what the decoder says of it, logits after logits, becomes tokens, text and chunks."""
 
-from collections.abc import Iterable
-
-import numpy as np
+from collections.abc import Collection, Iterable
 
 from ..engine import Chunk, FinishReason, Sampling, Usage
+from ..grammar import Constraint
 from ..logprobs import token_logprob
-from ..penalties import Logits
+from ..penalties import Logits, without
 from ..sampling import Sampler
 from ..text import AnswerStream, Text
 
@@ -14,17 +13,28 @@ from ..text import AnswerStream, Text
 class Answer:
     """limit: tokens that it may have. prompt_ids: those that penalties count; ends: those that end it.
 
-    tokens: what was chosen so far. usage: counts the token that ends the answer, too.
+    tokens: what was chosen so far. usage: counts the token that ends the answer, too. constraint: its own.
     """
 
     def __init__(
-        self, sampling: Sampling, text: Text, prompt_ids: Iterable[int], ends: frozenset[int], limit: int, usage: Usage
+        self,
+        sampling: Sampling,
+        text: Text,
+        prompt_ids: Iterable[int],
+        ends: frozenset[int],
+        limit: int,
+        usage: Usage,
+        constraint: Constraint | None = None,
     ) -> None:
         self.tokens: list[int] = []
         self._sampling = sampling
         self._text = text
         self._sampler = Sampler(sampling, prompt_ids)
-        self._ends = frozenset(sampling.stop_tokens) | (frozenset() if sampling.ignore_eos else ends)
+        self._constraint = constraint
+        # Where a grammar says that nothing else can follow, the model's end is the end.
+        passed_over = sampling.ignore_eos and constraint is None
+        self._ends = frozenset(sampling.stop_tokens) | (frozenset() if passed_over else ends)
+        self._unwanted = ends if sampling.ignore_eos and constraint else frozenset()
         self._limit = limit
         self._stream = AnswerStream(text, () if sampling.min_tokens else sampling.stop)
         self._usage = usage
@@ -34,17 +44,15 @@ class Answer:
 
         One with a finish reason is the last.
         """
-        if len(self.tokens) < self._sampling.min_tokens:
-            token = self._sampler(self._without_ends(logits))
-        else:
+        if len(self.tokens) >= self._sampling.min_tokens:
             self._stream.stop = self._sampling.stop
-            token = self._sampler(logits)
+        token = self._sampler(self._allowed(logits))
         self.tokens.append(token)
         ended = token in self._ends
         text = "" if ended else self._stream.push(token)
         count = len(self.tokens)
         finish: FinishReason | None = None
-        if ended or self._stream.stopped:
+        if ended or self._stream.stopped or self._is_complete(token):
             finish = "stop"
         elif count == self._limit:
             finish = "length"
@@ -58,7 +66,15 @@ class Answer:
         usage = Usage(self._usage.prompt_tokens, count, self._usage.cached_tokens)
         return Chunk(text, usage, finish, logprobs)
 
-    def _without_ends(self, logits: Logits) -> Logits:
-        endless = logits.copy()
-        endless[[end for end in self._ends if end < len(logits)]] = -np.inf
-        return endless
+    def _allowed(self, logits: Logits) -> Logits:
+        barred: Collection[int] = self._ends if len(self.tokens) < self._sampling.min_tokens else self._unwanted
+        if self._constraint is not None:
+            return self._constraint(logits, barred)
+        return without(logits, barred) if barred else logits
+
+    def _is_complete(self, token: int) -> bool:
+        """Whether the grammar lets nothing follow this token, which is new."""
+        if self._constraint is None:
+            return False
+        self._constraint.count(token)
+        return self._constraint.is_complete

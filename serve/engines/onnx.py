@@ -6,6 +6,8 @@ ever blocking the event loop.
 
 import asyncio
 import logging
+import os
+import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,7 +18,8 @@ from slimdeploy.errors import ServeError
 from slimdeploy.kernels.library import instruction_set_in_use
 from slimdeploy.layouts import held, packed_matrices
 
-from ..engine import Chunk, GenerationRequest, Message, RequestError
+from ..engine import Chunk, GenerationRequest, Grammar, Message, RequestError
+from ..grammar import Grammars
 from ..line import SHUTTING_DOWN
 from ..model_files import AS_THE_MODEL, TokenLimits
 from .onnx_loop import DecodeLoop, Job
@@ -27,6 +30,8 @@ from .onnx_sequence import keep, prepared
 from .onnx_sessions import import_onnxruntime
 
 log = logging.getLogger(__name__)
+
+_NICE = 10
 
 
 def load_model(
@@ -55,6 +60,7 @@ class OnnxGenerator:
 
     def __init__(self, model: OnnxModel) -> None:
         self._model = model
+        self._grammars = Grammars(model.text, model.facts.end_tokens, ServeConfig().grammar_timeout_s)
 
     def generate(self, request: GenerationRequest) -> Generator[Chunk, None, None]:
         """One chunk per token, with no text while that is not certain; the last one has the finish reason.
@@ -62,7 +68,8 @@ class OnnxGenerator:
         The token that ends the answer counts as a completion token. Raises RequestError before the first chunk.
         """
         sessions = self._model.sessions
-        sequence = prepared(self._model, request)
+        grammar = request.sampling.grammar
+        sequence = prepared(self._model, request, self._grammars.constraint(grammar) if grammar else None)
         cache = sessions.new_cache(sequence.room)
         if sequence.past:
             cache.start_from(sequence.past, sequence.length)
@@ -97,6 +104,11 @@ class OnnxEngine:
         self._decoding = DecodeLoop(self._model, rows, config.concurrency)
         self._texts = ThreadPoolExecutor(1, thread_name_prefix="texts")
         self._pictures = ThreadPoolExecutor(1, thread_name_prefix="pictures")
+        self._grammars = Grammars(self._model.text, self._model.facts.end_tokens, config.grammar_timeout_s)
+        # Two threads: a grammar that is known to be harmless waits for none that is tried.
+        self._trying, self._compiling = (
+            ThreadPoolExecutor(1, thread_name_prefix="grammars", initializer=_step_back) for _ in range(2)
+        )
         self._closed = False
 
     @property
@@ -108,8 +120,11 @@ class OnnxEngine:
         loop = asyncio.get_running_loop()
         if self._closed:
             raise ServeError(SHUTTING_DOWN)
+        constraint = None
+        if grammar := request.sampling.grammar:
+            constraint = await loop.run_in_executor(self._compiling, self._grammars.constraint, grammar)
         reader = self._pictures if request.pictures else self._texts
-        reading = loop.run_in_executor(reader, prepared, self._model, request)
+        reading = loop.run_in_executor(reader, prepared, self._model, request, constraint)
         try:
             sequence = await asyncio.shield(reading)
         except asyncio.CancelledError:
@@ -139,6 +154,11 @@ class OnnxEngine:
     def kv_usage(self) -> float:
         return self._decoding.kv_usage
 
+    async def check_grammar(self, grammar: Grammar) -> None:
+        if self._closed:
+            raise ServeError(SHUTTING_DOWN)
+        await asyncio.get_running_loop().run_in_executor(self._trying, self._grammars.check, grammar)
+
     async def tokenize(self, prompt: str | tuple[Message, ...]) -> list[int]:
         loop = asyncio.get_running_loop()
         if isinstance(prompt, str):
@@ -154,8 +174,14 @@ class OnnxEngine:
     async def close(self) -> None:
         self._closed = True
         await asyncio.to_thread(self._decoding.close)
-        for reader in (self._texts, self._pictures):
-            await asyncio.to_thread(reader.shutdown, wait=True)
+        for worker in (self._texts, self._pictures, self._trying, self._compiling):
+            await asyncio.to_thread(worker.shutdown, wait=True, cancel_futures=worker is self._trying)
+
+
+def _step_back() -> None:
+    """Linux has priorities for threads: a grammar can wait for tokens, and not the other way round."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _in(loop: asyncio.AbstractEventLoop, function: Callable[..., None]) -> Callable[..., None]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import repeat
 
 from ..engine import GenerationRequest, RequestError, Usage
+from ..grammar import Constraint
 from ..positions import token_kinds
 from .answer import Answer
 from .onnx_model import OnnxModel, Question
@@ -51,8 +52,11 @@ class RunningSequence:
         return self.answer.tokens[-1], self.next_position + made - 1
 
 
-def prepared(model: OnnxModel, request: GenerationRequest) -> RunningSequence:
-    """A request as the decoder takes it: its pictures are encoded. Raises RequestError for one that it cannot."""
+def prepared(model: OnnxModel, request: GenerationRequest, constraint: Constraint | None = None) -> RunningSequence:
+    """A request as the decoder takes it: its pictures are encoded. Raises RequestError for one that it cannot.
+
+    constraint: what its grammar became.
+    """
     unknown = [token for token in request.sampling.logit_bias if not 0 <= token < model.sessions.vocabulary]
     if unknown:
         raise RequestError(
@@ -67,7 +71,7 @@ def prepared(model: OnnxModel, request: GenerationRequest) -> RunningSequence:
     # Tokens that stand for a picture are not the prompt's words.
     words = (token for token in question.ids if token != model.facts.image_token)
     usage = Usage(len(question.ids), cached_tokens=start)
-    answer = Answer(request.sampling, model.text, words, model.facts.end_tokens, limit, usage)
+    answer = Answer(request.sampling, model.text, words, model.facts.end_tokens, limit, usage, constraint)
     room = len(question.ids) + limit
     past = prefix.past if prefix else None
     return RunningSequence(question.seen(), asked, prompt.tokens, prompt.next_position, past, answer, room, start)

@@ -38,7 +38,6 @@ class ChatRequest(ChoiceFields):
     parallel_tool_calls: Annotated[Any, Only(True, False)] = None
     functions: Annotated[Any, Only([])] = None
     function_call: Annotated[Any, Only("none", "auto")] = None
-    response_format: Annotated[Any, Only({"type": "text"})] = None
     modalities: Annotated[Any, Only(["text"])] = None
     audio: Annotated[Any, Only()] = None
     prediction: Annotated[Any, Only()] = None
@@ -54,7 +53,7 @@ class ChatRequest(ChoiceFields):
         if self.top_logprobs and not self.logprobs:
             raise RequestError("'top_logprobs' is only allowed when 'logprobs' is true", param="top_logprobs")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return self.sampling(self.max_completion_tokens or self.max_tokens, logprobs, config)
+        return self.sampling(self.max_completion_tokens or self.max_tokens, logprobs, config, self.grammar)
 
 
 class AnswerMessage(BaseModel):

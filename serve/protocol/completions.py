@@ -69,7 +69,7 @@ class CompletionRequest(ChoiceFields):
 
     def draw(self, config: ServeConfig) -> Sampling:
         """How its answers are made. Raises RequestError for a value that is out of range."""
-        return self.sampling(self.max_tokens or _DEFAULT_TOKENS, self.logprobs, config)
+        return self.sampling(self.max_tokens or _DEFAULT_TOKENS, self.logprobs, config, self.grammar)
 
 
 class CompletionLogprobs(BaseModel):

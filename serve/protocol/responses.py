@@ -7,9 +7,10 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from slimdeploy.config import ServeConfig
 
-from ..engine import Chunk, RequestError, Sampling, Usage
+from ..engine import Chunk, Grammar, RequestError, Sampling, Usage
 from ..turns import PictureUrl, Turn
 from .answers import ChosenToken, ServiceTier, chosen_tokens
+from .grammar import SchemaName, schema_grammar
 from .messages import ROLES, PictureText
 from .settings import SamplingFields
 from .wire import Label, Only, Wire
@@ -59,8 +60,36 @@ class InputMessage(Wire):
         return self
 
 
+class TextFormat(Wire):
+    """What the answer must be; all but the type belongs to "json_schema"."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: SchemaName | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _has_what_it_says(self) -> Self:
+        is_schema = self.type == "json_schema"
+        if (self.name is None or self.schema_ is None) if is_schema else (self.name or self.schema_):
+            raise ValueError("the fields 'name' and 'schema' belong to the type 'json_schema', which needs them")
+        return self
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """Raises RequestError for a schema that is none."""
+        match self.type:
+            case "text":
+                return None
+            case "json_object":
+                return Grammar("json_object", param="text.format")
+            case "json_schema":
+                return schema_grammar(self.schema_ or {}, "text.format.schema")
+
+
 class TextSettings(Wire):
-    format: Annotated[Any, Only({"type": "text"})] = None
+    format: TextFormat | None = None
     verbosity: Annotated[Any, Only("medium")] = None
 
 
@@ -114,6 +143,11 @@ class ResponseRequest(SamplingFields):
     def _text_as_message(cls, given: object) -> object:
         return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
+    @property
+    def format(self) -> TextFormat:
+        """What the answer must be."""
+        return (self.text and self.text.format) or TextFormat(type="text")
+
     def turns(self) -> tuple[Turn, ...]:
         """The instructions come first, as a system message."""
         said = tuple(
@@ -130,7 +164,7 @@ class ResponseRequest(SamplingFields):
         if self.stream_options is not None and not self.stream:
             raise RequestError("'stream_options' is only allowed when 'stream' is true", param="stream_options")
         logprobs = (self.top_logprobs or 0) if self.include or self.top_logprobs else None
-        return self.sampling(self.max_output_tokens, logprobs, config)
+        return self.sampling(self.max_output_tokens, logprobs, config, self.format.grammar)
 
 
 def _part(part: InputPart, name: str) -> str | PictureUrl:
@@ -228,7 +262,7 @@ class Response(BaseModel):
     parallel_tool_calls: bool = True
     previous_response_id: None = None
     temperature: float
-    text: dict[str, Any] = {"format": {"type": "text"}}
+    text: dict[str, Any]
     tool_choice: Literal["auto", "none"] = "auto"
     tools: list[Any] = []
     top_p: float
@@ -251,6 +285,7 @@ class Response(BaseModel):
             model=model,
             output=[],
             temperature=1.0 if request.temperature is None else request.temperature,
+            text={"format": request.format.model_dump(by_alias=True, exclude_none=True)},
             top_p=1.0 if request.top_p is None else request.top_p,
             top_logprobs=request.top_logprobs or 0,
             user=request.user,

@@ -7,7 +7,8 @@ from pydantic import Field, field_validator
 
 from slimdeploy.config import ServeConfig
 
-from ..engine import RANGES, RequestError, Sampling
+from ..engine import RANGES, Grammar, RequestError, Sampling
+from .grammar import ResponseFormat, StructuredOutputs, grammar_of
 from .wire import Only, TokenId, Wire
 
 
@@ -49,10 +50,12 @@ class SamplingFields(Wire):
     def _stop_as_list(cls, stop: object) -> object:
         return [stop] if isinstance(stop, str) else stop
 
-    def sampling(self, asked_tokens: int | None, logprobs: int | None, config: ServeConfig) -> Sampling:
+    def sampling(
+        self, asked_tokens: int | None, logprobs: int | None, config: ServeConfig, grammar: Grammar | None = None
+    ) -> Sampling:
         """An answer is never longer than the server's limit; one that was cut says so by its finish reason.
 
-        asked_tokens: its longest. logprobs: as `Sampling.logprobs`.
+        asked_tokens: its longest. logprobs, grammar: as in `Sampling`.
         """
         return Sampling(
             max_tokens=min(asked_tokens or config.max_tokens, config.max_tokens),
@@ -60,6 +63,7 @@ class SamplingFields(Wire):
             stop_tokens=tuple(self.stop_token_ids or ()),
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             logprobs=logprobs,
+            grammar=grammar,
             **self.model_dump(include=_SAME_NAMES, exclude_none=True),
         )
 
@@ -75,8 +79,10 @@ class StreamOptions(Wire):
 
 
 class ChoiceFields(SamplingFields):
-    """Of endpoints that give several answers."""
+    """Of endpoints that give several answers, and that can be told what these must be."""
 
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     n: int | None = Field(None, gt=0)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -87,6 +93,11 @@ class ChoiceFields(SamplingFields):
         if count > config.max_choices:
             raise RequestError(f"'n' = {count}: at most {config.max_choices} answers are given to a request", param="n")
         return count
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What each answer must be. Raises RequestError where two fields say so."""
+        return grammar_of(self.response_format, self.structured_outputs)
 
     @property
     def include_usage(self) -> bool:

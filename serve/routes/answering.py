@@ -18,8 +18,8 @@ from slimdeploy.errors import ServeError
 
 from ..bodies import json_body
 from ..choices import Choices, Chunks, EventStream, resumed, side_by_side
-from ..engine import Chunk, Engine, GenerationRequest, Message, Prompt, RequestError, Sampling
-from ..line import Line
+from ..engine import Chunk, Engine, GenerationRequest, Grammar, Message, Prompt, RequestError, Sampling
+from ..line import Line, busy
 from ..media import fetch_pictures, read_messages
 from ..metrics import AnswerWatch, Metrics
 from ..quota import Quota
@@ -66,6 +66,8 @@ class Service:
         """Of one request, side by side. Raises RequestError where its key has used up its tokens."""
         note = note_of(request.scope)
         self.quota.check(note.key)
+        if grammar := generations[0].sampling.grammar:
+            await self._check(grammar)
         in_line = [self._in_line(generation, is_first=number == 0) for number, generation in enumerate(generations)]
         watches = [AnswerWatch(note.start) for _ in generations]
         read: set[int] = set()  # prompts, by their identity
@@ -80,6 +82,14 @@ class Service:
                 note.saw(number, chunk)
                 self.metrics.made(watches[number], chunk, time.perf_counter())
                 yield number, chunk
+
+    async def _check(self, grammar: Grammar) -> None:
+        """Before the line, where one that explodes would keep a place. Raises RequestError, also for a long wait."""
+        try:
+            async with asyncio.timeout(self.config.max_wait_s):
+                await self.engine.check_grammar(grammar)
+        except TimeoutError:
+            raise busy("the grammars of others are tried; ask again later", self.line.retry_after) from None
 
     async def _in_line(self, generation: GenerationRequest, is_first: bool) -> Chunks:
         async with self.line.place(is_first) as waited, aclosing(self.engine.generate(generation)) as chunks:

@@ -15,6 +15,7 @@ from slimdeploy.serve.engine import (
     EncodedImage,
     FinishReason,
     GenerationRequest,
+    Grammar,
     Message,
     Prompt,
     RequestError,
@@ -74,6 +75,11 @@ class EchoEngine:
             yield Chunk(word, Usage(len(words), number, len(words) - 1), finish, logprobs)
             if finish:
                 return
+
+    async def check_grammar(self, grammar: Grammar) -> None:
+        """It honours none, and refuses one alone."""
+        if grammar.source == "refused":
+            raise RequestError(f"'{grammar.param}' is refused", param=grammar.param)
 
     context = 100
     kv_usage = 0.25

@@ -17,7 +17,7 @@ from requests_to_send import client_of, image_part, picture, user
 
 from slimdeploy.artifact import Artifact
 from slimdeploy.config import ServeConfig
-from slimdeploy.serve.engine import EncodedImage, Sampling
+from slimdeploy.serve.engine import EncodedImage, Grammar, Sampling
 from slimdeploy.serve.engines.onnx import OnnxEngine
 
 
@@ -118,6 +118,7 @@ def test_settings_reach_the_engine(client: openai.OpenAI, engine: EchoEngine) ->
             "stop_token_ids": [7, 8],
             "ignore_eos": True,
             "min_tokens": 2,
+            "structured_outputs": {"regex": "a+"},
         },
         logit_bias={"5": -100, "77": 2.5},
     )
@@ -138,6 +139,7 @@ def test_settings_reach_the_engine(client: openai.OpenAI, engine: EchoEngine) ->
         min_tokens=2,
         logit_bias={5: -100, 77: 2.5},
         logprobs=4,
+        grammar=Grammar("regex", "a+", "structured_outputs.regex"),
     )
     untouched = [f.name for f in fields(Sampling) if getattr(request.sampling, f.name) == f.default]
     assert untouched == []  # no setting that a client cannot reach

@@ -34,7 +34,9 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "truncation": ({"truncation": "auto"}, "truncation"),
     "effort": ({"reasoning": {"effort": "high"}}, "reasoning"),
     "sources": ({"include": ["file_search_call.results"]}, "include[0]"),
-    "other text": ({"text": {"format": {"type": "grammar"}}}, "text.format"),
+    "other text": ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
+    "a schema without a name": ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format"),
+    "a schema of no format": ({"text": {"format": {"type": "text", "schema": {"a": 1}}}}, "text.format"),
     "options without stream": ({"stream_options": {}}, "stream_options"),
     "n": ({"n": 2}, "n"),
 }
