@@ -214,7 +214,7 @@ def test_two_pictures_in_both_orders(both: Both) -> None:
 def test_a_prefix_may_end_within_a_picture(both: Both) -> None:
     messages = [user(BEFORE), Message("assistant", ("Yes.",)), user(picture(0), "What is it?")]
     model = both.cached.model
-    question = model.read(messages)
+    question = model.read(tuple(messages))
     middle = first_picture_token(both.plain, messages) + question.pictures[0].tokens // 2
     keep_start(model, messages, middle)
     answer = both.ask(messages)
@@ -225,7 +225,7 @@ def test_a_prefix_may_end_within_a_picture(both: Both) -> None:
 def test_a_prefix_may_not_end_within_a_picture_whose_tokens_see_each_other(both: Both) -> None:
     messages = [user(BEFORE), Message("assistant", ("Yes.",)), user(picture(0), "What is it?")]
     model = both.cached.model
-    question = model.read(messages)
+    question = model.read(tuple(messages))
     start = first_picture_token(both.plain, messages)
     pieces = pieces_of(model, question)
     assert {*range(start + 1, start + question.pictures[0].tokens)}.isdisjoint(pieces.ends)
@@ -235,7 +235,7 @@ def test_a_prefix_may_not_end_within_a_picture_whose_tokens_see_each_other(both:
 
 def keep_start(model: OnnxModel, messages: Sequence[Message], tokens: int) -> None:
     """As if a sequence had been no longer than that."""
-    question = model.read(messages)
+    question = model.read(tuple(messages))
     prompt = model.prompt(question, model.features(question))
     cache = model.sessions.new_cache(len(question.ids))
     type(model.sessions).decode(model.sessions, prompt.tokens, cache)
