@@ -13,19 +13,32 @@ from slimdeploy.errors import ServeError
 
 from .engine import EncodedImage, Engine, GenerationRequest, Message, RequestError, greedy
 
+_TEXT = "What is it?"
 _SIDE = 32
 _TOKENS = 2
 
 
 async def answer_first_question(engine: Engine) -> None:
-    """About a picture, as all models are served that see. Raises ServeError for one that cannot."""
+    """Of text, because a picture takes seconds; of models that answer nothing else, about a picture.
+
+    Raises ServeError for one that cannot.
+    """
+    try:
+        await _ask(engine, Message("user", (_TEXT,)))
+    except RequestError:
+        try:
+            await _ask(engine, Message("user", (_gray_picture(), _TEXT)))
+        except RequestError as error:
+            raise ServeError(f"{engine.model} cannot answer a first question: {error}") from None
+
+
+async def _ask(engine: Engine, message: Message) -> None:
+    async with aclosing(engine.generate(GenerationRequest((message,), greedy(_TOKENS)))) as chunks:
+        async for _ in chunks:
+            pass
+
+
+def _gray_picture() -> EncodedImage:
     stream = io.BytesIO()
     Image.new("RGB", (_SIDE, _SIDE), "gray").save(stream, "png")
-    picture = EncodedImage(stream.getvalue(), "messages[0].content[0]", _SIDE**2)
-    request = GenerationRequest((Message("user", (picture, "What is it?")),), greedy(_TOKENS))
-    try:
-        async with aclosing(engine.generate(request)) as chunks:
-            async for _ in chunks:
-                pass
-    except RequestError as error:
-        raise ServeError(f"{engine.model} cannot answer a question about a picture: {error}") from None
+    return EncodedImage(stream.getvalue(), "messages[0].content[0]", _SIDE**2)
