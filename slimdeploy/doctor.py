@@ -17,7 +17,6 @@ from .errors import ConfigError, ServeError
 from .kernels.library import FORCED, instruction_set_in_use, instruction_sets, layout_choice
 from .kernels.operators import fallback_note
 from .packed_tensor import ENCODINGS
-from .policy import UNSTRUCTURED
 
 Lookup = Callable[[str], str]
 
@@ -80,7 +79,7 @@ def kernels() -> list[Finding]:
     if missing:
         found.append(Finding("kernels not used", f"{', '.join(missing)}: not on this CPU"))
     for encoding in ENCODINGS.values():
-        half = layout_choice(encoding, UNSTRUCTURED, kept=0.5)
+        half = layout_choice(encoding, kept=0.5)
         found.append(Finding(f"packed {encoding.values}", f"{half}, half of them pruned"))
     return found
 

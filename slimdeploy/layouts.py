@@ -76,7 +76,7 @@ def held(matrices: Iterable[Description]) -> list[Held]:
 def _choice(matrix: Description) -> LayoutChoice | None:
     if matrix.rows * matrix.columns < WORTH_MEASURING:
         return None
-    return layout_choice(matrix.encoding, matrix.pattern, _kept(matrix))
+    return layout_choice(matrix.encoding, _kept(matrix))
 
 
 def _kept(matrix: Description) -> float:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArtifactError, ConfigError
 from ..packed import Encoding, PackedTensor, ValueType
-from ..packed_tensor import ALL_KEPT, block_counts
+from ..packed_tensor import block_counts
 
 Floats = NDArray[np.float32]
 Layout = Literal["auto", "sparse", "dense"]
@@ -23,7 +23,7 @@ Layout = Literal["auto", "sparse", "dense"]
 FORCED = "SLIMDEPLOY_KERNELS"
 """Environment variable that names the instruction set to use, for tests and for comparing them."""
 
-INTERFACE_VERSION = 2
+INTERFACE_VERSION = 3
 """Of the C functions and structures below; slimdeploy_interface_version tells the library's."""
 
 WORTH_MEASURING = 2**20
@@ -96,8 +96,6 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             ctypes.c_char_p,  # instruction set
             ctypes.c_int32,  # value type
             ctypes.c_int32,  # group
-            ctypes.c_int32,  # kept per block
-            ctypes.c_int32,  # block
             ctypes.c_double,  # share kept
             ctypes.POINTER(ctypes.c_int32),
             ctypes.POINTER(ctypes.c_double),
@@ -213,19 +211,17 @@ def instruction_set_in_use() -> str:
     return forced or supported[0]
 
 
-def layout_choice(encoding: Encoding, pattern: str, kept: float, instruction_set: str | None = None) -> LayoutChoice:
-    """What layout "auto" takes for matrices of at least `WORTH_MEASURING` weights; measured on first use.
+def layout_choice(encoding: Encoding, kept: float, instruction_set: str | None = None) -> LayoutChoice:
+    """What layout "auto" takes for masked matrices of at least `WORTH_MEASURING` weights; measured on first use.
 
-    pattern: "unstructured" or "N:M". kept: the share of weights that stays, 0 to 1.
+    kept: the share of weights that stays, 0 to 1.
     """
-    assert pattern != ALL_KEPT, "a matrix without a mask has no choice"
     library, error = require_library(), ctypes.create_string_buffer(ERROR_BYTES)
     layout, sparse, dense = ctypes.c_int32(), ctypes.c_double(), ctypes.c_double()
     code = library.slimdeploy_layout_choice(
         encoded_name(instruction_set),
         _VALUE_TYPES[encoding.values],
         encoding.group,
-        *_blocks(pattern),
         kept,
         ctypes.byref(layout),
         ctypes.byref(sparse),

@@ -44,31 +44,23 @@ def test_a_linear_is_not_copied(duplicate: Callable[[object], object]) -> None:
 
 
 @pytest.mark.parametrize("encoding", [Encoding("int4", 128), Encoding("int4", 32), INT8, Encoding("bf16")], ids=str)
-@pytest.mark.parametrize("pattern", ["unstructured", "32:64", "2:4"])
-def test_a_layout_is_chosen_by_what_was_measured(encoding: Encoding, pattern: str) -> None:
-    choice = layout_choice(encoding, pattern, 0.5)
+def test_a_layout_is_chosen_by_what_was_measured(encoding: Encoding) -> None:
+    choice = layout_choice(encoding, 0.5)
     assert choice.sparse_ns > 0
     assert choice.dense_ns > 0
     assert choice.layout == "sparse" or choice.dense_ns < choice.sparse_ns
-    assert layout_choice(encoding, pattern, 0.5) == choice, "it is measured once"
+    assert layout_choice(encoding, 0.5) == choice, "it is measured once"
 
 
 def test_groups_of_int4_are_measured_each_by_itself() -> None:
-    assert layout_choice(Encoding("int4", 32), "unstructured", 0.5) != layout_choice(
-        Encoding("int4", 128), "unstructured", 0.5
-    )
+    assert layout_choice(Encoding("int4", 32), 0.5) != layout_choice(Encoding("int4", 128), 0.5)
 
 
 def test_a_share_that_is_none_and_an_unknown_instruction_set_are_refused() -> None:
     with pytest.raises(ConfigError, match="share"):
-        layout_choice(INT8, "unstructured", 1.5)
+        layout_choice(INT8, 1.5)
     with pytest.raises(ConfigError, match="abacus"):
-        layout_choice(INT8, "unstructured", 0.5, "abacus")
-
-
-def test_nobody_asks_for_weights_without_a_mask() -> None:
-    with pytest.raises(AssertionError, match="no choice"):
-        layout_choice(INT8, ALL_KEPT, 1.0)
+        layout_choice(INT8, 0.5, "abacus")
 
 
 def test_a_choice_says_the_speed_of_what_was_taken_first() -> None:

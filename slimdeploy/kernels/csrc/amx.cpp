@@ -1,11 +1,10 @@
-// AVX-512 with tile products (AMX) for prefill: int8, int4 and bf16 weights. fp16 weights and up to 8 rows of
-// activations go as with AVX-512.
+// AVX-512 with tile products (AMX) for prefill: int8, int4 and bf16 weights. fp16 weights and few rows of activations
+// go as with AVX-512.
 //
 // This file has not run on a CPU that has AMX. The tests compile it against tests/kernels/native/amx_emulation.h, which
 // does in plain C++ what the manual says of each tile instruction.
 
 #include "avx512_bf16.h"
-#include "avx512_gathered.h"
 #include "tables.h"
 
 #if defined(SLIMDEPLOY_EMULATED_TILES)
@@ -16,11 +15,12 @@ namespace slimdeploy {
 namespace {
 
 struct Amx : Avx512Bf16 {
+    static constexpr int kMostFused = 16;
     static constexpr int kPanelTile = 8;                    // of fp16; divides kTileRows
     static constexpr size_t kPanelCache = size_t(1) << 20;  // of 2 MB at the second level
 };
 
-constexpr int kTileRows = 16, kTileBytes = 64, kRows = kPanelRows<Amx>;
+constexpr int kTileRows = 16, kTileBytes = 64, kRows = kCachedRows<Amx>;
 
 static_assert(kRows == 2 * kTileRows, "a panel is two tiles wide");
 static_assert(kTileRows % Amx::kPanelTile == 0, "activations are padded to whole tiles for all kinds of weights");
@@ -84,40 +84,48 @@ class Tiles {
 };
 
 // A tile for `Kind`, whose `multiply` takes one or both halves of its rows of activations.
-template <class Kind>
-SLIMDEPLOY_INLINE void multiply_rows(const typename Kind::Panel &panel, size_t blocks, const uint8_t *x, size_t stride,
-                                     size_t count, __m512 (&sum)[Kind::kTile][2]) {
-    Kind::Setup::see_memory();
+template <class ValueKind, int kStepBytes>
+struct AmxTiles {
+    using Kind = ValueKind;
+    using Weights = Cached<Amx, Kind>;
+    using Setup = Tiles<kStepBytes>;
+    static constexpr int kTile = 2 * kTileRows, kStep = kStepBytes;
+};
+
+template <class Multiply, class Weights>
+SLIMDEPLOY_INLINE void multiply_rows(const Weights &weights, const int32_t *starts, size_t columns, const uint8_t *x,
+                                     size_t stride, size_t count, __m512 (&sum)[2 * kTileRows][2]) {
+    Multiply::Setup::see_memory();
     if (count > size_t(kTileRows)) {
-        Kind::template multiply<true>(panel, blocks, x, stride, sum);
+        Multiply::template multiply<true>(weights, starts, columns, x, stride, sum);
     } else {
-        Kind::template multiply<false>(panel, blocks, x, stride, sum);
+        Multiply::template multiply<false>(weights, starts, columns, x, stride, sum);
     }
 }
 
 // Sums of int32 over a group of columns, each scaled and added to sums of floats.
 template <class Stream>
-struct IntTiles : IntPanel<Amx, Stream> {
-    using Base = IntPanel<Amx, Stream>;
-    using typename Base::Panel;
-    static constexpr int kTile = 2 * kTileRows, kStep = Base::kGroup < kTileBytes ? Base::kGroup : kTileBytes;
-    using Setup = Tiles<kStep>;
+    struct IntTiles : AmxTiles < IntKind<Amx, Stream>,
+    Stream::kGroup<kTileBytes ? Stream::kGroup : kTileBytes> {
+    using Base = AmxTiles < IntKind<Amx, Stream>, Stream::kGroup<kTileBytes ? Stream::kGroup : kTileBytes>;
+    using Base::kTile, Base::kStep;
+    using typename Base::Weights, typename Base::Setup;
 
-    static SLIMDEPLOY_INLINE void tile(const Panel &panel, size_t blocks, const uint8_t *x, size_t stride, size_t count,
-                                       __m512 (&sum)[kTile][2]) {
-        multiply_rows<IntTiles>(panel, blocks, x, stride, count, sum);
+    static SLIMDEPLOY_INLINE void tile(const Weights &weights, const int32_t *starts, size_t columns, const uint8_t *x,
+                                       size_t stride, size_t count, __m512 (&sum)[kTile][2]) {
+        multiply_rows<IntTiles>(weights, starts, columns, x, stride, count, sum);
     }
     template <bool kBoth>
-    static SLIMDEPLOY_INLINE void multiply(const Panel &panel, size_t blocks, const uint8_t *x, size_t stride,
-                                           __m512 (&sum)[kTile][2]) {
+    static SLIMDEPLOY_INLINE void multiply(const Weights &weights, const int32_t *starts, size_t columns,
+                                           const uint8_t *x, size_t stride, __m512 (&sum)[kTile][2]) {
         constexpr int kCount = kBoth ? kTile : kTileRows;
         alignas(64) int32_t products[kCount][kRows];
-        set_to_zero<Amx>(sum);
-        const uint32_t *units = panel.units;
-        const float *scales = panel.scales;
-        for (size_t g = 0; g < blocks * Base::kBlockGroups; g++, scales += kRows) {
+        for (int m = 0; m < kTile; m++) sum[m][0] = sum[m][1] = Amx::zero();
+        const uint32_t *units = weights.units;
+        const float *scales = weights.scales;
+        for (size_t column = 0; column < columns; column += Stream::kGroup, scales += kRows) {
             Setup::zero();
-            for (int step = 0; step < Base::kGroup; step += kStep, x += kStep, units += kStep / 4 * kRows) {
+            for (int step = 0; step < Stream::kGroup; step += kStep, x += kStep, units += kStep / 4 * kRows) {
                 Setup::template load<kBoth>(x, stride, units);
                 _tile_dpbusd(0, 4, 6);
                 _tile_dpbusd(1, 4, 7);
@@ -130,7 +138,7 @@ struct IntTiles : IntPanel<Amx, Stream> {
             SLIMDEPLOY_UNROLL
             for (int half = 0; half < 2; half++) {
                 const __m512 scale = Amx::load_floats(scales + half * kTileRows);
-                const __m512i start = Amx::load_ints(panel.starts + half * kTileRows);
+                const __m512i start = Amx::load_ints(starts + half * kTileRows);
                 for (int m = 0; m < kCount; m++) {
                     const __m512i product = _mm512_load_si512(products[m] + half * kTileRows);
                     sum[m][half] = Amx::multiply_add(sum[m][half], _mm512_add_epi32(product, start), scale);
@@ -141,21 +149,21 @@ struct IntTiles : IntPanel<Amx, Stream> {
 };
 
 template <class Stream>
-struct Bf16Tiles : WordPanel<Amx, Stream, Amx::Bf16> {
-    using typename WordPanel<Amx, Stream, Amx::Bf16>::Panel;
-    static constexpr int kTile = 2 * kTileRows, kStep = kTileBytes;
-    using Setup = Tiles<kStep>;
+struct Bf16Tiles : AmxTiles<WordKind<Amx, Stream, Amx::Bf16>, kTileBytes> {
+    using Base = AmxTiles<WordKind<Amx, Stream, Amx::Bf16>, kTileBytes>;
+    using Base::kTile, Base::kStep;
+    using typename Base::Weights, typename Base::Setup;
 
-    static SLIMDEPLOY_INLINE void tile(const Panel &panel, size_t blocks, const uint8_t *x, size_t stride, size_t count,
-                                       __m512 (&sum)[kTile][2]) {
-        multiply_rows<Bf16Tiles>(panel, blocks, x, stride, count, sum);
+    static SLIMDEPLOY_INLINE void tile(const Weights &weights, const int32_t *starts, size_t columns, const uint8_t *x,
+                                       size_t stride, size_t count, __m512 (&sum)[kTile][2]) {
+        multiply_rows<Bf16Tiles>(weights, starts, columns, x, stride, count, sum);
     }
     template <bool kBoth>
-    static SLIMDEPLOY_INLINE void multiply(const Panel &panel, size_t blocks, const uint8_t *x, size_t stride,
-                                           __m512 (&sum)[kTile][2]) {
-        const uint32_t *units = panel.units;
+    static SLIMDEPLOY_INLINE void multiply(const Weights &weights, const int32_t *, size_t columns, const uint8_t *x,
+                                           size_t stride, __m512 (&sum)[kTile][2]) {
+        const uint32_t *units = weights.units;
         Setup::zero();
-        for (size_t i = 0; i < blocks * (2 * kBlockColumns / kStep); i++, x += kStep, units += kStep / 4 * kRows) {
+        for (size_t i = 0; i < columns * 2 / kStep; i++, x += kStep, units += kStep / 4 * kRows) {
             Setup::template load<kBoth>(x, stride, units);
             _tile_dpbf16ps(0, 4, 6);
             _tile_dpbf16ps(1, 4, 7);
@@ -170,16 +178,15 @@ struct Bf16Tiles : WordPanel<Amx, Stream, Amx::Bf16> {
 
 template <Structure kStructure>
 constexpr void use_tiles(KernelTable &table) {
-    fill_panels<Amx, IntTiles<Int8Stream<Amx, kStructure>>>(table, kInt8, kStructure);
-    fill_panels<Amx, IntTiles<Int4Stream<Amx, kStructure, 128>>>(table, kInt4Group128, kStructure);
-    fill_panels<Amx, IntTiles<Int4Stream<Amx, kStructure, 32>>>(table, kInt4Group32, kStructure);
-    fill_panels<Amx, Bf16Tiles<WordStream<Amx, kStructure>>>(table, kBf16, kStructure);
+    fill_cached<Amx, IntTiles<Int8Stream<Amx, kStructure>>>(table, kInt8, kStructure);
+    fill_cached<Amx, IntTiles<Int4Stream<Amx, kStructure, 128>>>(table, kInt4Group128, kStructure);
+    fill_cached<Amx, IntTiles<Int4Stream<Amx, kStructure, 32>>>(table, kInt4Group32, kStructure);
+    fill_cached<Amx, Bf16Tiles<WordStream<Amx, kStructure>>>(table, kBf16, kStructure);
 }
 
 constexpr KernelTable make_amx_table() {
-    KernelTable table = make_avx512_table<Amx>("amx");
-    use_tiles<kUnstructured>(table);
-    use_tiles<kFixedCount>(table);
+    KernelTable table = make_table<Amx>("amx");
+    use_tiles<kSparse>(table);
     use_tiles<kDense>(table);
     table.tile_rows = kTileRows;
     return table;

@@ -12,7 +12,7 @@
 
 #include "attention_scratch.h"
 #include "numbers.h"
-#include "panels.h"
+#include "streams.h"
 
 namespace slimdeploy {
 namespace {
@@ -58,6 +58,16 @@ constexpr size_t kKeysAhead = 32;
 SLIMDEPLOY_INLINE void prefetch_rows(const float *rows, size_t numbers) {
     for (size_t i = 0; i < numbers; i += 64 / sizeof(float)) __builtin_prefetch(rows + i);
 }
+
+// to[u * kStride + lane] = from[lane][u].
+template <int kLanes, int kUnits, int kStride>
+struct Transpose {
+    static SLIMDEPLOY_INLINE void run(const uint32_t (&from)[kLanes][kUnits], uint32_t *to) {
+        for (int u = 0; u < kUnits; u++) {
+            for (int lane = 0; lane < kLanes; lane++) to[size_t(u) * kStride + lane] = from[lane][u];
+        }
+    }
+};
 
 // block[d][key] = keys[key][d] for `count` keys, zeros for the others up to kKeys; also for d up to a whole vector.
 template <class Isa, size_t kKeys>

@@ -14,15 +14,14 @@ namespace {
 
 template <class Products>
 struct Avx2 {
-    static constexpr int kLanes = 8, kOffset = Products::kOffset, kPanelVectors = 2, kPanelTile = 4;
+    static constexpr int kLanes = 8, kOffset = Products::kOffset, kFusedSizes = 4;
+    static constexpr int kMostFused = 8, kPanelVectors = 2, kPanelTile = 4;
     static constexpr size_t kPanelCache = size_t(256) << 10;
-    using Few = Avx2;
-    using Bytes = const uint8_t *;  // 16 registers are few: activations are loaded where they are used
     struct Chunk {
-        __m256i half[2];  // 32 columns each
+        __m256i half[2];  // 8 rows each
     };
     struct Words {
-        __m128i part[4];  // 8 columns each
+        __m128i part[4];  // 8 rows each, two parts for every column
     };
     using Ints = __m256i;
     using Units = __m256i;
@@ -81,47 +80,28 @@ struct Avx2 {
         return {
             {spread_words<0>(mask, p), spread_words<8>(mask, p), spread_words<16>(mask, p), spread_words<24>(mask, p)}};
     }
-    static SLIMDEPLOY_INLINE void store(uint32_t *p, Chunk chunk) {
-        _mm256_store_si256(reinterpret_cast<__m256i *>(p), chunk.half[0]);
-        _mm256_store_si256(reinterpret_cast<__m256i *>(p + 8), chunk.half[1]);
-    }
+    static SLIMDEPLOY_INLINE Units units(const Chunk &chunk, int v) { return chunk.half[v]; }
 
-    static SLIMDEPLOY_INLINE Ints broadcast_ints(int32_t value) { return _mm256_set1_epi32(value); }
-    static SLIMDEPLOY_INLINE Ints load_ints(const int32_t *p) {
-        return _mm256_load_si256(reinterpret_cast<const __m256i *>(p));
-    }
-    static SLIMDEPLOY_INLINE Bytes load_bytes(const uint8_t *x) { return x; }
-    static SLIMDEPLOY_INLINE void load_scales(const uint8_t *p, Floats (&scale)[2]) {
-        for (int half = 0; half < 2; half++) scale[half] = broadcast(load_bf16(p + 2 * half));
-    }
-    static SLIMDEPLOY_INLINE Ints dot(Ints sum, const uint8_t *x, Chunk chunk) {
-        sum = Products::add(sum, load_256(x), chunk.half[0]);
-        return Products::add(sum, load_256(x + 32), chunk.half[1]);
-    }
-    static SLIMDEPLOY_INLINE Floats dot_by_32(Floats sum, Ints start, const uint8_t *x, Chunk chunk,
-                                              const uint8_t *scales) {
-        SLIMDEPLOY_UNROLL
-        for (int half = 0; half < 2; half++) {
-            const __m256i ints = Products::add(start, load_256(x + 32 * half), chunk.half[half]);
-            sum = multiply_add(sum, ints, broadcast(load_bf16(scales + 2 * half)));
-        }
-        return sum;
-    }
+    static SLIMDEPLOY_INLINE Ints load_ints(const int32_t *p) { return load_256(p); }
+    static SLIMDEPLOY_INLINE Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+    static SLIMDEPLOY_INLINE Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 
     static SLIMDEPLOY_INLINE Floats zero() { return _mm256_setzero_ps(); }
-    static SLIMDEPLOY_INLINE Floats broadcast(float value) { return _mm256_set1_ps(value); }
     static SLIMDEPLOY_INLINE Floats multiply_add(Floats sum, Ints ints, Floats scale) {
         return _mm256_fmadd_ps(_mm256_cvtepi32_ps(ints), scale, sum);
     }
-    static SLIMDEPLOY_INLINE float total(Floats sum) {
-        __m128 four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
-        four = _mm_add_ps(four, _mm_movehl_ps(four, four));
-        return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+    // bf16 is the upper half of a float.
+    static SLIMDEPLOY_INLINE Floats widen_bf16(__m128i words) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
     }
+    static SLIMDEPLOY_INLINE Floats load_bf16(const uint8_t *p) { return widen_bf16(load_128(p)); }
     static SLIMDEPLOY_INLINE Floats load_floats(const float *p) { return _mm256_load_ps(p); }
     static SLIMDEPLOY_INLINE void store_floats(float *p, Floats value) { _mm256_store_ps(p, value); }
 
     static SLIMDEPLOY_INLINE Units load_units(const uint32_t *p) { return load_256(p); }
+    static SLIMDEPLOY_INLINE void store_units(uint32_t *p, Units units) {
+        _mm256_store_si256(reinterpret_cast<__m256i *>(p), units);
+    }
     static SLIMDEPLOY_INLINE Units broadcast_unit(const uint8_t *p) {
         int unit;
         memcpy(&unit, p, sizeof unit);
@@ -135,7 +115,7 @@ struct Avx2 {
         return _mm256_maskload_ps(x, _mm256_cmpgt_epi32(_mm256_set1_epi32(int(left)), places));
     }
     // Largest magnitude by bit pattern, so that infinity and NaN come out on top.
-    static float round_int8(const float *x, size_t columns, size_t blocks, void *out) {
+    static float round_int8(const float *x, size_t columns, size_t padded, void *out) {
         __m256i most = _mm256_setzero_si256();
         for (size_t k = 0; k < columns; k += 8) {
             const __m256i bits = _mm256_castps_si256(load_some(x + k, columns - k));
@@ -148,7 +128,7 @@ struct Avx2 {
         const Int8Rounding rounding(largest);
         const __m256 inverse = _mm256_set1_ps(rounding.inverse);
         uint8_t *bytes = static_cast<uint8_t *>(out);
-        for (size_t k = 0; k < blocks * kBlockColumns; k += 8) {
+        for (size_t k = 0; k < padded; k += 8) {
             const __m256 scaled = _mm256_mul_ps(load_some(x + k, k < columns ? columns - k : 0), inverse);
             const __m256i codes = _mm256_add_epi32(_mm256_cvtps_epi32(scaled), _mm256_set1_epi32(kOffset));
             const __m256i low_bytes = _mm256_setr_epi32(0x0C080400, -1, -1, -1, 0x0C080400, -1, -1, -1);
@@ -163,21 +143,8 @@ struct Avx2 {
     struct ByFloats {
         using Activation = float;
         static constexpr RoundKernel round = kRound;
-        static SLIMDEPLOY_INLINE Floats dot(Floats sum, const float *x, Words words) {
-            // One addition to `sum` at the end keeps the chain of additions through a row short.
-            __m256 part = _mm256_mul_ps(_mm256_loadu_ps(x), Widen::floats(words.part[0]));
-            SLIMDEPLOY_UNROLL
-            for (int i = 1; i < 4; i++) {
-                part = _mm256_fmadd_ps(_mm256_loadu_ps(x + 8 * i), Widen::floats(words.part[i]), part);
-            }
-            return _mm256_add_ps(sum, part);
-        }
-        static SLIMDEPLOY_INLINE void store(uint32_t *p, Words words) {
-            SLIMDEPLOY_UNROLL
-            for (int i = 0; i < 4; i++) {
-                const __m256i floats = _mm256_castps_si256(Widen::floats(words.part[i]));
-                _mm256_store_si256(reinterpret_cast<__m256i *>(p + 8 * i), floats);
-            }
+        static SLIMDEPLOY_INLINE Units units(const Words &words, int i, int v) {
+            return _mm256_castps_si256(Widen::floats(words.part[2 * i + v]));
         }
         static SLIMDEPLOY_INLINE Floats dot_units(Floats sum, Units x, Units weights) {
             return _mm256_fmadd_ps(_mm256_castsi256_ps(x), _mm256_castsi256_ps(weights), sum);
@@ -187,9 +154,7 @@ struct Avx2 {
         static SLIMDEPLOY_INLINE Floats floats(__m128i words) { return _mm256_cvtph_ps(words); }
     };
     struct WidenBf16 {
-        static SLIMDEPLOY_INLINE Floats floats(__m128i words) {
-            return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
-        }
+        static SLIMDEPLOY_INLINE Floats floats(__m128i words) { return widen_bf16(words); }
     };
     using Fp16 = ByFloats<WidenFp16, copy_floats>;
     using Bf16 = ByFloats<WidenBf16, round_to_bf16>;

@@ -1,5 +1,5 @@
-#include "avx512_gathered.h"
+#include "avx512.h"
+
 #include "tables.h"
 
-constexpr slimdeploy::KernelTable slimdeploy::avx512_kernels =
-    slimdeploy::make_avx512_table<slimdeploy::Avx512>("avx512");
+constexpr slimdeploy::KernelTable slimdeploy::avx512_kernels = slimdeploy::make_table<slimdeploy::Avx512>("avx512");

@@ -11,14 +11,11 @@
 namespace slimdeploy {
 namespace {
 
-struct Avx512Few;
-
 struct Avx512 {
-    static constexpr int kLanes = 16, kOffset = 128, kPanelVectors = 2, kPanelTile = 6;
+    static constexpr int kLanes = 16, kOffset = 128, kFusedSizes = 6;
+    static constexpr int kMostFused = 32, kPanelVectors = 2, kPanelTile = 6;
     static constexpr size_t kPanelCache = size_t(512) << 10;  // of at least 1 MB at the second level
-    using Few = Avx512Few;
     using Chunk = __m512i;
-    using Bytes = __m512i;
     using Words = __m512i;
     using Ints = __m512i;
     using Units = __m512i;
@@ -48,48 +45,40 @@ struct Avx512 {
     static SLIMDEPLOY_INLINE Words expand16(uint32_t mask, const uint8_t *p) {
         return _mm512_maskz_expand_epi16(mask, load_first(p));
     }
-    static SLIMDEPLOY_INLINE void store(uint32_t *p, Chunk chunk) { _mm512_store_si512(p, chunk); }
+    static SLIMDEPLOY_INLINE Units units(Chunk chunk, int) { return chunk; }
 
-    static SLIMDEPLOY_INLINE Ints broadcast_ints(int32_t value) { return _mm512_set1_epi32(value); }
-    static SLIMDEPLOY_INLINE Ints load_ints(const int32_t *p) { return _mm512_load_si512(p); }
-    static SLIMDEPLOY_INLINE Bytes load_bytes(const uint8_t *x) { return load(x); }
+    static SLIMDEPLOY_INLINE Ints load_ints(const int32_t *p) { return _mm512_loadu_si512(p); }
+    static SLIMDEPLOY_INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+    static SLIMDEPLOY_INLINE Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
     // For its own intrinsic gcc 12 copies every sum there and back, which takes a fifth of prefill on Zen 5.
-    static SLIMDEPLOY_INLINE Ints dot(Ints sum, Bytes x, Chunk chunk) {
-        __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(chunk));
+    static SLIMDEPLOY_INLINE Ints dot_units(Ints sum, Units x, Units weights) {
+        __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(weights));
         return sum;
     }
-    // Both scales in one load; bf16 is the upper half of a float.
-    static SLIMDEPLOY_INLINE void load_scales(const uint8_t *p, Floats (&scale)[2]) {
-        int both;
-        memcpy(&both, p, sizeof both);
-        const __m512i pair = _mm512_set1_epi32(both);
-        scale[0] = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
-        scale[1] = _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32(int(0xFFFF0000))));
-    }
-    static SLIMDEPLOY_INLINE Floats dot_by_32(Floats sum, Ints start, Bytes x, Chunk chunk, const uint8_t *scales) {
-        const __m512 first = broadcast(load_bf16(scales)), second = broadcast(load_bf16(scales + 2));
-        return multiply_add(sum, dot(start, x, chunk), _mm512_mask_blend_ps(0xFF00, first, second));
-    }
-
     static SLIMDEPLOY_INLINE Floats zero() { return _mm512_setzero_ps(); }
-    static SLIMDEPLOY_INLINE Floats broadcast(float value) { return _mm512_set1_ps(value); }
     static SLIMDEPLOY_INLINE Floats multiply_add(Floats sum, Ints ints, Floats scale) {
         return _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints), scale, sum);
     }
-    static SLIMDEPLOY_INLINE float total(Floats sum) { return _mm512_reduce_add_ps(sum); }
+    static SLIMDEPLOY_INLINE Floats load_bf16(const uint8_t *p) {
+        return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+    }
+    // bf16 is the upper half of a float.
+    static SLIMDEPLOY_INLINE Floats widen_bf16(__m256i words) {
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+    }
     static SLIMDEPLOY_INLINE Floats load_floats(const float *p) { return _mm512_load_ps(p); }
     static SLIMDEPLOY_INLINE void store_floats(float *p, Floats value) { _mm512_store_ps(p, value); }
 
     static SLIMDEPLOY_INLINE Units load_units(const uint32_t *p) { return _mm512_loadu_si512(p); }
+    static SLIMDEPLOY_INLINE void store_units(uint32_t *p, Units units) { _mm512_store_si512(p, units); }
     static SLIMDEPLOY_INLINE Units broadcast_unit(const uint8_t *p) {
         int unit;
         memcpy(&unit, p, sizeof unit);
         return _mm512_set1_epi32(unit);
     }
-    static SLIMDEPLOY_INLINE Ints dot_units(Ints sum, Units x, Units weights) { return dot(sum, x, weights); }
 
     // Largest magnitude by bit pattern, so that infinity and NaN come out on top.
-    static float round_int8(const float *x, size_t columns, size_t blocks, void *out) {
+    static float round_int8(const float *x, size_t columns, size_t padded, void *out) {
         const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
         __m512i most = _mm512_setzero_si512();
         for (size_t k = 0; k < columns; k += 16) {
@@ -99,7 +88,7 @@ struct Avx512 {
         const Int8Rounding rounding(_mm512_reduce_max_epu32(most));
         const __m512 inverse = _mm512_set1_ps(rounding.inverse);
         uint8_t *bytes = static_cast<uint8_t *>(out);
-        for (size_t k = 0; k < blocks * kBlockColumns; k += 16) {
+        for (size_t k = 0; k < padded; k += 16) {
             const __m512 scaled = _mm512_mul_ps(load_some(x + k, k < columns ? columns - k : 0), inverse);
             const __m512i codes = _mm512_add_epi32(_mm512_cvtps_epi32(scaled), _mm512_set1_epi32(kOffset));
             _mm_storeu_si128(reinterpret_cast<__m128i *>(bytes + k), _mm512_cvtepi32_epi8(codes));
@@ -111,58 +100,28 @@ struct Avx512 {
         return left >= 16 ? _mm512_loadu_ps(x) : _mm512_maskz_loadu_ps(__mmask16((1u << left) - 1), x);
     }
 
-    // Two vectors of 16 floats from 32 words.
+    static SLIMDEPLOY_INLINE __m256i half(Words words, int i) {
+        return i ? _mm512_extracti64x4_epi64(words, 1) : _mm512_castsi512_si256(words);
+    }
     struct Fp16 {
         using Activation = float;
         static constexpr auto round = copy_floats;
-        static SLIMDEPLOY_INLINE Floats low(Words w) { return _mm512_cvtph_ps(_mm512_castsi512_si256(w)); }
-        static SLIMDEPLOY_INLINE Floats high(Words w) { return _mm512_cvtph_ps(_mm512_extracti64x4_epi64(w, 1)); }
-        static SLIMDEPLOY_INLINE Floats dot(Floats sum, const float *x, Words w) { return dot_floats<Fp16>(sum, x, w); }
-        static SLIMDEPLOY_INLINE void store(uint32_t *p, Words w) { store_floats_of<Fp16>(p, w); }
+        static SLIMDEPLOY_INLINE Units units(Words words, int i, int) {
+            return _mm512_castps_si512(_mm512_cvtph_ps(half(words, i)));
+        }
         static SLIMDEPLOY_INLINE Floats dot_units(Floats sum, Units x, Units w) { return dot_float_units(sum, x, w); }
     };
     struct Bf16 {
         using Activation = float;
         static constexpr auto round = round_to_bf16;
-        static SLIMDEPLOY_INLINE Floats widen(__m256i w) {
-            return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(w), 16));
+        static SLIMDEPLOY_INLINE Units units(Words words, int i, int) {
+            return _mm512_castps_si512(widen_bf16(half(words, i)));
         }
-        static SLIMDEPLOY_INLINE Floats low(Words w) { return widen(_mm512_castsi512_si256(w)); }
-        static SLIMDEPLOY_INLINE Floats high(Words w) { return widen(_mm512_extracti64x4_epi64(w, 1)); }
-        static SLIMDEPLOY_INLINE Floats dot(Floats sum, const float *x, Words w) { return dot_floats<Bf16>(sum, x, w); }
-        static SLIMDEPLOY_INLINE void store(uint32_t *p, Words w) { store_floats_of<Bf16>(p, w); }
         static SLIMDEPLOY_INLINE Floats dot_units(Floats sum, Units x, Units w) { return dot_float_units(sum, x, w); }
     };
 
-    template <class Arithmetic>
-    static SLIMDEPLOY_INLINE Floats dot_floats(Floats sum, const float *x, Words w) {
-        sum = _mm512_fmadd_ps(_mm512_loadu_ps(x), Arithmetic::low(w), sum);
-        return _mm512_fmadd_ps(_mm512_loadu_ps(x + 16), Arithmetic::high(w), sum);
-    }
-    template <class Arithmetic>
-    static SLIMDEPLOY_INLINE void store_floats_of(uint32_t *p, Words w) {
-        _mm512_store_si512(p, _mm512_castps_si512(Arithmetic::low(w)));
-        _mm512_store_si512(p + 16, _mm512_castps_si512(Arithmetic::high(w)));
-    }
     static SLIMDEPLOY_INLINE Floats dot_float_units(Floats sum, Units x, Units w) {
         return _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(w), sum);
-    }
-};
-
-// At most 32 values take half a vector, which costs half as much to load and shift.
-struct Avx512Few {
-    static SLIMDEPLOY_INLINE __m256i load(const uint8_t *p) {
-        return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
-    }
-    static SLIMDEPLOY_INLINE __m512i spread(uint64_t mask, __m256i values) {
-        return _mm512_maskz_expand_epi8(mask, _mm512_castsi256_si512(values));
-    }
-    static SLIMDEPLOY_INLINE __m512i expand(uint64_t mask, const uint8_t *p) { return spread(mask, load(p)); }
-    static SLIMDEPLOY_INLINE __m256i high(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(char(0xF0))); }
-    static SLIMDEPLOY_INLINE __m256i low(__m256i v) { return high(_mm256_slli_epi16(v, 4)); }
-    static SLIMDEPLOY_INLINE __m512i expand_low(uint64_t mask, const uint8_t *p) { return spread(mask, low(load(p))); }
-    static SLIMDEPLOY_INLINE __m512i expand_high(uint64_t mask, const uint8_t *p) {
-        return spread(mask, high(load(p)));
     }
 };
 

@@ -1,7 +1,6 @@
 #include "avx512_bf16.h"
 
-#include "avx512_gathered.h"
 #include "tables.h"
 
 constexpr slimdeploy::KernelTable slimdeploy::avx512_bf16_kernels =
-    slimdeploy::make_avx512_table<slimdeploy::Avx512Bf16>("avx512_bf16");
+    slimdeploy::make_table<slimdeploy::Avx512Bf16>("avx512_bf16");

@@ -1,138 +1,41 @@
-// Fused kernels, for few rows of activations: the weight is read once and decoded into registers, with kRows of its
-// rows in flight, far apart, against kCount rows of activations. See linear.h for `Isa`.
+// Fused kernels, for few rows of activations: weights are decoded into registers and multiplied with kCount rows. For
+// more rows a panel, which is in the first-level cache by then, is decoded again.
 
 #ifndef SLIMDEPLOY_FUSED_H
 #define SLIMDEPLOY_FUSED_H
 
-#include "streams.h"
+#include "tile.h"
 
 namespace slimdeploy {
 namespace {
 
-// How far ahead of a row's position memory is fetched: two or four rows in flight take this much to hide the latency of
-// DRAM.
-constexpr int kFusedPrefetch = 3072;
-
-template <class Isa, class Stream>
-struct IntProduct {
-    // Units of 4 columns that a lane sums before it is scaled. A group of 32 columns takes 8 lanes at most.
-    static constexpr int kGroupUnits = Stream::kGroup / 4;
-    static constexpr int kUnitsOfLane = kGroupUnits < Isa::kLanes ? 1 : kGroupUnits / Isa::kLanes;
-
-    template <int kRows, int kCount>
-    static SLIMDEPLOY_INLINE void run(const Matrix &w, const Activations &a, float *y, const size_t (&row)[kRows]) {
-        const uint8_t *x = static_cast<const uint8_t *>(a.values);
-        typename Isa::Floats sum[kRows][kCount];
-        typename Isa::Ints start[kRows];
-        Stream stream[kRows];
-        SLIMDEPLOY_UNROLL
-        for (int r = 0; r < kRows; r++) {
-            stream[r] = {w.data + w.row_offset[row[r]], w.kept_per_chunk, kFusedPrefetch};
-            start[r] = Isa::broadcast_ints(w.starts[row[r]] * kUnitsOfLane);
-            SLIMDEPLOY_UNROLL
-            for (int m = 0; m < kCount; m++) sum[r][m] = Isa::zero();
-        }
-        for (size_t b = 0; b < w.blocks; b++, x += kBlockColumns) {
-            typename Isa::Bytes bytes[kChunks];
-            if constexpr (kCount == 1) load_bytes(x, bytes);
-            SLIMDEPLOY_UNROLL
-            for (int r = 0; r < kRows; r++) {
-                typename Isa::Chunk chunk[kChunks];
-                const uint8_t *scales = stream[r].next(chunk);
-                SLIMDEPLOY_UNROLL
-                for (int m = 0; m < kCount; m++) {
-                    if constexpr (kCount > 1) load_bytes(x + m * a.stride, bytes);
-                    sum[r][m] = add(sum[r][m], start[r], bytes, chunk, scales);
-                }
-            }
-        }
-        SLIMDEPLOY_UNROLL
-        for (int r = 0; r < kRows; r++) {
-            SLIMDEPLOY_UNROLL
-            for (int m = 0; m < kCount; m++) {
-                if (size_t(m) < a.count) {
-                    y[m * w.rows + row[r]] = a.scales[m] * (Isa::total(sum[r][m]) - w.corrections[row[r]]);
-                }
-            }
+template <class Isa, class Kind, int kCount, int kPanels>
+SLIMDEPLOY_INLINE void multiply_panels(const Matrix &w, const Activations &a, float *y,
+                                       const size_t (&panel)[kPanels]) {
+    const uint8_t *x = static_cast<const uint8_t *>(a.values);
+    for (size_t m = 0; m < a.count; m += kCount) {
+        Decoded<Isa, Kind, kPanels> source;
+        for (int i = 0; i < kPanels; i++) source.open(w, i, panel[i]);
+        typename Isa::Floats sum[kCount][source.kVectors];
+        multiply_weights<Isa, Kind, kCount>(source, w.padded_columns, x + m * a.stride, a.stride, sum);
+        for (int i = 0; i < kPanels; i++) {
+            constexpr int kVectors = kUnitVectors<Isa>;
+            write_tile<Isa, Kind, kVectors>(w, a, y, m, panel[i] * kPanelRows, true, true, sum, i * kVectors);
         }
     }
+}
 
-    static SLIMDEPLOY_INLINE void load_bytes(const uint8_t *x, typename Isa::Bytes (&bytes)[kChunks]) {
-        SLIMDEPLOY_UNROLL
-        for (int c = 0; c < kChunks; c++) bytes[c] = Isa::load_bytes(x + kChunkColumns * c);
-    }
-
-    static SLIMDEPLOY_INLINE typename Isa::Floats add(typename Isa::Floats sum, typename Isa::Ints start,
-                                                      const typename Isa::Bytes (&x)[kChunks],
-                                                      const typename Isa::Chunk (&chunk)[kChunks],
-                                                      const uint8_t *scales) {
-        if constexpr (Stream::kGroup == 32) {
-            SLIMDEPLOY_UNROLL
-            for (int c = 0; c < kChunks; c++) sum = Isa::dot_by_32(sum, start, x[c], chunk[c], scales + 4 * c);
-        } else {
-            typename Isa::Floats scale[2];
-            Isa::load_scales(scales, scale);
-            SLIMDEPLOY_UNROLL
-            for (int half = 0; half < 2; half++) {
-                auto ints = Isa::dot(start, x[2 * half], chunk[2 * half]);
-                ints = Isa::dot(ints, x[2 * half + 1], chunk[2 * half + 1]);
-                sum = Isa::multiply_add(sum, ints, scale[half]);
-            }
-        }
-        return sum;
-    }
-};
-
-template <class Isa, class Stream, class Arithmetic>
-struct WordProduct {
-    template <int kRows, int kCount>
-    static SLIMDEPLOY_INLINE void run(const Matrix &w, const Activations &a, float *y, const size_t (&row)[kRows]) {
-        using Activation = typename Arithmetic::Activation;
-        const uint8_t *x = static_cast<const uint8_t *>(a.values);
-        typename Isa::Floats sum[kRows][kCount];
-        Stream stream[kRows];
-        SLIMDEPLOY_UNROLL
-        for (int r = 0; r < kRows; r++) {
-            stream[r] = {w.data + w.row_offset[row[r]], w.kept_per_chunk, kFusedPrefetch};
-            SLIMDEPLOY_UNROLL
-            for (int m = 0; m < kCount; m++) sum[r][m] = Isa::zero();
-        }
-        for (size_t b = 0; b < w.blocks; b++, x += kBlockColumns * sizeof(Activation)) {
-            SLIMDEPLOY_UNROLL
-            for (int r = 0; r < kRows; r++) {
-                typename Isa::Words words[Stream::kWords];
-                stream[r].next(words);
-                SLIMDEPLOY_UNROLL
-                for (int m = 0; m < kCount; m++) {
-                    const Activation *xm = reinterpret_cast<const Activation *>(x + m * a.stride);
-                    SLIMDEPLOY_UNROLL
-                    for (int i = 0; i < Stream::kWords; i++)
-                        sum[r][m] = Arithmetic::dot(sum[r][m], xm + 32 * i, words[i]);
-                }
-            }
-        }
-        SLIMDEPLOY_UNROLL
-        for (int r = 0; r < kRows; r++) {
-            SLIMDEPLOY_UNROLL
-            for (int m = 0; m < kCount; m++) {
-                if (size_t(m) < a.count) y[m * w.rows + row[r]] = Isa::total(sum[r][m]);
-            }
-        }
-    }
-};
-
-template <class Product, int kRows, int kCount>
+// For one row of activations two panels are in flight, far apart: products of one alone would wait for its decoding.
+template <class Isa, class Kind, int kCount>
 void fused(const Matrix &w, const Activations &a, float *y, size_t begin, size_t end) {
-    const size_t stripe = (end - begin) / kRows;
-    for (size_t i = 0; i < stripe; i++) {
-        size_t row[kRows];
-        for (int r = 0; r < kRows; r++) row[r] = begin + r * stripe + i;
-        Product::template run<kRows, kCount>(w, a, y, row);
+    constexpr size_t kPanels = kCount == 1 ? 2 : 1;
+    const size_t stripe = (end - begin) / kPanels;
+    for (size_t i = begin; i < begin + stripe; i++) {
+        size_t panel[kPanels];
+        for (size_t p = 0; p < kPanels; p++) panel[p] = i + p * stripe;
+        multiply_panels<Isa, Kind, kCount, int(kPanels)>(w, a, y, panel);
     }
-    for (size_t n = begin + kRows * stripe; n < end; n++) {
-        const size_t row[1] = {n};
-        Product::template run<1, kCount>(w, a, y, row);
-    }
+    for (size_t i = begin + kPanels * stripe; i < end; i++) multiply_panels<Isa, Kind, kCount, 1>(w, a, y, {i});
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Which layout is faster on this machine, found by running both over synthetic weights that are in no cache.
 //
 // Zeros pay where memory is the bottleneck. On a CPU that spreads bytes by a mask slowly, or whose memory is fast, a
-// dense layout can win; and whether two or four rows should be in flight depends on the prefetchers.
+// dense layout can win.
 
 #include <pthread.h>
 #include <time.h>
@@ -10,7 +10,6 @@
 #include <cstring>
 #include <map>
 #include <mutex>
-#include <optional>
 #include <tuple>
 
 #include "weight.h"
@@ -58,7 +57,7 @@ std::unique_ptr<slimdeploy_weight> synthetic_weight(const KernelTable &kernels, 
     std::vector<uint64_t> mask(dense ? 0 : kRows * kColumns / 64);
     for (uint64_t &chunk : mask) {
         // Unstructured counts vary around their mean.
-        const int jitter = structure == kUnstructured ? int(next_random(state) % 9) - 4 : 0;
+        const int jitter = int(next_random(state) % 9) - 4;
         chunk = random_mask(std::clamp(kept_of_64 + jitter, 1, 63), state);
         kept += __builtin_popcountll(chunk);
     }
@@ -72,7 +71,6 @@ std::unique_ptr<slimdeploy_weight> synthetic_weight(const KernelTable &kernels, 
                         : kind == kInt8 ? SLIMDEPLOY_INT8
                                         : SLIMDEPLOY_INT4;
     packed.group = words ? 0 : kind == kInt4Group32 ? 32 : 128;
-    if (structure == kFixedCount) packed.kept_per_block = kept_of_64, packed.block = 64;
     if (!dense) packed.mask = reinterpret_cast<const uint8_t *>(mask.data()), packed.mask_count = mask.size() * 8;
     packed.values = values.data();
     packed.value_count = dense ? uint64_t(kRows * kColumns) : kept;
@@ -98,19 +96,19 @@ class Trial {
     Trial(const KernelTable &kernels, ValueKind kind, Structure structure, int kept_of_64)
         : kernels_(kernels),
           weight_(synthetic_weight(kernels, kind, structure, kept_of_64)),
-          bytes_(weight_->row_offset.back()),
+          bytes_(weight_->panel_offset.back()),
           copies_(kStackBytes / bytes_ + 1),
           stack_(copies_ * bytes_ + kReadAhead),
           x_(kColumns * kernels.activation_bytes[kind]),
           y_(kRows) {
         for (size_t i = 0; i < copies_; i++) memcpy(stack_.data() + i * bytes_, weight_->matrix.data, bytes_);
         const std::vector<float> x(kColumns, 1.0f);
-        x_scale_ = kernels.round[kind](x.data(), kColumns, kColumns / kBlockColumns, x_.data());
+        x_scale_ = kernels.round[kind](x.data(), kColumns, kColumns, x_.data());
     }
 
-    // Runs once through the stack, or as far as time allows, and remembers the best speed of each kernel.
-    void run(FusedSize size) {
-        const FusedKernel kernel = kernels_.fused[weight_->kind][weight_->structure][size];
+    // Runs once through the stack, or as far as time allows, and remembers the best speed.
+    void run() {
+        const FusedKernel kernel = kernels_.fused[weight_->kind][weight_->structure][0];
         const Activations activations{x_.data(), &x_scale_, 1, x_.size()};
         flush(stack_.data(), copies_ * bytes_);
         const double start = seconds_now();
@@ -119,15 +117,15 @@ class Trial {
         for (size_t i = 0; i < copies_ && seconds < kMostSecondsOfRun; i++) {
             Matrix matrix = weight_->matrix;
             matrix.data = stack_.data() + i * bytes_;
-            kernel(matrix, activations, y_.data(), 0, kRows);
+            kernel(matrix, activations, y_.data(), 0, kRows / kPanelRows);
             weights += kRows * kColumns;
             seconds = seconds_now() - start;
         }
-        const double ns_per_1000 = seconds * 1e12 / double(weights);
-        if (ns_per_1000 < best_.ns_per_1000) best_ = {ns_per_1000, size};
+        best_ns_ = std::min(best_ns_, seconds * 1e12 / double(weights));
     }
 
-    const Speed &best() const { return best_; }
+    // For 1000 weights.
+    double best_ns() const { return best_ns_; }
 
    private:
     const KernelTable &kernels_;
@@ -137,31 +135,26 @@ class Trial {
     std::vector<uint8_t> x_;
     std::vector<float> y_;
     float x_scale_;
-    Speed best_ = {1e30, kOneByTwo};
+    double best_ns_ = 1e30;
 };
 
-// Layouts and kernels take turns, so that what else happens on the machine meets them all.
-LayoutChoice measure(const KernelTable &kernels, ValueKind kind, Structure structure, int kept_of_64) {
-    Trial dense(kernels, kind, kDense, 64);
-    std::optional<Trial> sparse;
-    if (structure != kDense) sparse.emplace(kernels, kind, structure, kept_of_64);
+// Layouts take turns, so that what else happens on the machine meets both.
+LayoutChoice measure(const KernelTable &kernels, ValueKind kind, int kept_of_64) {
+    Trial dense(kernels, kind, kDense, 64), sparse(kernels, kind, kSparse, kept_of_64);
     for (int round = 0; round < kRounds; round++) {
-        for (const FusedSize size : {kOneByTwo, kOneByFour}) {
-            dense.run(size);
-            if (sparse) sparse->run(size);
-        }
+        dense.run();
+        sparse.run();
     }
-    if (!sparse) return {kDense, dense.best(), dense.best()};
-    const bool faster_dense = dense.best().ns_per_1000 < kDenseMargin * sparse->best().ns_per_1000;
-    return {faster_dense ? kDense : structure, sparse->best(), dense.best()};
+    const bool faster_dense = dense.best_ns() < kDenseMargin * sparse.best_ns();
+    return {faster_dense ? kDense : kSparse, sparse.best_ns(), dense.best_ns()};
 }
 
 std::mutex measuring;
 
 }  // namespace
 
-LayoutChoice choose_layout(const KernelTable &kernels, ValueKind kind, Structure structure, double kept) {
-    static std::map<std::tuple<const KernelTable *, ValueKind, Structure, int>, LayoutChoice> known;
+LayoutChoice choose_layout(const KernelTable &kernels, ValueKind kind, double kept) {
+    static std::map<std::tuple<const KernelTable *, ValueKind, int>, LayoutChoice> known;
     // A child of a process that forks while it measures must find the lock open.
     static const bool safe_to_fork = [] {
         const auto lock = [] { measuring.lock(); };
@@ -169,28 +162,25 @@ LayoutChoice choose_layout(const KernelTable &kernels, ValueKind kind, Structure
         return pthread_atfork(lock, unlock, unlock) == 0;
     }();
     static_cast<void>(safe_to_fork);
-    const int quarters = structure == kDense ? 4 : std::clamp(int(kept * 4 + 0.5), 1, structure == kFixedCount ? 2 : 3);
-    const auto key = std::make_tuple(&kernels, kind, structure, quarters);
+    const int quarters = std::clamp(int(kept * 4 + 0.5), 1, 3);
+    const auto key = std::make_tuple(&kernels, kind, quarters);
     const std::lock_guard<std::mutex> lock(measuring);
     const auto found = known.find(key);
     if (found != known.end()) return found->second;
-    return known[key] = measure(kernels, kind, structure, quarters * 16);
+    return known[key] = measure(kernels, kind, quarters * 16);
 }
 
 }  // namespace slimdeploy
 
-int slimdeploy_layout_choice(const char *instruction_set, int32_t value_type, int32_t group, int32_t kept_per_block,
-                             int32_t block, double kept, int32_t *layout, double *sparse_ns, double *dense_ns,
-                             char *error, size_t error_size) {
+int slimdeploy_layout_choice(const char *instruction_set, int32_t value_type, int32_t group, double kept,
+                             int32_t *layout, double *sparse_ns, double *dense_ns, char *error, size_t error_size) {
     using namespace slimdeploy;
     return guarded(error, error_size, [&] {
-        validate_kind(value_type, group, kept_per_block, block);
+        validate_kind(value_type, group);
         if (!(kept >= 0.0 && kept <= 1.0)) throw InvalidInput("the share of kept weights is not between 0 and 1");
-        const Structure structure = keeps_fixed_count(kept_per_block, block) ? kFixedCount : kUnstructured;
-        const LayoutChoice choice =
-            choose_layout(find_kernels(instruction_set), value_kind(value_type, group), structure, kept);
+        const LayoutChoice choice = choose_layout(find_kernels(instruction_set), value_kind(value_type, group), kept);
         *layout = choice.structure == kDense ? SLIMDEPLOY_DENSE : SLIMDEPLOY_SPARSE;
-        *sparse_ns = choice.sparse.ns_per_1000;
-        *dense_ns = choice.dense.ns_per_1000;
+        *sparse_ns = choice.sparse_ns;
+        *dense_ns = choice.dense_ns;
     });
 }

@@ -11,15 +11,14 @@ namespace slimdeploy {
 namespace {
 
 struct Neon {
-    static constexpr int kLanes = 4, kOffset = 0, kPanelVectors = 4, kPanelTile = 4;
+    static constexpr int kLanes = 4, kOffset = 0, kFusedSizes = 3;
+    static constexpr int kMostFused = 8, kPanelVectors = 4, kPanelTile = 4;
     static constexpr size_t kPanelCache = size_t(256) << 10;
-    using Few = Neon;
-    using Bytes = const uint8_t *;
     struct Chunk {
-        int8x16_t part[4];
+        int8x16_t part[4];  // 4 rows each
     };
     struct Words {
-        uint16x8_t part[4];
+        uint16x8_t part[4];  // 8 rows each, two parts for every column
     };
     using Ints = int32x4_t;
     using Units = uint32x4_t;
@@ -86,43 +85,26 @@ struct Neon {
         }
         return words;
     }
-    static SLIMDEPLOY_INLINE void store(uint32_t *p, Chunk chunk) {
-        SLIMDEPLOY_UNROLL
-        for (int i = 0; i < 4; i++) vst1q_u32(p + 4 * i, vreinterpretq_u32_s8(chunk.part[i]));
-    }
+    static SLIMDEPLOY_INLINE Units units(const Chunk &chunk, int v) { return vreinterpretq_u32_s8(chunk.part[v]); }
 
-    static SLIMDEPLOY_INLINE Bytes load_bytes(const uint8_t *x) { return x; }
-    static SLIMDEPLOY_INLINE int8x16_t codes(const uint8_t *x) { return vreinterpretq_s8_u8(vld1q_u8(x)); }
-    static SLIMDEPLOY_INLINE void load_scales(const uint8_t *p, Floats (&scale)[2]) {
-        for (int half = 0; half < 2; half++) scale[half] = broadcast(load_bf16(p + 2 * half));
-    }
-    static SLIMDEPLOY_INLINE Ints broadcast_ints(int32_t value) { return vdupq_n_s32(value); }
     static SLIMDEPLOY_INLINE Ints load_ints(const int32_t *p) { return vld1q_s32(p); }
-    static SLIMDEPLOY_INLINE Ints dot(Ints sum, Bytes x, Chunk chunk) {
-        SLIMDEPLOY_UNROLL
-        for (int i = 0; i < 4; i++) sum = vdotq_s32(sum, codes(x + 16 * i), chunk.part[i]);
-        return sum;
-    }
-    static SLIMDEPLOY_INLINE Floats dot_by_32(Floats sum, Ints start, Bytes x, Chunk chunk, const uint8_t *scales) {
-        SLIMDEPLOY_UNROLL
-        for (int half = 0; half < 2; half++, x += 32) {
-            Ints ints = vdotq_s32(start, codes(x), chunk.part[2 * half]);
-            ints = vdotq_s32(ints, codes(x + 16), chunk.part[2 * half + 1]);
-            sum = multiply_add(sum, ints, broadcast(load_bf16(scales + 2 * half)));
-        }
-        return sum;
-    }
+    static SLIMDEPLOY_INLINE Ints add(Ints a, Ints b) { return vaddq_s32(a, b); }
+    static SLIMDEPLOY_INLINE Floats add(Floats a, Floats b) { return vaddq_f32(a, b); }
 
     static SLIMDEPLOY_INLINE Floats zero() { return vdupq_n_f32(0); }
-    static SLIMDEPLOY_INLINE Floats broadcast(float value) { return vdupq_n_f32(value); }
     static SLIMDEPLOY_INLINE Floats multiply_add(Floats sum, Ints ints, Floats scale) {
         return vfmaq_f32(sum, vcvtq_f32_s32(ints), scale);
     }
-    static SLIMDEPLOY_INLINE float total(Floats sum) { return vaddvq_f32(sum); }
+    // bf16 is the upper half of a float.
+    static SLIMDEPLOY_INLINE Floats widen_bf16(uint16x4_t words) {
+        return vreinterpretq_f32_u32(vshll_n_u16(words, 16));
+    }
+    static SLIMDEPLOY_INLINE Floats load_bf16(const uint8_t *p) { return widen_bf16(vreinterpret_u16_u8(vld1_u8(p))); }
     static SLIMDEPLOY_INLINE Floats load_floats(const float *p) { return vld1q_f32(p); }
     static SLIMDEPLOY_INLINE void store_floats(float *p, Floats value) { vst1q_f32(p, value); }
 
     static SLIMDEPLOY_INLINE Units load_units(const uint32_t *p) { return vld1q_u32(p); }
+    static SLIMDEPLOY_INLINE void store_units(uint32_t *p, Units units) { vst1q_u32(p, units); }
     static SLIMDEPLOY_INLINE Units broadcast_unit(const uint8_t *p) {
         uint32_t unit;
         memcpy(&unit, p, sizeof unit);
@@ -139,7 +121,7 @@ struct Neon {
         return vld1q_f32(some);
     }
     // Largest magnitude by bit pattern, so that infinity and NaN come out on top.
-    static float round_int8(const float *x, size_t columns, size_t blocks, void *out) {
+    static float round_int8(const float *x, size_t columns, size_t padded, void *out) {
         uint32x4_t most = vdupq_n_u32(0);
         for (size_t k = 0; k < columns; k += 4) {
             const uint32x4_t bits = vreinterpretq_u32_f32(load_some(x + k, columns - k));
@@ -147,7 +129,7 @@ struct Neon {
         }
         const Int8Rounding rounding(vmaxvq_u32(most));
         int8_t *bytes = static_cast<int8_t *>(out);
-        for (size_t k = 0; k < blocks * kBlockColumns; k += 8) {
+        for (size_t k = 0; k < padded; k += 8) {
             int16x4_t half[2];
             for (size_t i = 0; i < 2; i++) {
                 const size_t column = k + 4 * i;
@@ -163,22 +145,9 @@ struct Neon {
     struct ByFloats {
         using Activation = float;
         static constexpr RoundKernel round = kRound;
-        static SLIMDEPLOY_INLINE Floats dot(Floats sum, const float *x, Words words) {
-            // One addition to `sum` at the end keeps the chain of additions through a row short.
-            Floats low = zero(), high = zero();
-            SLIMDEPLOY_UNROLL
-            for (int i = 0; i < 4; i++) {
-                low = vfmaq_f32(low, vld1q_f32(x + 8 * i), Widen::low(words.part[i]));
-                high = vfmaq_f32(high, vld1q_f32(x + 8 * i + 4), Widen::high(words.part[i]));
-            }
-            return vaddq_f32(sum, vaddq_f32(low, high));
-        }
-        static SLIMDEPLOY_INLINE void store(uint32_t *p, Words words) {
-            SLIMDEPLOY_UNROLL
-            for (int i = 0; i < 4; i++) {
-                vst1q_u32(p + 8 * i, vreinterpretq_u32_f32(Widen::low(words.part[i])));
-                vst1q_u32(p + 8 * i + 4, vreinterpretq_u32_f32(Widen::high(words.part[i])));
-            }
+        static SLIMDEPLOY_INLINE Units units(const Words &words, int i, int v) {
+            const uint16x8_t part = words.part[2 * i + v / 2];
+            return vreinterpretq_u32_f32(v % 2 ? Widen::high(part) : Widen::low(part));
         }
         static SLIMDEPLOY_INLINE Floats dot_units(Floats sum, Units x, Units weights) {
             return vfmaq_f32(sum, vreinterpretq_f32_u32(x), vreinterpretq_f32_u32(weights));
@@ -193,12 +162,8 @@ struct Neon {
         }
     };
     struct WidenBf16 {
-        static SLIMDEPLOY_INLINE Floats low(uint16x8_t words) {
-            return vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(words), 16));
-        }
-        static SLIMDEPLOY_INLINE Floats high(uint16x8_t words) {
-            return vreinterpretq_f32_u32(vshll_high_n_u16(words, 16));
-        }
+        static SLIMDEPLOY_INLINE Floats low(uint16x8_t words) { return widen_bf16(vget_low_u16(words)); }
+        static SLIMDEPLOY_INLINE Floats high(uint16x8_t words) { return widen_bf16(vget_high_u16(words)); }
     };
     using Fp16 = ByFloats<WidenFp16, copy_floats>;
     using Bf16 = ByFloats<WidenBf16, round_to_bf16>;

@@ -1,234 +1,126 @@
-// Panels, for many rows of activations: weights of kVectors * Lanes rows, decoded and interleaved in units of 32 bits
-// (4 int8, 2 bf16 or 1 float): panel[unit][row]. A tile multiplies it with kTile rows of activations, whose units are
-// broadcast. See linear.h for `Isa`.
+// For many rows of activations: panels are decoded into the cache before they are multiplied. kPanelVectors vectors of
+// rows lie side by side there, which may be two panels: cached[unit][row]. See linear.h for `Isa`.
 
 #ifndef SLIMDEPLOY_PANELS_H
 #define SLIMDEPLOY_PANELS_H
 
-#include "streams.h"
+#include "tile.h"
 
 namespace slimdeploy {
 namespace {
 
-// Bytes ahead of a row's position: a panel walks through so many rows at once that a few hundred are time enough.
-constexpr int kPanelPrefetch = 512;
-
-// Rows of the weight that a panel holds.
+// Rows of the weight that lie side by side.
 template <class Isa>
-constexpr int kPanelRows = Isa::kPanelVectors * Isa::kLanes;
+constexpr int kCachedRows = Isa::kPanelVectors *Isa::kLanes;
 
-// A slab of columns of these rows. starts: of sums over a group of columns.
-template <int kRows, int kBlockUnits, int kBlockGroups>
-struct Panel {
-    alignas(64) uint32_t units[size_t(kSlabBlocks) * kBlockUnits * kRows];
-    alignas(64) float scales[size_t(kSlabBlocks) * kBlockGroups * kRows];
-    alignas(64) int32_t starts[kRows];
-};
+// A slab of columns of these rows, decoded. scales: of integer kinds.
+template <class Isa, class Kind>
+struct Cached {
+    static constexpr int kRows = kCachedRows<Isa>;
+    static constexpr int kGroups = Kind::kIntegers ? kSlabColumns / Kind::kGroup : 1;
+    alignas(64) uint32_t units[size_t(kSlabColumns / kBlockColumns) * Kind::kBlockUnits * kRows];
+    alignas(64) float scales[size_t(kGroups) * kRows];
 
-// to[u * kStride + lane] = from[lane][u]: what rows hold one after the other, side by side.
-template <int kLanes, int kUnits, int kStride>
-struct Transpose {
-    static SLIMDEPLOY_INLINE void run(const uint32_t (&from)[kLanes][kUnits], uint32_t *to) {
-        for (int u = 0; u < kUnits; u++) {
-            for (int lane = 0; lane < kLanes; lane++) to[size_t(u) * kStride + lane] = from[lane][u];
-        }
-    }
-};
-
-template <class Isa, int kTile>
-SLIMDEPLOY_INLINE void set_to_zero(typename Isa::Floats (&sum)[kTile][Isa::kPanelVectors]) {
-    SLIMDEPLOY_UNROLL
-    for (int m = 0; m < kTile; m++) {
-        SLIMDEPLOY_UNROLL
-        for (int v = 0; v < Isa::kPanelVectors; v++) sum[m][v] = Isa::zero();
-    }
-}
-
-// The kinds of panels: how a block is decoded into one, and how a tile is multiplied with it. `Setup` is held while
-// that goes on. A tile reads kTile rows of activations; `count` are left that count.
-
-template <class Isa, class Stream>
-struct IntPanel {
-    static constexpr int kGroup = Stream::kGroup, kGroupUnits = kGroup / 4, kBlockUnits = kBlockColumns / 4;
-    static constexpr int kTile = Isa::kPanelTile, kRows = kPanelRows<Isa>, kBlockGroups = kBlockColumns / kGroup;
-    static constexpr bool kIntegers = true;
-    using Panel = slimdeploy::Panel<kRows, kBlockUnits, kBlockGroups>;
-    using Row = Stream;
-    struct Setup {};
-
-    // One block of one row into `units`, its scales into the panel's column of that row.
-    static SLIMDEPLOY_INLINE void decode(Stream &stream, size_t block, uint32_t *units, float *column) {
-        typename Isa::Chunk chunk[kChunks];
-        const uint8_t *scales = stream.next(chunk);
-        for (int c = 0; c < kChunks; c++) Isa::store(units + 16 * c, chunk[c]);
-        for (int g = 0; g < kBlockGroups; g++) column[(block * kBlockGroups + g) * kRows] = load_bf16(scales + 2 * g);
-    }
-
-    static SLIMDEPLOY_INLINE void tile(const Panel &panel, size_t blocks, const uint8_t *x, size_t stride,
-                                       size_t /* count */, typename Isa::Floats (&sum)[kTile][Isa::kPanelVectors]) {
-        constexpr int kVectors = Isa::kPanelVectors;
-        set_to_zero<Isa>(sum);
-        const uint32_t *units = panel.units;
-        const float *scales = panel.scales;
-        for (size_t g = 0; g < blocks * kBlockGroups; g++, scales += kRows, x += kGroup) {
-            typename Isa::Ints ints[kTile][kVectors];
-            SLIMDEPLOY_UNROLL
-            for (int m = 0; m < kTile; m++) {
-                SLIMDEPLOY_UNROLL
-                for (int v = 0; v < kVectors; v++) ints[m][v] = Isa::load_ints(panel.starts + v * Isa::kLanes);
+    // The next columns of a panel into its place, which begins at row `first`.
+    SLIMDEPLOY_INLINE void decode(Decoded<Isa, Kind, 1> &source, size_t columns, int first) {
+        uint32_t *place = units + first;
+        for (size_t group = 0; group < columns / Kind::kGroup; group++) {
+            typename Isa::Floats scale[kUnitVectors<Isa>];
+            source.begin_group(scale);
+            for (int v = 0; v < kUnitVectors<Isa> && Kind::kIntegers; v++) {
+                Isa::store_floats(scales + group * kRows + first + v * Isa::kLanes, scale[v]);
             }
-            for (int u = 0; u < kGroupUnits; u++, units += kRows) {
-                typename Isa::Units weights[kVectors];
+            for (int block = 0; block < Kind::kGroup / kBlockColumns; block++) {
+                source.next_block();
                 SLIMDEPLOY_UNROLL
-                for (int v = 0; v < kVectors; v++) weights[v] = Isa::load_units(units + v * Isa::kLanes);
-                SLIMDEPLOY_UNROLL
-                for (int m = 0; m < kTile; m++) {
-                    const auto activations = Isa::broadcast_unit(x + m * stride + 4 * u);
+                for (int u = 0; u < Kind::kBlockUnits; u++, place += kRows) {
                     SLIMDEPLOY_UNROLL
-                    for (int v = 0; v < kVectors; v++) ints[m][v] = Isa::dot_units(ints[m][v], activations, weights[v]);
+                    for (int v = 0; v < kUnitVectors<Isa>; v++) {
+                        Isa::store_units(place + v * Isa::kLanes, source.unit(u, v));
+                    }
                 }
             }
-            SLIMDEPLOY_UNROLL
-            for (int v = 0; v < kVectors; v++) {
-                const auto scale = Isa::load_floats(scales + v * Isa::kLanes);
-                SLIMDEPLOY_UNROLL
-                for (int m = 0; m < kTile; m++) sum[m][v] = Isa::multiply_add(sum[m][v], ints[m][v], scale);
-            }
         }
     }
 };
 
-template <class Isa, class Stream, class Arithmetic>
-struct WordPanel {
-    static constexpr int kGroupUnits = 0, kBlockUnits = kBlockColumns * sizeof(typename Arithmetic::Activation) / 4;
-    static constexpr int kTile = Isa::kPanelTile, kRows = kPanelRows<Isa>;
-    static constexpr bool kIntegers = false;
-    using Panel = slimdeploy::Panel<kRows, kBlockUnits, 1>;
-    using Row = Stream;
+// Weights that were decoded before.
+template <class Isa, class Kind>
+struct FromCache {
+    static constexpr int kVectors = Isa::kPanelVectors, kRows = kCachedRows<Isa>;
+    const uint32_t *next, *units;
+    const float *scales;
+    const int32_t *starts;
+
+    SLIMDEPLOY_INLINE typename Isa::Ints start(int v) const { return Isa::load_ints(starts + v * Isa::kLanes); }
+    SLIMDEPLOY_INLINE void begin_group(typename Isa::Floats (&scale)[kVectors]) {
+        if constexpr (Kind::kIntegers) {
+            SLIMDEPLOY_UNROLL
+            for (int v = 0; v < kVectors; v++) scale[v] = Isa::load_floats(scales + v * Isa::kLanes);
+            scales += kRows;
+        }
+    }
+    SLIMDEPLOY_INLINE void next_block() {
+        units = next;
+        next += Kind::kBlockUnits * kRows;
+    }
+    SLIMDEPLOY_INLINE typename Isa::Units unit(int u, int v) const {
+        return Isa::load_units(units + u * kRows + v * Isa::kLanes);
+    }
+};
+
+// How a tile of kTile rows of activations is multiplied, of which `count` are left. `Setup` is held while that goes on.
+template <class Isa, class ValueKind>
+struct VectorTiles {
+    using Kind = ValueKind;
+    static constexpr int kTile = Isa::kPanelTile;
     struct Setup {};
 
-    static SLIMDEPLOY_INLINE void decode(Stream &stream, size_t, uint32_t *units, float *) {
-        typename Isa::Words words[Stream::kWords];
-        stream.next(words);
-        for (int i = 0; i < Stream::kWords; i++)
-            Arithmetic::store(units + i * (kBlockUnits / Stream::kWords), words[i]);
-    }
-
-    static SLIMDEPLOY_INLINE void tile(const Panel &panel, size_t blocks, const uint8_t *x, size_t stride,
-                                       size_t /* count */, typename Isa::Floats (&sum)[kTile][Isa::kPanelVectors]) {
-        constexpr int kVectors = Isa::kPanelVectors;
-        set_to_zero<Isa>(sum);
-        const uint32_t *units = panel.units;
-        for (size_t u = 0; u < blocks * kBlockUnits; u++, units += kRows, x += 4) {
-            typename Isa::Units weights[kVectors];
-            SLIMDEPLOY_UNROLL
-            for (int v = 0; v < kVectors; v++) weights[v] = Isa::load_units(units + v * Isa::kLanes);
-            SLIMDEPLOY_UNROLL
-            for (int m = 0; m < kTile; m++) {
-                const auto activations = Isa::broadcast_unit(x + m * stride);
-                SLIMDEPLOY_UNROLL
-                for (int v = 0; v < kVectors; v++)
-                    sum[m][v] = Arithmetic::dot_units(sum[m][v], activations, weights[v]);
-            }
-        }
+    static SLIMDEPLOY_INLINE void tile(const Cached<Isa, Kind> &cached, const int32_t *starts, size_t columns,
+                                       const uint8_t *x, size_t stride, size_t /* count */,
+                                       typename Isa::Floats (&sum)[kTile][Isa::kPanelVectors]) {
+        FromCache<Isa, Kind> source{cached.units, cached.units, cached.scales, starts};
+        multiply_weights<Isa, Kind, kTile>(source, columns, x, stride, sum);
     }
 };
 
-template <class Kind>
-SLIMDEPLOY_INLINE void begin_panel(const Matrix &w, size_t n0, int rows, typename Kind::Row *stream,
-                                   typename Kind::Panel &panel) {
-    // Rows behind the last are multiplied too, although nobody reads what comes of it.
-    if (rows < Kind::kRows) memset(&panel, 0, sizeof panel);
-    for (int r = 0; r < rows; r++) {
-        stream[r] = {w.data + w.row_offset[n0 + r], w.kept_per_chunk, kPanelPrefetch};
-        panel.starts[r] = w.starts[n0 + r] * Kind::kGroupUnits;
-    }
-}
-
-// The next `blocks` blocks of a panel's rows. Of a vector that is not full the rest becomes zero, as it was.
+// What is decoded before it is multiplied: together it fills the cache that an instruction set's CPUs can spare, and
+// activations, which may not fit there, are read once for all of it.
 template <class Isa, class Kind>
-SLIMDEPLOY_INLINE void decode_panel(typename Kind::Row *stream, int rows, size_t blocks, typename Kind::Panel &panel) {
-    constexpr int kLanes = Isa::kLanes, kUnits = Kind::kBlockUnits, kRows = Kind::kRows;
-    for (int first = 0; first < rows; first += kLanes) {
-        const int lanes = rows - first < kLanes ? rows - first : kLanes;
-        for (size_t b = 0; b < blocks; b++) {
-            alignas(64) uint32_t units[kLanes][kUnits];
-            for (int lane = 0; lane < lanes; lane++) {
-                Kind::decode(stream[first + lane], b, units[lane], panel.scales + first + lane);
-            }
-            for (int lane = lanes; lane < kLanes; lane++) memset(units[lane], 0, sizeof units[lane]);
-            Transpose<kLanes, kUnits, kRows>::run(units, panel.units + b * kUnits * kRows + first);
-        }
-    }
-}
-
-// Adds a row of a tile's sums to y, or sets them on the first slab, and applies scale and correction on the last.
-// Count: int, or a constant, with which compilers use vectors.
-template <bool kIntegers, class Count>
-SLIMDEPLOY_INLINE void write_row(float *sums, Count count, bool first, bool last, float scale, const float *corrections,
-                                 float *target) {
-    if (!first) {
-        for (int n = 0; n < count; n++) sums[n] += target[n];
-    }
-    if (last && kIntegers) {
-        for (int n = 0; n < count; n++) sums[n] = scale * (sums[n] - corrections[n]);
-    }
-    memcpy(target, sums, size_t(count) * sizeof(float));
-}
-
-template <class Isa, class Kind>
-SLIMDEPLOY_INLINE void write_tile(const Matrix &w, const Activations &a, float *y, size_t m0, size_t n0, int rows,
-                                  bool first, bool last, typename Isa::Floats (&sum)[Kind::kTile][Isa::kPanelVectors]) {
-    constexpr std::integral_constant<int, Kind::kRows> kAll{};
-    for (int m = 0; m < Kind::kTile && m0 + m < a.count; m++) {
-        alignas(64) float out[Kind::kRows];
-        for (int v = 0; v < Isa::kPanelVectors; v++) Isa::store_floats(out + v * Isa::kLanes, sum[m][v]);
-        const float scale = Kind::kIntegers ? a.scales[m0 + m] : 1.0f;
-        const float *corrections = Kind::kIntegers ? w.corrections + n0 : nullptr;
-        float *target = y + (m0 + m) * w.rows + n0;
-        if (rows == kAll) {
-            write_row<Kind::kIntegers>(out, kAll, first, last, scale, corrections, target);
-        } else {
-            write_row<Kind::kIntegers>(out, rows, first, last, scale, corrections, target);
-        }
-    }
-}
-
-// Panels that are decoded before they are multiplied: together they fill the cache that an instruction set's CPUs can
-// spare, and activations, which may not fit there, are read once for all of them.
-template <class Isa, class Kind>
-constexpr size_t panels_at_once() {
-    const size_t fit = Isa::kPanelCache / sizeof(Kind::Panel::units);
+constexpr size_t cached_at_once() {
+    const size_t fit = Isa::kPanelCache / sizeof(Cached<Isa, Kind>::units);
     return fit > 1 ? fit : 1;
 }
 
-template <class Isa, class Kind>
-void panels(const Matrix &w, const Activations &a, float *y, size_t begin, size_t end, void *scratch) {
-    constexpr size_t kAtOnce = panels_at_once<Isa, Kind>(), kRows = size_t(Kind::kRows);
-    auto *panel = static_cast<typename Kind::Panel *>(scratch);
-    [[maybe_unused]] const typename Kind::Setup setup;
+template <class Isa, class Tiles>
+void cached_panels(const Matrix &w, const Activations &a, float *y, size_t begin, size_t end, void *scratch) {
+    using Kind = typename Tiles::Kind;
+    constexpr size_t kTogether = kCachedRows<Isa> / kPanelRows, kAtOnce = kTogether * cached_at_once<Isa, Kind>();
+    auto *cached = static_cast<Cached<Isa, Kind> *>(scratch);
+    [[maybe_unused]] const typename Tiles::Setup setup;
     for (size_t p = begin; p < end; p += kAtOnce) {
         const size_t count = end - p < kAtOnce ? end - p : kAtOnce;
-        typename Kind::Row stream[kAtOnce * kRows];
-        int rows[kAtOnce];
-        for (size_t i = 0; i < count; i++) {
-            const size_t n0 = (p + i) * kRows;
-            rows[i] = int(w.rows - n0 < kRows ? w.rows - n0 : kRows);
-            begin_panel<Kind>(w, n0, rows[i], stream + i * kRows, panel[i]);
-        }
+        // Rows that no panel has are multiplied too, although nobody reads what comes of it.
+        if (count % kTogether) memset(&cached[count / kTogether], 0, sizeof *cached);
+        Decoded<Isa, Kind, 1> source[kAtOnce];
+        for (size_t i = 0; i < count; i++) source[i].open(w, 0, p + i);
         const uint8_t *x = static_cast<const uint8_t *>(a.values);
-        for (size_t slab = 0; slab < w.blocks; slab += kSlabBlocks) {
-            const size_t blocks = w.blocks - slab < size_t(kSlabBlocks) ? w.blocks - slab : kSlabBlocks;
-            const bool first = slab == 0, last = slab + blocks == w.blocks;
-            for (size_t i = 0; i < count; i++) decode_panel<Isa, Kind>(stream + i * kRows, rows[i], blocks, panel[i]);
-            for (size_t m0 = 0; m0 < a.count; m0 += Kind::kTile) {
-                for (size_t i = 0; i < count; i++) {
-                    typename Isa::Floats sum[Kind::kTile][Isa::kPanelVectors];
-                    Kind::tile(panel[i], blocks, x + m0 * a.stride, a.stride, a.count - m0, sum);
-                    write_tile<Isa, Kind>(w, a, y, m0, (p + i) * kRows, rows[i], first, last, sum);
+        for (size_t slab = 0; slab < w.padded_columns; slab += kSlabColumns) {
+            const size_t left = w.padded_columns - slab, columns = left < size_t(kSlabColumns) ? left : kSlabColumns;
+            const bool first = slab == 0, last = columns == left;
+            for (size_t i = 0; i < count; i++) {
+                cached[i / kTogether].decode(source[i], columns, int(i % kTogether) * kPanelRows);
+            }
+            for (size_t m = 0; m < a.count; m += Tiles::kTile) {
+                for (size_t i = 0; i < count; i += kTogether) {
+                    const size_t n = (p + i) * kPanelRows;
+                    typename Isa::Floats sum[Tiles::kTile][Isa::kPanelVectors];
+                    Tiles::tile(cached[i / kTogether], w.starts + n, columns, x + m * a.stride, a.stride, a.count - m,
+                                sum);
+                    write_tile<Isa, Kind, Isa::kPanelVectors>(w, a, y, m, n, first, last, sum);
                 }
             }
-            x += blocks * Kind::kBlockUnits * 4;
+            x += columns / kBlockColumns * Kind::kBlockUnits * 4;
         }
     }
 }

@@ -11,12 +11,11 @@ namespace slimdeploy {
 namespace {
 
 struct Portable {
-    static constexpr int kLanes = 4, kOffset = 0, kPanelVectors = 4, kPanelTile = 4;
+    static constexpr int kLanes = 4, kOffset = 0, kFusedSizes = 4;
+    static constexpr int kMostFused = 8, kPanelVectors = 4, kPanelTile = 4;
     static constexpr size_t kPanelCache = size_t(128) << 10;
-    using Few = Portable;
-    using Bytes = const uint8_t *;
     struct Chunk {
-        int8_t q[kChunkColumns];
+        int8_t q[kChunkWeights];
     };
     struct Words {
         uint16_t w[32];
@@ -38,7 +37,7 @@ struct Portable {
     template <int8_t (*kDecode)(uint8_t)>
     static SLIMDEPLOY_INLINE Chunk load_as(const uint8_t *p) {
         Chunk chunk;
-        for (int i = 0; i < kChunkColumns; i++) chunk.q[i] = kDecode(p[i]);
+        for (int i = 0; i < kChunkWeights; i++) chunk.q[i] = kDecode(p[i]);
         return chunk;
     }
     template <int8_t (*kDecode)(uint8_t)>
@@ -63,41 +62,33 @@ struct Portable {
         for (; mask; mask &= mask - 1, p += 2) memcpy(&words.w[__builtin_ctz(mask)], p, 2);
         return words;
     }
-    static void store(uint32_t *p, const Chunk &chunk) { memcpy(p, chunk.q, sizeof chunk.q); }
+    static Units units(const Chunk &chunk, int v) {
+        Units units;
+        memcpy(units.lane, chunk.q + v * sizeof units, sizeof units);
+        return units;
+    }
 
-    static Bytes load_bytes(const uint8_t *x) { return x; }
-    static void load_scales(const uint8_t *p, Floats (&scale)[2]) {
-        for (int half = 0; half < 2; half++) scale[half] = broadcast(load_bf16(p + 2 * half));
-    }
-    static Ints broadcast_ints(int32_t value) { return {{value, value, value, value}}; }
     static Ints load_ints(const int32_t *p) { return {{p[0], p[1], p[2], p[3]}}; }
-    static int32_t dot_range(const uint8_t *x, const Chunk &chunk, int begin, int end) {
-        int32_t sum = 0;
-        for (int i = begin; i < end; i++) sum += int32_t(int8_t(x[i])) * chunk.q[i];
-        return sum;
-    }
-    static Ints dot(Ints sum, const uint8_t *x, const Chunk &chunk) {
-        for (int l = 0; l < kLanes; l++) sum.lane[l] += dot_range(x, chunk, 16 * l, 16 * l + 16);
-        return sum;
-    }
-    static Floats dot_by_32(Floats sum, const Ints &start, const uint8_t *x, const Chunk &chunk,
-                            const uint8_t *scales) {
-        for (int half = 0; half < 2; half++) {
-            for (int l = 0; l < kLanes; l++) {
-                const int begin = 32 * half + 8 * l, ints = start.lane[l] + dot_range(x, chunk, begin, begin + 8);
-                sum.lane[l] += float(ints) * load_bf16(scales + 2 * half);
-            }
-        }
-        return sum;
+    template <class Vector>
+    static Vector add(Vector a, const Vector &b) {
+        for (int l = 0; l < kLanes; l++) a.lane[l] += b.lane[l];
+        return a;
     }
 
     static Floats zero() { return {}; }
-    static Floats broadcast(float value) { return {{value, value, value, value}}; }
     static Floats multiply_add(Floats sum, Ints ints, Floats scale) {
         for (int l = 0; l < kLanes; l++) sum.lane[l] += float(ints.lane[l]) * scale.lane[l];
         return sum;
     }
-    static float total(Floats sum) { return (sum.lane[0] + sum.lane[1]) + (sum.lane[2] + sum.lane[3]); }
+    static Floats load_bf16(const uint8_t *p) {
+        Floats floats;
+        for (int l = 0; l < kLanes; l++) {
+            uint16_t bits;
+            memcpy(&bits, p + 2 * l, sizeof bits);
+            floats.lane[l] = float_of_bf16(bits);
+        }
+        return floats;
+    }
     static Floats load_floats(const float *p) { return {{p[0], p[1], p[2], p[3]}}; }
     static void store_floats(float *p, Floats value) { memcpy(p, value.lane, sizeof value.lane); }
 
@@ -106,6 +97,7 @@ struct Portable {
         memcpy(units.lane, p, sizeof units.lane);
         return units;
     }
+    static void store_units(uint32_t *p, const Units &units) { memcpy(p, units.lane, sizeof units.lane); }
     static Units broadcast_unit(const uint8_t *p) {
         uint32_t unit;
         memcpy(&unit, p, sizeof unit);
@@ -120,7 +112,7 @@ struct Portable {
         return sum;
     }
 
-    static float round_int8(const float *x, size_t columns, size_t blocks, void *out) {
+    static float round_int8(const float *x, size_t columns, size_t padded, void *out) {
         uint32_t most = 0;
         for (size_t k = 0; k < columns; k++) {
             const uint32_t magnitude = bits_of_float(x[k]) & 0x7FFFFFFFu;
@@ -128,7 +120,7 @@ struct Portable {
         }
         const Int8Rounding rounding(most);
         int8_t *codes = static_cast<int8_t *>(out);
-        memset(codes, 0, blocks * kBlockColumns);
+        memset(codes, 0, padded);
         if (rounding.inverse == 0.0f) return rounding.scale;
         for (size_t k = 0; k < columns; k++) codes[k] = int8_t(__builtin_rintf(x[k] * rounding.inverse));
         return rounding.scale;
@@ -138,12 +130,12 @@ struct Portable {
     struct ByFloats {
         using Activation = float;
         static constexpr RoundKernel round = kRound;
-        static Floats dot(Floats sum, const float *x, const Words &words) {
-            for (int i = 0; i < 32; i++) sum.lane[i % kLanes] += x[i] * kWiden(words.w[i]);
-            return sum;
-        }
-        static void store(uint32_t *p, const Words &words) {
-            for (int i = 0; i < 32; i++) p[i] = bits_of_float(kWiden(words.w[i]));
+        static Units units(const Words &words, int i, int v) {
+            Units units;
+            for (int l = 0; l < kLanes; l++) {
+                units.lane[l] = bits_of_float(kWiden(words.w[i * kPanelRows + v * kLanes + l]));
+            }
+            return units;
         }
         static Floats dot_units(Floats sum, Units x, Units weights) {
             for (int l = 0; l < kLanes; l++) sum.lane[l] += float_of_bits(x.lane[l]) * float_of_bits(weights.lane[l]);

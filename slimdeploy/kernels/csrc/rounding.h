@@ -24,17 +24,17 @@ struct Int8Rounding {
     }
 };
 
-inline float round_to_bf16(const float *x, size_t columns, size_t blocks, void *out) {
+inline float round_to_bf16(const float *x, size_t columns, size_t padded, void *out) {
     float *floats = static_cast<float *>(out);
     for (size_t k = 0; k < columns; k++) floats[k] = bf16_rounded(x[k]);
-    for (size_t k = columns; k < blocks * kBlockColumns; k++) floats[k] = 0;
+    for (size_t k = columns; k < padded; k++) floats[k] = 0;
     return 1.0f;
 }
 
-inline float copy_floats(const float *x, size_t columns, size_t blocks, void *out) {
+inline float copy_floats(const float *x, size_t columns, size_t padded, void *out) {
     float *floats = static_cast<float *>(out);
     memcpy(floats, x, columns * sizeof(float));
-    for (size_t k = columns; k < blocks * kBlockColumns; k++) floats[k] = 0;
+    for (size_t k = columns; k < padded; k++) floats[k] = 0;
     return 1.0f;
 }
 

@@ -91,12 +91,12 @@ SLIMDEPLOY_API int slimdeploy_attend(const slimdeploy_attention *attention, cons
 /* Name of the index-th instruction set of this build, fastest first; NULL past the last. supported: on this CPU. */
 SLIMDEPLOY_API const char *slimdeploy_instruction_set(int32_t index, int32_t *supported);
 
-/* The layout that `automatic` takes for large weights of this kind, pattern (see slimdeploy_packed) and share of kept
-   weights (0 to 1, taken to the next quarter), measured on first use: nanoseconds per 1000 weights of the sparse and of
+/* The layout that `automatic` takes for large weights of this kind and share of kept weights (0 to 1, taken to the next
+   quarter), measured on first use: nanoseconds per 1000 weights of the sparse and of
    the dense kernel on one thread. */
-SLIMDEPLOY_API int slimdeploy_layout_choice(const char *instruction_set, int32_t value_type, int32_t group,
-                                            int32_t kept_per_block, int32_t block, double kept, int32_t *layout,
-                                            double *sparse_ns, double *dense_ns, char *error, size_t error_size);
+SLIMDEPLOY_API int slimdeploy_layout_choice(const char *instruction_set, int32_t value_type, int32_t group, double kept,
+                                            int32_t *layout, double *sparse_ns, double *dense_ns, char *error,
+                                            size_t error_size);
 
 #ifdef __cplusplus
 }

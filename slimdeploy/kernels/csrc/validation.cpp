@@ -98,25 +98,29 @@ void validate_mask(const slimdeploy_packed &p) {
     }
 }
 
+// 0:0: unstructured.
+void validate_pattern(int32_t kept, int32_t block) {
+    if ((kept || block) && (kept < 1 || block < kept || block > kLargestBlock)) {
+        fail("%" PRId64 ":%" PRId64 " is no pattern; N:M keeps 1 to M of every M weights, M at most 65535", kept,
+             block);
+    }
+}
+
 }  // namespace
 
-void validate_kind(int32_t value_type, int32_t group, int32_t kept_per_block, int32_t block) {
+void validate_kind(int32_t value_type, int32_t group) {
     const bool words = value_type == SLIMDEPLOY_BF16 || value_type == SLIMDEPLOY_FP16;
     const bool int8 = value_type == SLIMDEPLOY_INT8, int4 = value_type == SLIMDEPLOY_INT4;
     if (!words && !int8 && !int4) fail("value type %" PRId64 " is not known", value_type, 0);
     if ((words && group != 0) || (int8 && group != 0 && group != 128) || (int4 && group != 128 && group != 32)) {
         fail("a group of %" PRId64 " columns per scale does not go with value type %" PRId64, group, value_type);
     }
-    const bool pattern = kept_per_block || block;
-    if (pattern && (kept_per_block < 1 || block < kept_per_block || block > kLargestBlock)) {
-        fail("%" PRId64 ":%" PRId64 " is no pattern; N:M keeps 1 to M of every M weights, M at most 65535",
-             kept_per_block, block);
-    }
 }
 
 void validate(const slimdeploy_packed &packed) {
     validate_shape(packed);
-    validate_kind(packed.value_type, packed.group, packed.kept_per_block, packed.block);
+    validate_kind(packed.value_type, packed.group);
+    validate_pattern(packed.kept_per_block, packed.block);
     if (packed.value_count && !packed.values) throw InvalidInput("there are no values");
     validate_scales(packed);
     validate_mask(packed);

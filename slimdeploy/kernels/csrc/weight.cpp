@@ -17,110 +17,183 @@ struct RowSums {
     double weights = 0, group_scales = 0;
 };
 
-// Reads values of a row one after the other and writes them into blocks.
-class RowWriter {
+// Reads the values of a panel's rows, each row's one after the other, and writes them in the order of layout.h.
+class PanelWriter {
    public:
-    RowWriter(const slimdeploy_packed &packed, slimdeploy_weight &weight, int64_t row, uint64_t first_value)
-        : packed_(packed), weight_(weight), row_(row), value_(first_value) {}
+    // first_value: of the panel's first row.
+    PanelWriter(const slimdeploy_packed &packed, slimdeploy_weight &weight, int64_t first_row, uint64_t first_value)
+        : packed_(packed),
+          weight_(weight),
+          first_row_(first_row),
+          rows_(int(std::min<int64_t>(kPanelRows, packed.rows - first_row))),
+          words_(weight.kind == kBf16 || weight.kind == kFp16) {
+        for (int r = 0; r < kPanelRows; r++) next_[r] = read_[r];  // of rows that there are not too
+        for (int r = 0; r < rows_; r++) {
+            value_[r] = first_value;
+            first_value += kept_of_row(r);
+        }
+        end_value_ = first_value;
+    }
 
-    // Appends the row's blocks to `out`, and returns where they end.
+    // Appends the panel's blocks to `out`, and returns where they end.
     uint8_t *write(uint8_t *out) {
-        for (size_t block = 0; block < weight_.matrix.blocks; block++) {
+        const size_t group = words_ ? kPaddedColumns : size_t(layout_group(weight_.kind));
+        for (size_t column = 0; column < weight_.matrix.padded_columns; column += group) {
+            for (int r = 0; r < rows_; r++) read_group(r, column, group);
             uint8_t *const scales = out;
-            out += scale_bytes();
-            if (weight_.structure != kDense) {
-                for (int c = 0; c < kChunks; c++, out += 8) {
-                    const uint64_t mask = chunk_mask(block * kChunks + c);
-                    memcpy(out, &mask, 8);
-                }
-            }
-            std::fill(std::begin(has_codes_), std::end(has_codes_), false);
-            out = is_int4() ? write_nibbles(out, block) : write_values(out, block);
-            write_scales(scales, block);
+            if (!words_) out += 2 * kPanelRows;
+            for (size_t block = column; block < column + group; block += kBlockColumns) out = write_block(out, block);
+            if (!words_) write_scales(scales, column);
         }
         return out;
     }
 
-    uint64_t next_value() const { return value_; }
+    // The first one of the next panel.
+    uint64_t end_value() const { return end_value_; }
     // Of what has been written; of no use for bf16 and fp16.
-    const RowSums &sums() const { return sums_; }
+    const RowSums (&sums() const)[kPanelRows] { return sums_; }
 
    private:
-    bool is_int4() const { return weight_.value_type == SLIMDEPLOY_INT4; }
+    static constexpr int kMostUnitColumns = 4;
 
-    uint64_t chunk_mask(size_t chunk) const {
-        const size_t chunks = divide_up(packed_.columns, 64);
-        if (chunk >= chunks) return 0;
+    bool is_int4() const { return weight_.value_type == SLIMDEPLOY_INT4; }
+    size_t mask_words() const { return divide_up(packed_.columns, 64); }
+
+    uint64_t mask_word(int r, size_t word) const {
         if (packed_.mask) {
             uint64_t mask;
-            memcpy(&mask, packed_.mask + (row_ * chunks + chunk) * 8, 8);
+            memcpy(&mask, packed_.mask + ((first_row_ + r) * mask_words() + word) * 8, 8);
             return mask;
         }
-        const size_t left = packed_.columns - chunk * 64;
+        const size_t left = packed_.columns - word * 64;
         return left >= 64 ? ~uint64_t(0) : (uint64_t(1) << left) - 1;
     }
 
-    float scale_at(size_t column) const {
-        if (!packed_.scale_count) return 1.0f;
-        if (!packed_.group) return float_of_bf16(packed_.scales[row_]);
+    uint64_t kept_of_row(int r) const {
+        if (!packed_.mask) return uint64_t(packed_.columns);
+        uint64_t kept = 0;
+        for (size_t word = 0; word < mask_words(); word++) kept += __builtin_popcountll(mask_word(r, word));
+        return kept;
+    }
+
+    // The 16 bits of a row's mask from a column on, which is a multiple of 16.
+    uint32_t mask_of_block(int r, size_t column) const {
+        if (r >= rows_ || column / 64 >= mask_words()) return 0;
+        return uint32_t(mask_word(r, column / 64) >> column % 64) & 0xFFFF;
+    }
+
+    float scale_at(int r, size_t column) const {
+        const int64_t row = first_row_ + r;
+        if (!packed_.group) return float_of_bf16(packed_.scales[row]);
         const size_t per_row = divide_up(packed_.columns, packed_.group);
-        const size_t group = std::min(column / packed_.group, per_row - 1);
-        return float_of_bf16(packed_.scales[row_ * per_row + group]);
+        return float_of_bf16(packed_.scales[row * per_row + std::min(column / packed_.group, per_row - 1)]);
     }
 
-    size_t scale_bytes() const {
-        const bool words = weight_.kind == kBf16 || weight_.kind == kFp16;
-        return words ? 0 : 2 * kBlockColumns / layout_group(weight_.kind);
-    }
-
-    // After the block's values. A group without codes may have any scale in a file; what sums of integers start at
+    // After the group's values. A group without codes may have any scale in a file; what sums of integers start at
     // would be multiplied with it, so it becomes 0.
-    void write_scales(uint8_t *out, size_t block) {
-        for (size_t i = 0; i < scale_bytes() / 2; i++) {
-            const int columns = layout_group(weight_.kind), first = int(i) * columns;
-            const bool *codes = has_codes_ + first / 32;
-            const bool any = std::find(codes, codes + columns / 32, true) != codes + columns / 32;
+    void write_scales(uint8_t *out, size_t column) {
+        for (int r = 0; r < kPanelRows; r++) {
+            const float of_code = has_codes_[r] ? scale_at(r, column) : 0;
             // Nibbles are decoded as 16 q; dividing by a power of two is exact.
-            const float scale = any ? scale_at(block * kBlockColumns + first) / (is_int4() ? 16 : 1) : 0;
+            const float scale = of_code / (is_int4() ? 16 : 1);
             const auto bf16 = uint16_t(bits_of_float(scale) >> 16);
-            memcpy(out + 2 * i, &bf16, 2);
-            sums_.group_scales += scale;
+            memcpy(out + 2 * r, &bf16, 2);
+            sums_[r].weights += double(codes_[r]) * of_code;
+            sums_[r].group_scales += scale;
         }
     }
 
-    int next_nibble() {
-        const uint8_t byte = static_cast<const uint8_t *>(packed_.values)[value_ / 2];
-        const int nibble = value_ % 2 ? byte >> 4 : byte & 15;
-        value_++;
-        return nibble;
-    }
-
-    // The nibbles of half a block into `codes`, one in a byte, where the layout wants them; returns how many bytes.
-    int half_of_nibbles(size_t first_chunk, uint8_t *codes) {
-        int used = 0;
-        for (size_t chunk = first_chunk; chunk < first_chunk + 2; chunk++) {
-            const uint64_t mask = chunk_mask(chunk);
-            const int room = weight_.structure == kDense        ? kChunkColumns
-                             : weight_.structure == kFixedCount ? weight_.matrix.kept_per_chunk
-                                                                : __builtin_popcountll(mask);
-            memset(codes + used, 0, room);
-            int at = used;
-            for (uint64_t rest = mask; rest; rest &= rest - 1) {
-                const int bit = __builtin_ctzll(rest), nibble = next_nibble();
-                const int code = nibble >= 8 ? nibble - 16 : nibble;
-                has_codes_[chunk % kChunks * 2 + bit / 32] |= code != 0;
-                sums_.weights += double(code) * scale_at(chunk * 64 + bit);
-                codes[weight_.structure == kDense ? used + bit : at++] = uint8_t(nibble);
+    // A row's values of some columns, as they are stored: nibbles one in a byte.
+    void read_group(int r, size_t column, size_t columns) {
+        int count = 0;
+        for (size_t block = column; block < column + columns; block += kBlockColumns) {
+            count += __builtin_popcount(mask_of_block(r, block));
+        }
+        uint16_t *const read = next_[r] = read_[r];
+        const uint64_t at = value_[r];
+        value_[r] += uint64_t(count);
+        if (words_) {
+            if (count) memcpy(read, static_cast<const uint16_t *>(packed_.values) + at, size_t(count) * 2);
+            return;
+        }
+        const auto *codes = static_cast<const int8_t *>(packed_.values);
+        int sum = 0, any = 0;
+        for (int i = 0; i < count; i++) {
+            int code;
+            if (is_int4()) {
+                const uint64_t place = at + uint64_t(i);
+                const int pair = uint8_t(codes[place / 2]), nibble = place % 2 ? pair & 0xF0 : pair << 4;
+                code = int8_t(uint8_t(nibble)) >> 4;
+            } else {
+                code = codes[at + uint64_t(i)];
             }
-            used += room;
+            sum += code;
+            any |= code;
+            read[i] = uint16_t(code & (is_int4() ? 15 : 255));
         }
-        return used;
+        codes_[r] = sum;
+        has_codes_[r] = any != 0;
     }
 
-    uint8_t *write_nibbles(uint8_t *out, size_t block) {
-        uint8_t low[kBlockColumns / 2], high[kBlockColumns / 2];
-        const int low_count = half_of_nibbles(block * kChunks, low);
-        const int high_count = half_of_nibbles(block * kChunks + 2, high);
+    // The mask of a chunk and its values, those that are kept or, in dense layouts, all; returns how many. Room for a
+    // unit more is written to.
+    template <int kUnitColumns>
+    int take_chunk(const uint32_t (&masks)[kPanelRows], int chunk, uint64_t &mask, uint16_t *values) {
+        static constexpr uint8_t kBits[16] = {0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4};
+        uint16_t *out = values;
+        mask = 0;
+        for (int column = chunk * 4, bit = 0; bit < kChunkWeights; column += kUnitColumns) {
+            for (int r = 0; r < kPanelRows; r++, bit += kUnitColumns) {
+                const uint32_t kept = masks[r] >> column & ((1u << kUnitColumns) - 1);
+                mask |= uint64_t(kept) << bit;
+                if (weight_.structure == kDense) {
+                    for (int c = 0; c < kUnitColumns; c++) {
+                        const uint16_t keeps = kept >> c & 1;
+                        *out++ = uint16_t(*next_[r] * keeps);
+                        next_[r] += keeps;
+                    }
+                } else {
+                    memcpy(out, next_[r], kUnitColumns * sizeof *out);
+                    out += kBits[kept];
+                    next_[r] += kBits[kept];
+                }
+            }
+        }
+        return int(out - values);
+    }
+    int take_chunk(const uint32_t (&masks)[kPanelRows], int chunk, uint64_t &mask, uint16_t *values) {
+        switch (4 / weight_.kernels->activation_bytes[weight_.kind]) {  // columns of a unit
+            case 1:
+                return take_chunk<1>(masks, chunk, mask, values);
+            case 2:
+                return take_chunk<2>(masks, chunk, mask, values);
+            default:
+                return take_chunk<4>(masks, chunk, mask, values);
+        }
+    }
+
+    uint8_t *write_block(uint8_t *out, size_t column) {
+        uint32_t masks_of_rows[kPanelRows];
+        for (int r = 0; r < kPanelRows; r++) masks_of_rows[r] = mask_of_block(r, column);
+        uint64_t masks[kChunks];
+        uint16_t values[kChunks * kChunkWeights + kMostUnitColumns];
+        int count = 0, half = 0;
+        for (int c = 0; c < kChunks; c++) {
+            if (c == kChunks / 2) half = count;
+            count += take_chunk(masks_of_rows, c, masks[c], values + count);
+        }
+        if (weight_.structure != kDense) {
+            memcpy(out, masks, sizeof masks);
+            out += sizeof masks;
+        }
+        if (is_int4()) return write_nibbles(out, values, half, values + half, count - half);
+        if (words_) memcpy(out, values, size_t(count) * 2);
+        for (int i = 0; i < count && !words_; i++) out[i] = uint8_t(values[i]);
+        return out + count * (words_ ? 2 : 1);
+    }
+
+    static uint8_t *write_nibbles(uint8_t *out, const uint16_t *low, int low_count, const uint16_t *high,
+                                  int high_count) {
         const int count = std::max(low_count, high_count);
         for (int i = 0; i < count; i++) {
             out[i] = uint8_t((i < low_count ? low[i] : 0) | (i < high_count ? high[i] : 0) << 4);
@@ -128,62 +201,36 @@ class RowWriter {
         return out + count;
     }
 
-    uint8_t *write_values(uint8_t *out, size_t block) {
-        const size_t size = weight_.kind == kInt8 ? 1 : 2;
-        const uint8_t *source = static_cast<const uint8_t *>(packed_.values);
-        for (size_t chunk = block * kChunks; chunk < (block + 1) * kChunks; chunk++) {
-            const uint64_t mask = chunk_mask(chunk);
-            const int kept = __builtin_popcountll(mask);
-            if (weight_.structure == kDense) {
-                memset(out, 0, kChunkColumns * size);
-                uint64_t rest = mask;
-                for (int i = 0; i < kept; i++, rest &= rest - 1) {
-                    memcpy(out + __builtin_ctzll(rest) * size, source + (value_ + i) * size, size);
-                }
-                out += kChunkColumns * size;
-            } else {
-                const int room = weight_.structure == kFixedCount ? weight_.matrix.kept_per_chunk : kept;
-                if (kept) memcpy(out, source + value_ * size, kept * size);
-                memset(out + kept * size, 0, (room - kept) * size);
-                out += room * size;
-            }
-            if (weight_.kind == kInt8) {
-                int64_t codes = 0;
-                for (int i = 0; i < kept; i++) {
-                    const int code = static_cast<const int8_t *>(packed_.values)[value_ + i];
-                    has_codes_[chunk % kChunks * 2] |= code != 0;
-                    codes += code;
-                }
-                sums_.weights += double(codes) * scale_at(chunk * 64);
-            }
-            value_ += kept;
-        }
-        return out;
-    }
-
     const slimdeploy_packed &packed_;
     const slimdeploy_weight &weight_;
-    const int64_t row_;
-    uint64_t value_;
-    RowSums sums_;
-    bool has_codes_[kBlockColumns / 32] = {};  // of the block, for 32 columns; int8, in groups of 128, for 64
+    const int64_t first_row_;
+    const int rows_;
+    const bool words_;
+    uint64_t value_[kPanelRows] = {}, end_value_;
+    RowSums sums_[kPanelRows];
+    // Of the group that is being written: values, those that are not yet written, and what is known of the codes.
+    uint16_t read_[kPanelRows][kPaddedColumns + kMostUnitColumns] = {};
+    uint16_t *next_[kPanelRows] = {};
+    int codes_[kPanelRows] = {};  // their sum
+    bool has_codes_[kPanelRows] = {};
 };
 
 // Matrix::starts and Matrix::corrections of a row. With activations of x + offset, sums that start at `start` for every
-// 4 columns hold the product and offset * weights + start * (group / 4) * group_scales beside it, which is about zero
-// for the start that is taken.
+// group hold the product and offset * weights + start * group_scales beside it, which is about zero for the start that
+// is taken.
 void set_start(const RowSums &sums, slimdeploy_weight &weight) {
-    const int offset = weight.kernels->offset, group = layout_group(weight.kind);
-    const double mean = sums.group_scales > 0 ? sums.weights / (group * sums.group_scales) : 0;
-    const auto start = int32_t(std::lround(-4.0 * offset * mean));
+    const int offset = weight.kernels->offset;
+    const double mean = sums.group_scales > 0 ? sums.weights / sums.group_scales : 0;
+    const auto start = int32_t(std::lround(-offset * mean));
     weight.starts.push_back(start);
-    weight.corrections.push_back(float(offset * sums.weights + start * (group / 4) * sums.group_scales));
+    weight.corrections.push_back(float(offset * sums.weights + start * sums.group_scales));
 }
 
-// An upper bound of a row's bytes: every value kept, and nibbles without a partner.
-size_t most_bytes_of_row(const slimdeploy_weight &weight) {
-    const size_t values = weight.kind == kBf16 || weight.kind == kFp16 ? 2 * kBlockColumns : kBlockColumns;
-    return weight.matrix.blocks * (16 + kMaskBytes + values);
+// An upper bound of a panel's bytes: every value kept, and nibbles without a partner.
+size_t most_bytes_of_panel(const slimdeploy_weight &weight) {
+    const size_t values = weight.kind == kBf16 || weight.kind == kFp16 ? 2 : 1;
+    const size_t scales = 2 * kPanelRows * weight.matrix.padded_columns / 32;
+    return weight.matrix.padded_columns * (kPanelRows * values + kMaskBytes / kBlockColumns) + scales;
 }
 
 }  // namespace
@@ -201,10 +248,6 @@ ValueKind value_kind(int32_t value_type, int32_t group) {
     }
 }
 
-bool keeps_fixed_count(int32_t kept_per_block, int32_t block) {
-    return block > 0 && kChunkColumns % block == 0 && 2 * kept_per_block <= block;
-}
-
 std::unique_ptr<slimdeploy_weight> make_weight(const slimdeploy_packed &packed, const KernelTable &kernels,
                                                int32_t layout) {
     auto weight = std::make_unique<slimdeploy_weight>();
@@ -212,38 +255,35 @@ std::unique_ptr<slimdeploy_weight> make_weight(const slimdeploy_packed &packed, 
     weight->kind = value_kind(packed.value_type, packed.group);
     weight->value_type = packed.value_type;
     weight->kept = int64_t(packed.value_count);
-    const bool fixed = keeps_fixed_count(packed.kept_per_block, packed.block);
-    weight->structure = !packed.mask || layout == SLIMDEPLOY_DENSE ? kDense : fixed ? kFixedCount : kUnstructured;
-    weight->one_row = kOneByTwo;
-    if (packed.rows * packed.columns >= kWorthMeasuring) {
+    weight->structure = !packed.mask || layout == SLIMDEPLOY_DENSE ? kDense : kSparse;
+    if (packed.mask && layout == SLIMDEPLOY_AUTOMATIC && packed.rows * packed.columns >= kWorthMeasuring) {
         const double kept = double(packed.value_count) / (double(packed.rows) * double(packed.columns));
-        const LayoutChoice choice = choose_layout(kernels, weight->kind, weight->structure, kept);
-        if (layout == SLIMDEPLOY_AUTOMATIC) weight->structure = choice.structure;
-        weight->one_row = weight->structure == kDense ? choice.dense.one_row : choice.sparse.one_row;
+        weight->structure = choose_layout(kernels, weight->kind, kept).structure;
     }
     Matrix &matrix = weight->matrix;
     matrix.rows = size_t(packed.rows);
     matrix.columns = size_t(packed.columns);
-    matrix.blocks = divide_up(matrix.columns, kBlockColumns);
-    matrix.kept_per_chunk = fixed ? packed.kept_per_block * (kChunkColumns / packed.block) : 0;
+    matrix.padded_columns = divide_up(matrix.columns, kPaddedColumns) * kPaddedColumns;
 
-    weight->buffer = std::make_unique<Buffer>(matrix.rows * most_bytes_of_row(*weight) + kReadAhead);
-    weight->row_offset.reserve(matrix.rows + 1);
-    weight->starts.reserve(matrix.rows);
-    weight->corrections.reserve(matrix.rows);
+    const size_t panels = divide_up(matrix.rows, kPanelRows);
+    weight->buffer = std::make_unique<Buffer>(panels * most_bytes_of_panel(*weight) + kReadAhead);
+    weight->panel_offset.reserve(panels + 1);
     uint8_t *const start = weight->buffer->data(), *out = start;
     uint64_t value = 0;
-    for (int64_t n = 0; n < packed.rows; n++) {
-        RowWriter writer(packed, *weight, n, value);
-        weight->row_offset.push_back(uint64_t(out - start));
+    for (int64_t row = 0; row < packed.rows; row += kPanelRows) {
+        PanelWriter writer(packed, *weight, row, value);
+        weight->panel_offset.push_back(uint64_t(out - start));
         out = writer.write(out);
-        set_start(writer.sums(), *weight);
-        value = writer.next_value();
+        for (const RowSums &sums : writer.sums()) set_start(sums, *weight);
+        value = writer.end_value();
     }
-    weight->row_offset.push_back(uint64_t(out - start));
+    weight->panel_offset.push_back(uint64_t(out - start));
+    // Kernels read those of all panels that they decode together.
+    weight->starts.resize(weight->starts.size() + kernels.cached_panels * kPanelRows);
+    weight->corrections.resize(weight->starts.size());
     weight->buffer->shrink(size_t(out - start) + kReadAhead);
     matrix.data = start;
-    matrix.row_offset = weight->row_offset.data();
+    matrix.panel_offset = weight->panel_offset.data();
     matrix.starts = weight->starts.data();
     matrix.corrections = weight->corrections.data();
     return weight;

@@ -28,33 +28,26 @@ inline size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 // The fastest instruction set of this CPU, or the one named. Throws InvalidInput for one that it does not support.
 const KernelTable &find_kernels(const char *name);
 
-// Throws InvalidInput for a type of value, a group or a pattern (0:0: unstructured) that is not in the format.
-void validate_kind(int32_t value_type, int32_t group, int32_t kept_per_block, int32_t block);
+// Throws InvalidInput for a type of value or a group that is not in the format.
+void validate_kind(int32_t value_type, int32_t group);
 
 // Throws InvalidInput that says which array disagrees with what.
 void validate(const slimdeploy_packed &packed);
 
 ValueKind value_kind(int32_t value_type, int32_t group);
 
-// Whether the pattern keeps the same number of every 64 weights, at most half of them (layout.h).
-bool keeps_fixed_count(int32_t kept_per_block, int32_t block);
-
-struct Speed {
-    double ns_per_1000;  // weights, on one thread and one row of activations, from memory
-    FusedSize one_row;   // the faster kernel
-};
-
-// How a weight of which a certain share is kept is best held.
+// How a weight of which a certain share is kept is best held, and nanoseconds per 1000 weights of both layouts, on one
+// thread and one row of activations, from memory.
 struct LayoutChoice {
     Structure structure;
-    Speed sparse, dense;
+    double sparse_ns, dense_ns;
 };
 
 // Smaller weights live in caches, and measuring would take longer than it saves.
 constexpr int64_t kWorthMeasuring = int64_t(1) << 20;
 
-// Measured on first use (layout_choice.cpp). structure: the sparse one, or kDense for a weight without zeros.
-LayoutChoice choose_layout(const KernelTable &kernels, ValueKind kind, Structure structure, double kept);
+// For weights with a mask. Measured on first use (layout_choice.cpp).
+LayoutChoice choose_layout(const KernelTable &kernels, ValueKind kind, double kept);
 
 }  // namespace slimdeploy
 
@@ -63,10 +56,9 @@ struct slimdeploy_weight {
     const slimdeploy::KernelTable *kernels;
     slimdeploy::ValueKind kind;
     slimdeploy::Structure structure;
-    slimdeploy::FusedSize one_row;  // kernel for one row of activations
     int32_t value_type;
     int64_t kept;
-    std::vector<uint64_t> row_offset;
+    std::vector<uint64_t> panel_offset;
     std::vector<int32_t> starts;
     std::vector<float> corrections;
     std::unique_ptr<slimdeploy::Buffer> buffer;
