@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "attention_scratch.h"
 #include "parallel.h"
@@ -57,44 +58,62 @@ void append(const slimdeploy_attention &a, size_t b, const float *fresh, float *
     }
 }
 
-// Tasks of one size: heads that share keys, as many of them as keep all threads busy, times tokens.
-struct Shares {
-    size_t heads, tokens, per_group, per_sequence;
-
-    Shares(const slimdeploy_attention &a, size_t threads) {
-        const size_t group = size_t(a.heads / a.kv_heads), new_tokens = size_t(a.tokens);
-        const size_t all = size_t(a.batch * a.kv_heads) * new_tokens;
-        heads = std::min(group, kMaxAttentionQueries);
-        while (heads > 1 && all * divide_up(group, heads) < threads) heads = divide_up(heads, 2);
-        tokens = std::min(kMaxAttentionQueries / heads, new_tokens);
-        per_group = divide_up(group, heads);
-        per_sequence = divide_up(new_tokens, tokens);
-    }
+// Tokens that follow each other in a row of the cache, whose queries attend together.
+struct Piece {
+    size_t place, row, keys, count;  // of the first: its place among the tokens of the batch, and what it sees
 };
 
-void attend_to(const slimdeploy_attention &a, const KernelTable &kernels, const Shares &shares, size_t task,
-               float *scratch) {
-    const size_t size = size_t(a.head_size), kv_heads = size_t(a.kv_heads), heads = size_t(a.heads);
-    const size_t share = task % shares.per_group, piece = task / shares.per_group % shares.per_sequence;
-    const size_t pair = task / shares.per_group / shares.per_sequence, b = pair / kv_heads, kv_head = pair % kv_heads;
-    const size_t group = heads / kv_heads;
-    const Sequence sequence(a, b);
-    AttentionQuery queries[kMaxAttentionQueries];
-    size_t count = 0, keys = 0;
-    for (size_t t = piece * shares.tokens; t < std::min((piece + 1) * shares.tokens, size_t(a.tokens)); t++) {
-        for (size_t h = share * shares.heads; h < std::min((share + 1) * shares.heads, group); h++) {
-            const size_t place = ((b * size_t(a.tokens) + t) * heads + kv_head * group + h) * size;
-            if (t >= sequence.fresh) {
-                std::fill_n(a.output + place, size, 0.0f);
-                continue;
+// All new tokens, at most `most` in a piece: it may be of several sequences, where these are pieces of one.
+std::vector<Piece> pieces_of(const slimdeploy_attention &a, size_t most) {
+    std::vector<Piece> pieces;
+    for (size_t b = 0; b < size_t(a.batch); b++) {
+        const Sequence sequence(a, b);
+        for (size_t t = 0; t < sequence.fresh; t++) {
+            const size_t place = b * size_t(a.tokens) + t, keys = sequence.past + t + 1;
+            Piece *before = pieces.empty() ? nullptr : &pieces.back();
+            if (before && before->count < most && before->row == sequence.row &&
+                before->place + before->count == place && before->keys + before->count == keys) {
+                before->count++;
+            } else {
+                pieces.push_back({place, sequence.row, keys, 1});
             }
-            keys = sequence.past + t + 1;
-            queries[count++] = {a.query + place, a.output + place, keys};
         }
     }
-    const size_t cache = (sequence.row * kv_heads + kv_head) * size_t(a.capacity) * size;
-    const AttentionHead head{a.past_key + cache, a.past_value + cache, keys, size, a.scale};
-    if (count) kernels.attention(head, queries, count, scratch);
+    return pieces;
+}
+
+// Of heads that share keys, as many attend together as keep all threads busy.
+size_t heads_together(const slimdeploy_attention &a, size_t threads) {
+    const size_t group = size_t(a.heads / a.kv_heads), all = size_t(a.batch * a.kv_heads * a.tokens);
+    size_t heads = std::min(group, kMaxAttentionQueries);
+    while (heads > 1 && all * divide_up(group, heads) < threads) heads = divide_up(heads, 2);
+    return heads;
+}
+
+// What comes of padding is zero.
+void clear_padding(const slimdeploy_attention &a) {
+    const size_t size = size_t(a.heads * a.head_size), tokens = size_t(a.tokens);
+    for (size_t b = 0; b < size_t(a.batch); b++) {
+        const size_t fresh = Sequence(a, b).fresh;
+        std::fill_n(a.output + (b * tokens + fresh) * size, (tokens - fresh) * size, 0.0f);
+    }
+}
+
+// Heads [first, first + heads) of those that share the keys of kv_head.
+void attend_to(const slimdeploy_attention &a, const KernelTable &kernels, const Piece &piece, size_t kv_head,
+               size_t first, size_t heads, float *scratch) {
+    const size_t size = size_t(a.head_size), kv_heads = size_t(a.kv_heads), group = size_t(a.heads) / kv_heads;
+    AttentionQuery queries[kMaxAttentionQueries];
+    size_t count = 0;
+    for (size_t t = 0; t < piece.count; t++) {
+        for (size_t h = first; h < std::min(first + heads, group); h++) {
+            const size_t place = ((piece.place + t) * size_t(a.heads) + kv_head * group + h) * size;
+            queries[count++] = {a.query + place, a.output + place, piece.keys + t};
+        }
+    }
+    const size_t cache = (piece.row * kv_heads + kv_head) * size_t(a.capacity) * size;
+    const size_t keys = piece.keys + piece.count - 1;
+    kernels.attention({a.past_key + cache, a.past_value + cache, keys, size, a.scale}, queries, count, scratch);
 }
 
 // About ten microseconds of a thread, in products of numbers.
@@ -105,19 +124,24 @@ void attend(const slimdeploy_attention &a, const KernelTable &kernels, const Wor
         append(a, b, a.key, a.past_key);
         append(a, b, a.value, a.past_value);
     }
+    clear_padding(a);
     const auto longest = size_t(*std::max_element(a.last, a.last + a.batch)) + 1;
     const size_t products = 2 * size_t(a.batch * a.tokens * a.heads * a.head_size) * longest;
     const size_t threads = std::clamp<size_t>(products / kLeastProducts, 1, workers.count);
-    const Shares shares(a, threads);
-    const size_t tasks = size_t(a.batch * a.kv_heads) * shares.per_sequence * shares.per_group;
+    const size_t heads = heads_together(a, threads), most = kMaxAttentionQueries / heads;
+    const std::vector<Piece> pieces = pieces_of(a, most);
+    const size_t kv_heads = size_t(a.kv_heads), per_group = divide_up(size_t(a.heads / a.kv_heads), heads);
+    const size_t tasks = pieces.size() * kv_heads * per_group;
     // A few for each thread even out what other processes take.
-    const size_t pieces = std::min(tasks, threads > 1 ? 4 * threads : 1);
-    const AttentionScratch parts(shares.heads * shares.tokens, size_t(a.head_size), longest);
-    Scratch scratch(std::min(pieces, threads), parts.floats * sizeof(float));
-    workers.share_out(threads, pieces, [&](size_t piece) {
+    const size_t shares = std::min(tasks, threads > 1 ? 4 * threads : 1);
+    const AttentionScratch parts(heads * std::min(most, size_t(a.batch * a.tokens)), size_t(a.head_size), longest);
+    Scratch scratch(std::min(shares, threads), parts.floats * sizeof(float));
+    workers.share_out(threads, shares, [&](size_t share) {
         scratch.lend([&](void *own) {
-            for (size_t task = part(tasks, piece, pieces); task < part(tasks, piece + 1, pieces); task++) {
-                attend_to(a, kernels, shares, task, static_cast<float *>(own));
+            for (size_t task = part(tasks, share, shares); task < part(tasks, share + 1, shares); task++) {
+                const Piece &piece = pieces[task / per_group / kv_heads];
+                attend_to(a, kernels, piece, task / per_group % kv_heads, task % per_group * heads, heads,
+                          static_cast<float *>(own));
             }
         });
     });
