@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <thread>
 
 #include "numbers.h"
+#include "threads.h"
 
 namespace slimdeploy {
 namespace {
@@ -218,12 +220,12 @@ class PanelWriter {
 // Matrix::starts and Matrix::corrections of a row. With activations of x + offset, sums that start at `start` for every
 // group hold the product and offset * weights + start * group_scales beside it, which is about zero for the start that
 // is taken.
-void set_start(const RowSums &sums, slimdeploy_weight &weight) {
+void set_start(const RowSums &sums, slimdeploy_weight &weight, size_t row) {
     const int offset = weight.kernels->offset;
     const double mean = sums.group_scales > 0 ? sums.weights / sums.group_scales : 0;
     const auto start = int32_t(std::lround(-offset * mean));
-    weight.starts.push_back(start);
-    weight.corrections.push_back(float(offset * sums.weights + start * sums.group_scales));
+    weight.starts[row] = start;
+    weight.corrections[row] = float(offset * sums.weights + start * sums.group_scales);
 }
 
 // An upper bound of a panel's bytes: every value kept, and nibbles without a partner.
@@ -231,6 +233,73 @@ size_t most_bytes_of_panel(const slimdeploy_weight &weight) {
     const size_t values = weight.kind == kBf16 || weight.kind == kFp16 ? 2 : 1;
     const size_t scales = 2 * kPanelRows * weight.matrix.padded_columns / 32;
     return weight.matrix.padded_columns * (kPanelRows * values + kMaskBytes / kBlockColumns) + scales;
+}
+
+// Panels that one thread writes, from a place on that is theirs however many bytes they take.
+struct Share {
+    size_t first_panel, last_panel;
+    uint64_t first_value;
+    uint8_t *begin, *end;
+};
+
+struct Shares {
+    const slimdeploy_packed &packed;
+    slimdeploy_weight &weight;
+    std::vector<Share> all;
+};
+
+uint64_t values_of_rows(const slimdeploy_packed &packed, size_t rows) {
+    if (!packed.mask) return rows * uint64_t(packed.columns);
+    uint64_t kept = 0;
+    for (size_t word = 0; word < rows * divide_up(packed.columns, 64); word++) {
+        uint64_t mask;
+        memcpy(&mask, packed.mask + word * 8, 8);
+        kept += uint64_t(__builtin_popcountll(mask));
+    }
+    return kept;
+}
+
+Shares share_out(const slimdeploy_packed &packed, slimdeploy_weight &weight, size_t panels) {
+    const bool is_large = packed.rows * packed.columns >= kWorthMeasuring;
+    const size_t threads = is_large ? std::max(std::thread::hardware_concurrency(), 1u) : 1;
+    const size_t count = std::min(threads, panels);
+    Shares shares{packed, weight, {}};
+    for (size_t i = 0; i < count; i++) {
+        const size_t first = panels * i / count, last = panels * (i + 1) / count;
+        uint8_t *const begin = weight.buffer->data() + first * most_bytes_of_panel(weight);
+        shares.all.push_back({first, last, values_of_rows(packed, first * kPanelRows), begin, begin});
+    }
+    return shares;
+}
+
+// Offsets of its panels count from its own beginning.
+void write_share(void *argument, size_t number) {
+    Shares &shares = *static_cast<Shares *>(argument);
+    Share &share = shares.all[number];
+    uint64_t value = share.first_value;
+    for (size_t panel = share.first_panel; panel < share.last_panel; panel++) {
+        PanelWriter writer(shares.packed, shares.weight, int64_t(panel * kPanelRows), value);
+        shares.weight.panel_offset[panel] = uint64_t(share.end - share.begin);
+        share.end = writer.write(share.end);
+        size_t row = panel * kPanelRows;
+        for (const RowSums &sums : writer.sums()) set_start(sums, shares.weight, row++);
+        value = writer.end_value();
+    }
+}
+
+// Moves shares up behind each other, and returns how many bytes they are.
+size_t close_up(const Shares &shares) {
+    uint8_t *const start = shares.weight.buffer->data(), *out = start;
+    for (const Share &share : shares.all) {
+        const size_t bytes = size_t(share.end - share.begin);
+        memmove(out, share.begin, bytes);
+        for (size_t panel = share.first_panel; panel < share.last_panel; panel++) {
+            shares.weight.panel_offset[panel] += uint64_t(out - start);
+        }
+        out += bytes;
+    }
+    shares.weight.panel_offset.back() = uint64_t(out - start);
+    return size_t(out - start);
 }
 
 }  // namespace
@@ -267,22 +336,14 @@ std::unique_ptr<slimdeploy_weight> make_weight(const slimdeploy_packed &packed, 
 
     const size_t panels = divide_up(matrix.rows, kPanelRows);
     weight->buffer = std::make_unique<Buffer>(panels * most_bytes_of_panel(*weight) + kReadAhead);
-    weight->panel_offset.reserve(panels + 1);
-    uint8_t *const start = weight->buffer->data(), *out = start;
-    uint64_t value = 0;
-    for (int64_t row = 0; row < packed.rows; row += kPanelRows) {
-        PanelWriter writer(packed, *weight, row, value);
-        weight->panel_offset.push_back(uint64_t(out - start));
-        out = writer.write(out);
-        for (const RowSums &sums : writer.sums()) set_start(sums, *weight);
-        value = writer.end_value();
-    }
-    weight->panel_offset.push_back(uint64_t(out - start));
+    weight->panel_offset.resize(panels + 1);
     // Kernels read those of all panels that they decode together.
-    weight->starts.resize(weight->starts.size() + kernels.cached_panels * kPanelRows);
+    weight->starts.resize((panels + kernels.cached_panels) * kPanelRows);
     weight->corrections.resize(weight->starts.size());
-    weight->buffer->shrink(size_t(out - start) + kReadAhead);
-    matrix.data = start;
+    Shares shares = share_out(packed, *weight, panels);
+    run_on_own_threads(shares.all.size(), shares.all.size(), write_share, &shares);
+    weight->buffer->shrink(close_up(shares) + kReadAhead);
+    matrix.data = weight->buffer->data();
     matrix.panel_offset = weight->panel_offset.data();
     matrix.starts = weight->starts.data();
     matrix.corrections = weight->corrections.data();
