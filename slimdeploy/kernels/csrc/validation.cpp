@@ -35,7 +35,7 @@ int64_t count_bits(const uint8_t *row, int64_t begin, int64_t end) {
         if (c % 64 == 0 && c + 64 <= end) {
             uint64_t word;
             memcpy(&word, row + c / 8, sizeof word);
-            count += __builtin_popcountll(word);
+            count += bits_in(word);
             c += 64;
         } else {
             count += row[c / 8] >> (c % 8) & 1;

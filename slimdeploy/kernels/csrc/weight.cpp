@@ -74,7 +74,7 @@ class PanelWriter {
     uint64_t kept_of_row(int r) const {
         if (!packed_.mask) return uint64_t(packed_.columns);
         uint64_t kept = 0;
-        for (size_t word = 0; word < mask_words(); word++) kept += __builtin_popcountll(mask_word(r, word));
+        for (size_t word = 0; word < mask_words(); word++) kept += bits_in(mask_word(r, word));
         return kept;
     }
 
@@ -109,7 +109,7 @@ class PanelWriter {
     void read_group(int r, size_t column, size_t columns) {
         int count = 0;
         for (size_t block = column; block < column + columns; block += kBlockColumns) {
-            count += __builtin_popcount(mask_of_block(r, block));
+            count += int(bits_in(mask_of_block(r, block)));
         }
         uint16_t *const read = next_[r] = read_[r];
         const uint64_t at = value_[r];
@@ -228,11 +228,14 @@ void set_start(const RowSums &sums, slimdeploy_weight &weight, size_t row) {
     weight.corrections[row] = float(offset * sums.weights + start * sums.group_scales);
 }
 
-// An upper bound of a panel's bytes: every value kept, and nibbles without a partner.
-size_t most_bytes_of_panel(const slimdeploy_weight &weight) {
-    const size_t values = weight.kind == kBf16 || weight.kind == kFp16 ? 2 : 1;
-    const size_t scales = 2 * kPanelRows * weight.matrix.padded_columns / 32;
-    return weight.matrix.padded_columns * (kPanelRows * values + kMaskBytes / kBlockColumns) + scales;
+// An upper bound of the bytes that the first panels take; what they take, but for nibbles, which share a byte.
+size_t most_bytes(const slimdeploy_weight &weight, size_t panels, uint64_t values) {
+    const bool words = weight.kind == kBf16 || weight.kind == kFp16;
+    const size_t columns = weight.matrix.padded_columns;
+    const size_t scales = words ? 0 : 2 * kPanelRows * columns / size_t(layout_group(weight.kind));
+    const size_t masks = weight.structure == kDense ? 0 : columns / kBlockColumns * kMaskBytes;
+    if (weight.structure == kDense) values = panels * kPanelRows * columns;
+    return panels * (scales + masks) + size_t(values) * (words ? 2 : 1);
 }
 
 // Panels that one thread writes, from a place on that is theirs however many bytes they take.
@@ -254,7 +257,7 @@ uint64_t values_of_rows(const slimdeploy_packed &packed, size_t rows) {
     for (size_t word = 0; word < rows * divide_up(packed.columns, 64); word++) {
         uint64_t mask;
         memcpy(&mask, packed.mask + word * 8, 8);
-        kept += uint64_t(__builtin_popcountll(mask));
+        kept += bits_in(mask);
     }
     return kept;
 }
@@ -266,8 +269,9 @@ Shares share_out(const slimdeploy_packed &packed, slimdeploy_weight &weight, siz
     Shares shares{packed, weight, {}};
     for (size_t i = 0; i < count; i++) {
         const size_t first = panels * i / count, last = panels * (i + 1) / count;
-        uint8_t *const begin = weight.buffer->data() + first * most_bytes_of_panel(weight);
-        shares.all.push_back({first, last, values_of_rows(packed, first * kPanelRows), begin, begin});
+        const uint64_t values = values_of_rows(packed, first * kPanelRows);
+        uint8_t *const begin = weight.buffer->data() + most_bytes(weight, first, values);
+        shares.all.push_back({first, last, values, begin, begin});
     }
     return shares;
 }
@@ -292,7 +296,7 @@ size_t close_up(const Shares &shares) {
     uint8_t *const start = shares.weight.buffer->data(), *out = start;
     for (const Share &share : shares.all) {
         const size_t bytes = size_t(share.end - share.begin);
-        memmove(out, share.begin, bytes);
+        if (out != share.begin) memmove(out, share.begin, bytes);
         for (size_t panel = share.first_panel; panel < share.last_panel; panel++) {
             shares.weight.panel_offset[panel] += uint64_t(out - start);
         }
@@ -335,7 +339,7 @@ std::unique_ptr<slimdeploy_weight> make_weight(const slimdeploy_packed &packed, 
     matrix.padded_columns = divide_up(matrix.columns, kPaddedColumns) * kPaddedColumns;
 
     const size_t panels = divide_up(matrix.rows, kPanelRows);
-    weight->buffer = std::make_unique<Buffer>(panels * most_bytes_of_panel(*weight) + kReadAhead);
+    weight->buffer = std::make_unique<Buffer>(most_bytes(*weight, panels, packed.value_count) + kReadAhead);
     weight->panel_offset.resize(panels + 1);
     // Kernels read those of all panels that they decode together.
     weight->starts.resize((panels + kernels.cached_panels) * kPanelRows);
