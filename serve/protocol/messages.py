@@ -40,7 +40,7 @@ class ChatMessage(Wire):
     """content: a string stands for one part of text."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[Part]
+    content: Annotated[list[Part], Field(fail_fast=True)]
     tool_calls: Annotated[Any, Only([])] = None
     annotations: Annotated[Any, Only([])] = None
 
@@ -57,7 +57,7 @@ class ChatMessage(Wire):
         return self
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1)]
+Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
 
 
 def turns(messages: Sequence[ChatMessage]) -> tuple[Turn, ...]:

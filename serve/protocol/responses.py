@@ -43,7 +43,7 @@ class InputMessage(Wire):
 
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[InputPart]
+    content: Annotated[list[InputPart], Field(fail_fast=True)]
     id: Annotated[str | None, Label()] = None
     status: Annotated[Literal["in_progress", "completed", "incomplete"] | None, Label()] = None
 
@@ -101,7 +101,7 @@ class ResponseRequest(SamplingFields):
     """OpenAI's fields, and vLLM's settings beside them. input: a string stands for one message of the user."""
 
     model: str
-    input: Annotated[list[InputMessage], Field(min_length=1)]
+    input: Annotated[list[InputMessage], Field(min_length=1, fail_fast=True)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, gt=0)
     include: list[Literal["message.output_text.logprobs"]] | None = None

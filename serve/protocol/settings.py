@@ -9,7 +9,7 @@ from slimdeploy.config import ServeConfig
 
 from ..engine import RANGES, Grammar, RequestError, Sampling
 from .grammar import ResponseFormat, StructuredOutputs, grammar_of
-from .wire import Only, TokenId, Wire
+from .wire import Only, TokenIds, Wire
 
 
 def _within(name: str) -> Any:
@@ -38,7 +38,7 @@ class SamplingFields(Wire):
     frequency_penalty: float | None = _within("frequency_penalty")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Annotated[list[Stop], Field(max_length=4)] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: TokenIds | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = _within("min_tokens")
     logit_bias: TokenBiases | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, model_validator
 
 from .messages import Messages
-from .wire import Only, TokenId, Wire
+from .wire import Only, TokenIds, Wire
 
 
 class TokenizeRequest(Wire):
@@ -34,7 +34,7 @@ class TokenizeAnswer(BaseModel):
 
 class DetokenizeRequest(Wire):
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: TokenIds
 
 
 class DetokenizeAnswer(BaseModel):

@@ -51,6 +51,8 @@ class Label:
 
 
 TokenId = Annotated[int, Field(ge=0)]
+# Of many faults one is told, and finding the others takes time that everybody waits for.
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 RequestT = TypeVar("RequestT", bound=Wire)
 
 
