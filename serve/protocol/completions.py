@@ -10,7 +10,7 @@ from slimdeploy.config import ServeConfig
 from ..engine import Chunk, FinishReason, RequestError, Sampling, TokenIds
 from .answers import TokenUsage, finite
 from .settings import ChoiceFields
-from .wire import Label, Only, TokenId
+from .wire import Label, Only, TokenId, also, only_with
 
 PATH = "/v1/completions"
 _DEFAULT_TOKENS = 16
@@ -39,6 +39,7 @@ def _is_id(given: object) -> bool:
 class CompletionRequest(ChoiceFields):
     """prompt: one or several, of which each is answered."""
 
+    model_config = also(**only_with("stream_options", "stream"))
     model: str
     prompt: Annotated[
         Prompts,

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ..engine import Role
 from ..turns import PictureUrl, Turn
-from .wire import Only, Wire
+from .wire import Only, Wire, also, kinds, require_its_kind, says_something
 
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
@@ -22,23 +22,27 @@ class ImageUrl(Wire):
     detail: Literal["auto"] | None = None
 
 
+_FIELDS = {"text": "text", "image_url": "image_url"}
+
+
 class Part(Wire):
     """A piece of a message: text or a picture."""
 
+    model_config = also(**kinds(_FIELDS))
     type: Literal["text", "image_url"]
     text: str | None = None
     image_url: ImageUrl | None = None
 
     @model_validator(mode="after")
     def _has_what_it_says(self) -> Self:
-        if getattr(self, self.type) is None:
-            raise ValueError(f"a part of type '{self.type}' needs the field '{self.type}'")
+        require_its_kind(self, self.type, _FIELDS)
         return self
 
 
 class ChatMessage(Wire):
     """content: a string stands for one part of text."""
 
+    model_config = also(**says_something("text", "image_url"))
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[Part], Field(fail_fast=True)]
     tool_calls: Annotated[Any, Only([])] = None

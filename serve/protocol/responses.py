@@ -13,15 +13,19 @@ from .answers import ChosenToken, ServiceTier, chosen_tokens
 from .grammar import SchemaName, schema_grammar
 from .messages import ROLES, PictureText
 from .settings import SamplingFields
-from .wire import Label, Only, Wire
+from .wire import Label, Labels, Only, Wire, also, kinds, only_with, require_its_kind, says_something
 
 PATH = "/v1/responses"
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
+_FIELDS = {"input_text": "text", "output_text": "text", "input_image": "image_url"}
+
+
 class InputPart(Wire):
     """A piece of a message: a text, also of an earlier answer, or a picture by its URL."""
 
+    model_config = also(**kinds(_FIELDS))
     type: Literal["input_text", "output_text", "input_image"]
     text: str | None = None
     image_url: PictureText | None = None
@@ -32,15 +36,14 @@ class InputPart(Wire):
 
     @model_validator(mode="after")
     def _has_what_it_says(self) -> Self:
-        needed = "image_url" if self.type == "input_image" else "text"
-        if getattr(self, needed) is None:
-            raise ValueError(f"a part of type '{self.type}' needs the field '{needed}'")
+        require_its_kind(self, self.type, _FIELDS)
         return self
 
 
 class InputMessage(Wire):
     """A message, or an answer as it was given. content: a string stands for one part of text."""
 
+    model_config = also(**says_something("text", "image_url"))
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[InputPart], Field(fail_fast=True)]
@@ -100,6 +103,7 @@ class EventOptions(Wire):
 class ResponseRequest(SamplingFields):
     """OpenAI's fields, and vLLM's settings beside them. input: a string stands for one message of the user."""
 
+    model_config = also(**only_with("stream_options", "stream"))
     model: str
     input: Annotated[list[InputMessage], Field(min_length=1, fail_fast=True)]
     instructions: str | None = None
@@ -110,7 +114,7 @@ class ResponseRequest(SamplingFields):
     stream_options: EventOptions | None = None
     text: TextSettings | None = None
 
-    metadata: Annotated[dict[str, str] | None, Label()] = None
+    metadata: Annotated[Labels | None, Label()] = None
     user: Annotated[str | None, Label()] = None
     safety_identifier: Annotated[str | None, Label()] = None
     prompt_cache_key: Annotated[str | None, Label()] = None
@@ -137,7 +141,7 @@ class ResponseRequest(SamplingFields):
     image: Annotated[Any, Only()] = None
 
     @field_validator(
-        "input", mode="before", json_schema_input_type=str | Annotated[list[InputMessage], Field(min_length=1)]
+        "input", mode="before", json_schema_input_type=Annotated[str, Field(min_length=1)] | Annotated[list[InputMessage], Field(min_length=1)]
     )
     @classmethod
     def _text_as_message(cls, given: object) -> object:

@@ -9,7 +9,7 @@ from slimdeploy.config import ServeConfig
 
 from ..engine import RANGES, Grammar, RequestError, Sampling
 from .grammar import ResponseFormat, StructuredOutputs, grammar_of
-from .wire import Only, TokenIds, Wire
+from .wire import Only, TokenBiases, TokenList, Wire
 
 
 def _within(name: str) -> Any:
@@ -20,10 +20,6 @@ def _within(name: str) -> Any:
 
 
 Stop = Annotated[str, Field(min_length=1)]
-TokenBiases = dict[
-    Annotated[str, Field(pattern=r"^[0-9]{1,9}$")],
-    Annotated[float, Field(json_schema_extra={"minimum": -100, "maximum": 100})],
-]
 
 
 class SamplingFields(Wire):
@@ -38,7 +34,7 @@ class SamplingFields(Wire):
     frequency_penalty: float | None = _within("frequency_penalty")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Annotated[list[Stop], Field(max_length=4)] | None = None
-    stop_token_ids: TokenIds | None = None
+    stop_token_ids: TokenList | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = _within("min_tokens")
     logit_bias: TokenBiases | None = None

@@ -5,12 +5,15 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, model_validator
 
 from .messages import Messages
-from .wire import Only, TokenIds, Wire
+from .wire import Only, TokenList, Wire, also
 
 
 class TokenizeRequest(Wire):
     """A text, or a conversation as the model is given it, the tokens of its pictures too."""
 
+    model_config = also(
+        oneOf=[{"properties": {name: {"not": {"type": "null"}}}, "required": [name]} for name in ("prompt", "messages")]
+    )
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
@@ -34,7 +37,7 @@ class TokenizeAnswer(BaseModel):
 
 class DetokenizeRequest(Wire):
     model: str | None = None
-    tokens: TokenIds
+    tokens: TokenList
 
 
 class DetokenizeAnswer(BaseModel):
