@@ -42,9 +42,8 @@ class Gate:
             message = f"this server is reached as localhost, not as '{host[:100]}'; set serve.host to serve a network"
             await refusal(RequestError(message, status=403))(scope, receive, send)
         elif "content-length" in headers and "transfer-encoding" in headers:
-            # A proxy before this server may go by the other one, and take what is left for a request of its own.
-            message = "the request has a Content-Length and a Transfer-Encoding; send one of them"
-            answer = refusal(RequestError(message))
+            # A proxy in front may go by the other one: what follows on this connection is nobody's request.
+            answer = refusal(RequestError("the request has a Content-Length and a Transfer-Encoding; send one of them"))
             answer.headers["Connection"] = "close"
             await answer(scope, receive, send)
         elif self._keys and scope["path"] not in _OPEN and not self._knows(scope):

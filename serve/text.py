@@ -206,7 +206,9 @@ class AnswerStream:
     def _undecided(self) -> int:
         """Length of the longest end of the held text that begins a stop string."""
         held = self._held
-        lengths = (n for stop in self.stop for n in range(1, min(len(stop), len(held) + 1)) if stop.startswith(held[-n:]))
+        lengths = (
+            n for stop in self.stop for n in range(1, min(len(stop), len(held) + 1)) if stop.startswith(held[-n:])
+        )
         return max(lengths, default=0)
 
 

@@ -121,7 +121,9 @@ class OnnxModel:
 
     def _read_conversation(self, messages: Sequence[Message]) -> Question:
         # A message or a part has its marks, however empty it is.
-        characters = (len(part) if isinstance(part, str) else 1 for message in messages for part in ("", *message.parts))
+        characters = (
+            len(part) if isinstance(part, str) else 1 for message in messages for part in ("", *message.parts)
+        )
         self._check_characters(sum(size + 1 for size in characters), "messages")
         images = [part for message in messages for part in message.parts if not isinstance(part, str)]
         prompt = self._prompts.render(messages)

@@ -9,9 +9,10 @@ from slimdeploy.config import ServeConfig
 
 from ..engine import Chunk, FinishReason, RequestError, Sampling
 from .answers import ChosenToken, ServiceTier, TokenUsage, chosen_tokens
+from .described import also, only_with
 from .messages import Messages
 from .settings import ChoiceFields
-from .wire import Label, Labels, Only, also, only_with
+from .wire import Label, Labels, Only
 
 PATH = "/v1/chat/completions"
 

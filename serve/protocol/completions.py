@@ -9,8 +9,9 @@ from slimdeploy.config import ServeConfig
 
 from ..engine import Chunk, FinishReason, RequestError, Sampling, TokenIds
 from .answers import TokenUsage, finite
+from .described import also, only_with
 from .settings import ChoiceFields
-from .wire import Label, Only, TokenId, also, only_with
+from .wire import Label, Only, TokenId
 
 PATH = "/v1/completions"
 _DEFAULT_TOKENS = 16

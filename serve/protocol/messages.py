@@ -1,13 +1,14 @@
 """Messages of a conversation, as chat completions and /tokenize take them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from ..engine import Role
 from ..turns import PictureUrl, Turn
-from .wire import Only, Wire, also, kinds, require_its_kind, says_something
+from .described import also, kinds, says_something
+from .wire import Only, Wire
 
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
@@ -62,6 +63,14 @@ class ChatMessage(Wire):
 
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+
+
+def require_its_kind(part: Wire, kind: str, fields: Mapping[str, str]) -> None:
+    """Raises ValueError for a part without what it says, or with something else that nobody would look at."""
+    for field in dict.fromkeys(fields.values()):
+        if (getattr(part, field) is None) == (field == fields[kind]):
+            verb = "needs the" if field == fields[kind] else "has no"
+            raise ValueError(f"a part of type '{kind}' {verb} field '{field}'")
 
 
 def turns(messages: Sequence[ChatMessage]) -> tuple[Turn, ...]:

@@ -10,10 +10,11 @@ from slimdeploy.config import ServeConfig
 from ..engine import Chunk, Grammar, RequestError, Sampling, Usage
 from ..turns import PictureUrl, Turn
 from .answers import ChosenToken, ServiceTier, chosen_tokens
+from .described import THERE, also, kinds, only_with, says_something
 from .grammar import SchemaName, schema_grammar
-from .messages import ROLES, PictureText
+from .messages import ROLES, PictureText, require_its_kind
 from .settings import SamplingFields
-from .wire import Label, Labels, Only, Wire, also, kinds, only_with, require_its_kind, says_something
+from .wire import Label, Labels, Only, Wire
 
 PATH = "/v1/responses"
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -63,9 +64,20 @@ class InputMessage(Wire):
         return self
 
 
+_SCHEMA = {
+    "properties": {"type": {"const": "json_schema"}, "name": THERE, "schema": THERE},
+    "required": ["name", "schema"],
+}
+_NO_SCHEMA = {
+    "properties": {"type": {"enum": ["text", "json_object"]}}
+    | {name: {"type": "null"} for name in ("name", "description", "schema", "strict")}
+}
+
+
 class TextFormat(Wire):
     """What the answer must be; all but the type belongs to "json_schema"."""
 
+    model_config = also(anyOf=[_SCHEMA, _NO_SCHEMA])
     type: Literal["text", "json_object", "json_schema"]
     name: SchemaName | None = None
     description: str | None = None
@@ -74,8 +86,8 @@ class TextFormat(Wire):
 
     @model_validator(mode="after")
     def _has_what_it_says(self) -> Self:
-        is_schema = self.type == "json_schema"
-        if (self.name is None or self.schema_ is None) if is_schema else (self.name or self.schema_):
+        own = (self.name, self.schema_, self.description, self.strict)
+        if None in own[:2] if self.type == "json_schema" else own != (None,) * 4:
             raise ValueError("the fields 'name' and 'schema' belong to the type 'json_schema', which needs them")
         return self
 
@@ -141,7 +153,9 @@ class ResponseRequest(SamplingFields):
     image: Annotated[Any, Only()] = None
 
     @field_validator(
-        "input", mode="before", json_schema_input_type=Annotated[str, Field(min_length=1)] | Annotated[list[InputMessage], Field(min_length=1)]
+        "input",
+        mode="before",
+        json_schema_input_type=Annotated[str, Field(min_length=1)] | Annotated[list[InputMessage], Field(min_length=1)],
     )
     @classmethod
     def _text_as_message(cls, given: object) -> object:

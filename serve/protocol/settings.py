@@ -9,7 +9,7 @@ from slimdeploy.config import ServeConfig
 
 from ..engine import RANGES, Grammar, RequestError, Sampling
 from .grammar import ResponseFormat, StructuredOutputs, grammar_of
-from .wire import Only, TokenBiases, TokenList, Wire
+from .wire import MOST_ENTRIES, FewEntries, Only, TokenList, Wire
 
 
 def _within(name: str) -> Any:
@@ -20,6 +20,14 @@ def _within(name: str) -> Any:
 
 
 Stop = Annotated[str, Field(min_length=1)]
+TokenBiases = Annotated[
+    dict[
+        Annotated[str, Field(pattern=r"^[0-9]{1,9}$")],
+        Annotated[float, Field(json_schema_extra={"minimum": -100, "maximum": 100})],
+    ],
+    Field(max_length=MOST_ENTRIES, json_schema_extra={"additionalProperties": False}),
+    FewEntries,
+]
 
 
 class SamplingFields(Wire):

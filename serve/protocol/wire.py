@@ -5,7 +5,7 @@ with the field's name.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -21,14 +21,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from ..engine import RequestError
-
-
-_DESCRIBED: dict[str, Any] = {"additionalProperties": {"type": "null"}}
-
-
-def also(**described: Any) -> ConfigDict:
-    """What a class says of itself in JSON Schema beside its fields."""
-    return ConfigDict(json_schema_extra=_DESCRIBED | described)
+from .described import DESCRIBED
 
 
 class Wire(BaseModel):
@@ -39,7 +32,7 @@ class Wire(BaseModel):
         extra="allow",
         allow_inf_nan=False,
         frozen=True,
-        json_schema_extra=_DESCRIBED,
+        json_schema_extra=DESCRIBED,
     )
 
 
@@ -62,42 +55,6 @@ class Only:
         raise ValueError(_unsupported(*self.values))
 
 
-def only_with(field: str, switch: str, *off: Any) -> dict[str, Any]:
-    """In JSON Schema: a field that has none of the values `off`, where it is there, only where the switch is true."""
-    unused = {"properties": {field: {"enum": [None, *off]}}}
-    return {"anyOf": [unused, {"properties": {switch: {"const": True}}, "required": [switch]}]}
-
-
-def kinds(fields: Mapping[str, str]) -> dict[str, Any]:
-    """A part's types in JSON Schema. fields: the one that each needs; it has no other's."""
-    nothing = {"type": "null"}
-    return {
-        "oneOf": [
-            {
-                "properties": {"type": {"const": kind}}
-                | {other: {"not": nothing} if other == needed else nothing for other in fields.values()},
-                "required": [needed],
-            }
-            for kind, needed in fields.items()
-        ]
-    }
-
-
-def says_something(*fields: str) -> dict[str, Any]:
-    """A message in JSON Schema: its content is empty where it is an earlier answer, or one of a part's fields is not."""
-    full = [{"properties": {field: {"type": ["string", "object"], "minLength": 1}}, "required": [field]} for field in fields]
-    content = [{"type": "string", "minLength": 1}, {"type": "array", "contains": {"anyOf": full}}]
-    return {"anyOf": [{"properties": {"role": {"const": "assistant"}}}, {"properties": {"content": {"anyOf": content}}}]}
-
-
-def require_its_kind(part: Wire, kind: str, fields: Mapping[str, str]) -> None:
-    """Raises ValueError for a part without what it says, or with something else that nobody would look at."""
-    for field in dict.fromkeys(fields.values()):
-        if (getattr(part, field) is None) == (field == fields[kind]):
-            verb = "needs the" if field == fields[kind] else "has no"
-            raise ValueError(f"a part of type '{kind}' {verb} field '{field}'")
-
-
 class Label:
     """Marks a field that has no effect on an answer by OpenAI's own word."""
 
@@ -106,26 +63,18 @@ TokenId = Annotated[int, Field(ge=0)]
 # Of many faults one is told, and finding the others takes time that everybody waits for.
 TokenList = Annotated[list[TokenId], Field(fail_fast=True)]
 RequestT = TypeVar("RequestT", bound=Wire)
-_MOST_ENTRIES = 10_000
+MOST_ENTRIES = 10_000
 
 
 def _few(given: object) -> object:
     """Before they are looked at: every fault is found, though one is told."""
-    if isinstance(given, dict) and len(given) > _MOST_ENTRIES:
-        raise ValueError(f"should have at most {_MOST_ENTRIES} entries")
+    if isinstance(given, dict) and len(given) > MOST_ENTRIES:
+        raise ValueError(f"should have at most {MOST_ENTRIES} entries")
     return given
 
 
 FewEntries = BeforeValidator(_few)
-Labels = Annotated[dict[str, str], Field(max_length=_MOST_ENTRIES), FewEntries]
-TokenBiases = Annotated[
-    dict[
-        Annotated[str, Field(pattern=r"^[0-9]{1,9}$")],
-        Annotated[float, Field(json_schema_extra={"minimum": -100, "maximum": 100})],
-    ],
-    Field(max_length=_MOST_ENTRIES, json_schema_extra={"additionalProperties": False}),
-    FewEntries,
-]
+Labels = Annotated[dict[str, str], Field(max_length=MOST_ENTRIES), FewEntries]
 
 
 def parsed(kind: type[RequestT], body: bytes) -> RequestT:

@@ -79,7 +79,9 @@ def test_answers_have_openais_fields_and_no_others(url: str, more: dict[str, Any
     assert done == "data: [DONE]"
     chunks = [exactly(ChatCompletionChunk, json.loads(event.removeprefix("data: "))) for event in events]
     assert chunks[-1].usage.total_tokens == unary.usage.total_tokens
-    told = [token for chunk in chunks for choice in chunk.choices if choice.logprobs for token in choice.logprobs.content]
+    told = [
+        token for chunk in chunks for choice in chunk.choices if choice.logprobs for token in choice.logprobs.content
+    ]
     assert len(told) == sum(len(choice.logprobs.content) for choice in unary.choices if choice.logprobs)
 
 
