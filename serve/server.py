@@ -1,6 +1,7 @@
 """Starting the server: in this process until it is stopped, or as a child process for as long as a caller needs it."""
 
 import errno
+import gc
 import logging
 import os
 import select
@@ -52,6 +53,7 @@ def run_server(artifact: Artifact, config: ServeConfig, ready: Callable[[str], N
         _warn_where_open(config)
         allow_connections()
         engine = create_engine(artifact, config)
+        gc.freeze()  # what is loaded stays: looking through it for garbage would hold up every stream
         server = Server(create_app(engine, config), engine, config, partial(ready or _unheard, url_of(listener)))
         try:
             server.run(sockets=[listener])
