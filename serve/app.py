@@ -88,7 +88,7 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 async def _no_such_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    message = f"{request.method[:20]} {request.scope['path'][:200]}: {error.detail}"
     answer = refusal(RequestError(message, status=error.status_code))
     answer.headers.update(error.headers or {})
     return answer

@@ -129,7 +129,7 @@ class Sampling:
                 raise RequestError(f"'{name}' = {value}: should be {allowed}", param=name)
         if self.min_tokens > self.max_tokens:
             raise RequestError(
-                f"'min_tokens' = {self.min_tokens}: should be at most {self.max_tokens}, what the answer may have",
+                f"'min_tokens' should be at most {self.max_tokens}, what the answer may have",
                 param="min_tokens",
             )
         for token, bias in self.logit_bias.items():

@@ -36,10 +36,16 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        host = Headers(scope=scope).get("host", "")
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
         if self._hosts is not None and _without_port(host) not in self._hosts:
             message = f"this server is reached as localhost, not as '{host[:100]}'; set serve.host to serve a network"
             await refusal(RequestError(message, status=403))(scope, receive, send)
+        elif "content-length" in headers and "transfer-encoding" in headers:
+            # A proxy in front may go by the other one: what follows on this connection is nobody's request.
+            answer = refusal(RequestError("the request has a Content-Length and a Transfer-Encoding; send one of them"))
+            answer.headers["Connection"] = "close"
+            await answer(scope, receive, send)
         elif self._keys and scope["path"] not in _OPEN and not self._knows(scope):
             message = "this server asks for an API key, and none of its own was sent; send 'Authorization: Bearer KEY'"
             await refusal(RequestError(message, status=401, code="invalid_api_key"))(scope, receive, send)

@@ -14,6 +14,9 @@ from .engine import Chunk, Usage
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # From a millisecond for a small model's token to minutes for a long answer of a large one.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+# What OpenTelemetry calls all others by: clients could name any number.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
+_OTHER = "_OTHER"
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
@@ -105,7 +108,7 @@ class Metrics:
 
     def sent(self, method: str, route: str, status: int, seconds: float) -> None:
         """A response. route: one of the server's own, or empty; clients could name any number of others."""
-        self._http.labels(method, route, status).observe(seconds)
+        self._http.labels(method if method in _METHODS else _OTHER, route, status).observe(seconds)
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""

@@ -122,7 +122,7 @@ def _answer(operation: Operation) -> dict[str, Any]:
         return {"description": operation.summary, "content": {operation.text: {}}}
     told = _content(operation.summary, operation.answer)
     if operation.streams:
-        told["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        told["content"]["text/event-stream"] = {}  # OpenAPI 3.1 has no words for a row of events
     return told
 
 
@@ -141,6 +141,8 @@ def _schemas(model: str, config: ServeConfig) -> dict[str, Any]:
     schemas: dict[str, Any] = models_json_schema(kinds, ref_template=_SCHEMA)[1]["$defs"]
     for kind, _ in asked:
         fields = schemas[kind.__name__]["properties"]
+        if "min_tokens" in fields:
+            fields["min_tokens"]["maximum"] = config.max_tokens
         fields["model"] = {"enum": [model]} if kind.model_fields["model"].is_required() else {"enum": [model, None]}
         if "n" in fields:
             fields["n"] = {

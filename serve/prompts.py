@@ -36,13 +36,7 @@ class Prompts:
             for m in messages
         ]
         prompt = self.write(quoted)
-        for number, message in enumerate(quoted):
-            # Many templates of vision-language models pass over system messages, and nobody would notice.
-            texts = [part.strip() for part in message.parts if isinstance(part, str)]
-            if message.role == "system" and not all(text in prompt for text in texts):
-                raise RequestError(
-                    "this model's chat template has no place for a system message", f"messages[{number}]"
-                )
+        _require_system_messages(prompt, quoted)
         images = sum(not isinstance(part, str) for message in messages for part in message.parts)
         places = len(self.text.split(prompt, self.marker)) - 1
         if places != images:
@@ -59,6 +53,21 @@ class Prompts:
             filled = (p.placeholder + other for p, other in zip(pictures, others, strict=True))
             prompt = "".join((first, *filled))
         return self.text.encode(prompt, self.has_special_tokens)
+
+
+def _require_system_messages(prompt: str, messages: Sequence[Message]) -> None:
+    """Many templates of vision-language models pass over them, and nobody would notice.
+
+    Each is looked for behind the one before it, so that many take no longer than one.
+    """
+    position = 0
+    for number, message in enumerate(messages):
+        for text in (part.strip() for part in message.parts if isinstance(part, str) and message.role == "system"):
+            position = prompt.find(text, position)
+            if position < 0:
+                raise RequestError(
+                    "this model's chat template has no place for a system message", f"messages[{number}]"
+                )
 
 
 def load_prompts(folder: Path, family: Family, text: Text, marker: str) -> Prompts:

@@ -91,7 +91,7 @@ class RequestLog:
             return
         asked = Headers(scope=scope).get("x-request-id", "")
         own = asked if _ID.fullmatch(asked) else uuid.uuid4().hex
-        note = RequestNote(own, scope["method"], scope["path"][:200])
+        note = RequestNote(own, scope["method"][:20], scope["path"][:200])
         scope.setdefault("state", {})["note"] = note
 
         async def noting(message: Message) -> None:

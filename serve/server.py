@@ -1,6 +1,7 @@
 """Starting the server: in this process until it is stopped, or as a child process for as long as a caller needs it."""
 
 import errno
+import gc
 import logging
 import os
 import select
@@ -23,6 +24,7 @@ from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ServeError
 
 from .app import create_app
+from .connections import Connection, allow_connections, bound
 from .engine import Engine
 from .engines import create_engine
 from .first_question import answer_first_question
@@ -49,7 +51,9 @@ def run_server(artifact: Artifact, config: ServeConfig, ready: Callable[[str], N
     """
     with listen(config) as listener:
         _warn_where_open(config)
+        allow_connections()
         engine = create_engine(artifact, config)
+        gc.freeze()  # what is loaded stays: looking through it for garbage would hold up every stream
         server = Server(create_app(engine, config), engine, config, partial(ready or _unheard, url_of(listener)))
         try:
             server.run(sockets=[listener])
@@ -84,6 +88,8 @@ class Server(uvicorn.Server):
             log_level="warning",
             access_log=False,
             lifespan="off",
+            http=Connection,
+            ws="none",
             timeout_keep_alive=_SECONDS_OF_KEEP_ALIVE,
             timeout_graceful_shutdown=_SECONDS_FOR_LAST_WORDS,
         )
@@ -136,6 +142,7 @@ def listen(config: ServeConfig) -> socket.socket:
         # Connections inherit it; asyncio sets it only on sockets whose protocol number is TCP's, and these have 0.
         # Without it the second chunk of a stream waits 40 ms for the client's delayed acknowledgement.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        bound(listener)
         return listener
     except socket.gaierror:
         raise ServeError(f"serve.host = '{config.host}' is no address of this machine") from None

@@ -26,7 +26,7 @@ Span = tuple[int, int]
 
 
 class Text:
-    """A model's tokenizer."""
+    """A model's tokenizer. longest_token: in characters."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "tokenizer.json"
@@ -37,6 +37,7 @@ class Text:
         added = self._tokenizer.get_added_tokens_decoder()
         self._control_ids = {token for token, how in added.items() if how.special}
         self._decoder = self._tokenizer.decoder or decoders.Fuse()
+        self.longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
         self._is_byte_level = self._decoder.decode(["Ġ"]) == " "
         controls = {added[token].content for token in self._control_ids}
         controls |= set(self.special_tokens.values())
@@ -204,7 +205,11 @@ class AnswerStream:
 
     def _undecided(self) -> int:
         """Length of the longest end of the held text that begins a stop string."""
-        return max((n for stop in self.stop for n in _prefix_lengths(stop) if self._held.endswith(stop[:n])), default=0)
+        held = self._held
+        lengths = (
+            n for stop in self.stop for n in range(1, min(len(stop), len(held) + 1)) if stop.startswith(held[-n:])
+        )
+        return max(lengths, default=0)
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -162,7 +162,7 @@ class OnnxEngine:
     async def tokenize(self, prompt: str | tuple[Message, ...]) -> list[int]:
         loop = asyncio.get_running_loop()
         if isinstance(prompt, str):
-            return await loop.run_in_executor(self._texts, self._model.text.encode, prompt)
+            return await loop.run_in_executor(self._texts, self._model.text_ids, prompt)
         return (await loop.run_in_executor(self._pictures, self._model.read, prompt)).ids
 
     async def detokenize(self, tokens: Sequence[int]) -> str:

@@ -99,7 +99,7 @@ class OnnxModel:
         """Raises RequestError for a prompt that the model cannot go on with."""
         if isinstance(prompt, tuple):
             return self._read_conversation(prompt)
-        ids = self.text.encode(prompt) if isinstance(prompt, str) else [*prompt.ids]
+        ids = self.text_ids(prompt) if isinstance(prompt, str) else [*prompt.ids]
         if not ids:
             raise RequestError("'prompt' has no tokens", param="prompt")
         for token in ids:
@@ -114,7 +114,17 @@ class OnnxModel:
         self._check_length(len(ids), "prompt")
         return Question(ids, [], [], {})
 
+    def text_ids(self, text: str) -> list[int]:
+        """Of a text by itself. Raises RequestError for one that no prompt could have room for."""
+        self._check_characters(len(text), "prompt")
+        return self.text.encode(text)
+
     def _read_conversation(self, messages: Sequence[Message]) -> Question:
+        # A message or a part has its marks, however empty it is.
+        characters = (
+            len(part) if isinstance(part, str) else 1 for message in messages for part in ("", *message.parts)
+        )
+        self._check_characters(sum(size + 1 for size in characters), "messages")
         images = [part for message in messages for part in message.parts if not isinstance(part, str)]
         prompt = self._prompts.render(messages)
         ids = self._prompts.ids(prompt)
@@ -180,6 +190,15 @@ class OnnxModel:
         except DataError as error:
             raise RequestError(str(error), param="messages") from None
         return dict(zip(images, pictures, strict=True))
+
+    def _check_characters(self, characters: int, param: str) -> None:
+        """Before they are looked at: splitting megabytes into tokens takes seconds, and a thousand times the memory."""
+        if characters > self._limits.prompt * self.text.longest_token:
+            raise RequestError(
+                f"the {param} has {characters} characters, more than fit into {self._limits.prompt} tokens; shorten it",
+                param=param,
+                code="context_length_exceeded",
+            )
 
     def _check_length(self, prompt_tokens: int, param: str = "messages") -> None:
         if prompt_tokens > self._limits.prompt:

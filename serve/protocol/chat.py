@@ -9,9 +9,10 @@ from slimdeploy.config import ServeConfig
 
 from ..engine import Chunk, FinishReason, RequestError, Sampling
 from .answers import ChosenToken, ServiceTier, TokenUsage, chosen_tokens
+from .described import also, only_with
 from .messages import Messages
 from .settings import ChoiceFields
-from .wire import Label, Only
+from .wire import Label, Labels, Only
 
 PATH = "/v1/chat/completions"
 
@@ -19,6 +20,7 @@ PATH = "/v1/chat/completions"
 class ChatRequest(ChoiceFields):
     """OpenAI's fields, and vLLM's settings beside them."""
 
+    model_config = also(allOf=[only_with("stream_options", "stream"), only_with("top_logprobs", "logprobs", 0)])
     model: str
     messages: Messages
     max_completion_tokens: int | None = Field(None, gt=0)
@@ -27,7 +29,7 @@ class ChatRequest(ChoiceFields):
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
     user: Annotated[str | None, Label()] = None
-    metadata: Annotated[dict[str, str] | None, Label()] = None
+    metadata: Annotated[Labels | None, Label()] = None
     safety_identifier: Annotated[str | None, Label()] = None
     prompt_cache_key: Annotated[str | None, Label()] = None
     prompt_cache_options: Annotated[dict[str, Any] | None, Label()] = None

@@ -9,6 +9,7 @@ from slimdeploy.config import ServeConfig
 
 from ..engine import Chunk, FinishReason, RequestError, Sampling, TokenIds
 from .answers import TokenUsage, finite
+from .described import also, only_with
 from .settings import ChoiceFields
 from .wire import Label, Only, TokenId
 
@@ -39,6 +40,7 @@ def _is_id(given: object) -> bool:
 class CompletionRequest(ChoiceFields):
     """prompt: one or several, of which each is answered."""
 
+    model_config = also(**only_with("stream_options", "stream"))
     model: str
     prompt: Annotated[
         Prompts,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from ..engine import Grammar, RequestError
+from .described import THERE, also, exactly_one
 from .wire import Only, Wire
 
 SchemaName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -21,6 +22,7 @@ class JsonSchema(Wire):
 
 
 class ResponseFormat(Wire):
+    model_config = also(**exactly_one(json_schema=THERE, type={"enum": ["text", "json_object"]}))
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
@@ -34,6 +36,7 @@ class ResponseFormat(Wire):
 class StructuredOutputs(Wire):
     """Exactly one of the first four. json: a schema, also as text."""
 
+    model_config = also(**exactly_one(regex=THERE, choice=THERE, json=THERE, json_object={"const": True}))
     regex: str | None = None
     choice: Annotated[list[str], Field(min_length=1)] | None = None
     json_: dict[str, Any] | str | None = Field(None, alias="json")

@@ -1,12 +1,13 @@
 """Messages of a conversation, as chat completions and /tokenize take them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from ..engine import Role
 from ..turns import PictureUrl, Turn
+from .described import also, kinds, says_something
 from .wire import Only, Wire
 
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -22,25 +23,29 @@ class ImageUrl(Wire):
     detail: Literal["auto"] | None = None
 
 
+_FIELDS = {"text": "text", "image_url": "image_url"}
+
+
 class Part(Wire):
     """A piece of a message: text or a picture."""
 
+    model_config = also(**kinds(_FIELDS))
     type: Literal["text", "image_url"]
     text: str | None = None
     image_url: ImageUrl | None = None
 
     @model_validator(mode="after")
     def _has_what_it_says(self) -> Self:
-        if getattr(self, self.type) is None:
-            raise ValueError(f"a part of type '{self.type}' needs the field '{self.type}'")
+        require_its_kind(self, self.type, _FIELDS)
         return self
 
 
 class ChatMessage(Wire):
     """content: a string stands for one part of text."""
 
+    model_config = also(**says_something("text", "image_url"))
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[Part]
+    content: Annotated[list[Part], Field(fail_fast=True)]
     tool_calls: Annotated[Any, Only([])] = None
     annotations: Annotated[Any, Only([])] = None
 
@@ -57,7 +62,15 @@ class ChatMessage(Wire):
         return self
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1)]
+Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+
+
+def require_its_kind(part: Wire, kind: str, fields: Mapping[str, str]) -> None:
+    """Raises ValueError for a part without what it says, or with something else that nobody would look at."""
+    for field in dict.fromkeys(fields.values()):
+        if (getattr(part, field) is None) == (field == fields[kind]):
+            verb = "needs the" if field == fields[kind] else "has no"
+            raise ValueError(f"a part of type '{kind}' {verb} field '{field}'")
 
 
 def turns(messages: Sequence[ChatMessage]) -> tuple[Turn, ...]:

@@ -10,18 +10,23 @@ from slimdeploy.config import ServeConfig
 from ..engine import Chunk, Grammar, RequestError, Sampling, Usage
 from ..turns import PictureUrl, Turn
 from .answers import ChosenToken, ServiceTier, chosen_tokens
+from .described import THERE, also, kinds, only_with, says_something
 from .grammar import SchemaName, schema_grammar
-from .messages import ROLES, PictureText
+from .messages import ROLES, PictureText, require_its_kind
 from .settings import SamplingFields
-from .wire import Label, Only, Wire
+from .wire import Label, Labels, Only, Wire
 
 PATH = "/v1/responses"
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
+_FIELDS = {"input_text": "text", "output_text": "text", "input_image": "image_url"}
+
+
 class InputPart(Wire):
     """A piece of a message: a text, also of an earlier answer, or a picture by its URL."""
 
+    model_config = also(**kinds(_FIELDS))
     type: Literal["input_text", "output_text", "input_image"]
     text: str | None = None
     image_url: PictureText | None = None
@@ -32,18 +37,17 @@ class InputPart(Wire):
 
     @model_validator(mode="after")
     def _has_what_it_says(self) -> Self:
-        needed = "image_url" if self.type == "input_image" else "text"
-        if getattr(self, needed) is None:
-            raise ValueError(f"a part of type '{self.type}' needs the field '{needed}'")
+        require_its_kind(self, self.type, _FIELDS)
         return self
 
 
 class InputMessage(Wire):
     """A message, or an answer as it was given. content: a string stands for one part of text."""
 
+    model_config = also(**says_something("text", "image_url"))
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[InputPart]
+    content: Annotated[list[InputPart], Field(fail_fast=True)]
     id: Annotated[str | None, Label()] = None
     status: Annotated[Literal["in_progress", "completed", "incomplete"] | None, Label()] = None
 
@@ -60,9 +64,20 @@ class InputMessage(Wire):
         return self
 
 
+_SCHEMA = {
+    "properties": {"type": {"const": "json_schema"}, "name": THERE, "schema": THERE},
+    "required": ["name", "schema"],
+}
+_NO_SCHEMA = {
+    "properties": {"type": {"enum": ["text", "json_object"]}}
+    | {name: {"type": "null"} for name in ("name", "description", "schema", "strict")}
+}
+
+
 class TextFormat(Wire):
     """What the answer must be; all but the type belongs to "json_schema"."""
 
+    model_config = also(anyOf=[_SCHEMA, _NO_SCHEMA])
     type: Literal["text", "json_object", "json_schema"]
     name: SchemaName | None = None
     description: str | None = None
@@ -71,8 +86,8 @@ class TextFormat(Wire):
 
     @model_validator(mode="after")
     def _has_what_it_says(self) -> Self:
-        is_schema = self.type == "json_schema"
-        if (self.name is None or self.schema_ is None) if is_schema else (self.name or self.schema_):
+        own = (self.name, self.schema_, self.description, self.strict)
+        if None in own[:2] if self.type == "json_schema" else own != (None,) * 4:
             raise ValueError("the fields 'name' and 'schema' belong to the type 'json_schema', which needs them")
         return self
 
@@ -100,8 +115,9 @@ class EventOptions(Wire):
 class ResponseRequest(SamplingFields):
     """OpenAI's fields, and vLLM's settings beside them. input: a string stands for one message of the user."""
 
+    model_config = also(**only_with("stream_options", "stream"))
     model: str
-    input: Annotated[list[InputMessage], Field(min_length=1)]
+    input: Annotated[list[InputMessage], Field(min_length=1, fail_fast=True)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, gt=0)
     include: list[Literal["message.output_text.logprobs"]] | None = None
@@ -110,7 +126,7 @@ class ResponseRequest(SamplingFields):
     stream_options: EventOptions | None = None
     text: TextSettings | None = None
 
-    metadata: Annotated[dict[str, str] | None, Label()] = None
+    metadata: Annotated[Labels | None, Label()] = None
     user: Annotated[str | None, Label()] = None
     safety_identifier: Annotated[str | None, Label()] = None
     prompt_cache_key: Annotated[str | None, Label()] = None
@@ -137,7 +153,9 @@ class ResponseRequest(SamplingFields):
     image: Annotated[Any, Only()] = None
 
     @field_validator(
-        "input", mode="before", json_schema_input_type=str | Annotated[list[InputMessage], Field(min_length=1)]
+        "input",
+        mode="before",
+        json_schema_input_type=Annotated[str, Field(min_length=1)] | Annotated[list[InputMessage], Field(min_length=1)],
     )
     @classmethod
     def _text_as_message(cls, given: object) -> object:

@@ -9,7 +9,7 @@ from slimdeploy.config import ServeConfig
 
 from ..engine import RANGES, Grammar, RequestError, Sampling
 from .grammar import ResponseFormat, StructuredOutputs, grammar_of
-from .wire import Only, TokenId, Wire
+from .wire import MOST_ENTRIES, FewEntries, Only, TokenList, Wire
 
 
 def _within(name: str) -> Any:
@@ -20,9 +20,13 @@ def _within(name: str) -> Any:
 
 
 Stop = Annotated[str, Field(min_length=1)]
-TokenBiases = dict[
-    Annotated[str, Field(pattern=r"^[0-9]{1,9}$")],
-    Annotated[float, Field(json_schema_extra={"minimum": -100, "maximum": 100})],
+TokenBiases = Annotated[
+    dict[
+        Annotated[str, Field(pattern=r"^[0-9]{1,9}$")],
+        Annotated[float, Field(json_schema_extra={"minimum": -100, "maximum": 100})],
+    ],
+    Field(max_length=MOST_ENTRIES, json_schema_extra={"additionalProperties": False}),
+    FewEntries,
 ]
 
 
@@ -38,7 +42,7 @@ class SamplingFields(Wire):
     frequency_penalty: float | None = _within("frequency_penalty")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Annotated[list[Stop], Field(max_length=4)] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: TokenList | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = _within("min_tokens")
     logit_bias: TokenBiases | None = None

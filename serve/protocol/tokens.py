@@ -4,13 +4,15 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, model_validator
 
+from .described import THERE, also, exactly_one
 from .messages import Messages
-from .wire import Only, TokenId, Wire
+from .wire import Only, TokenList, Wire
 
 
 class TokenizeRequest(Wire):
     """A text, or a conversation as the model is given it, the tokens of its pictures too."""
 
+    model_config = also(**exactly_one(prompt=THERE, messages=THERE))
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
@@ -34,7 +36,7 @@ class TokenizeAnswer(BaseModel):
 
 class DetokenizeRequest(Wire):
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: TokenList
 
 
 class DetokenizeAnswer(BaseModel):

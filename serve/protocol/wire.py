@@ -8,11 +8,20 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from ..engine import RequestError
+from .described import DESCRIBED
 
 
 class Wire(BaseModel):
@@ -23,7 +32,7 @@ class Wire(BaseModel):
         extra="allow",
         allow_inf_nan=False,
         frozen=True,
-        json_schema_extra={"additionalProperties": False},
+        json_schema_extra=DESCRIBED,
     )
 
 
@@ -51,7 +60,21 @@ class Label:
 
 
 TokenId = Annotated[int, Field(ge=0)]
+# Of many faults one is told, and finding the others takes time that everybody waits for.
+TokenList = Annotated[list[TokenId], Field(fail_fast=True)]
 RequestT = TypeVar("RequestT", bound=Wire)
+MOST_ENTRIES = 10_000
+
+
+def _few(given: object) -> object:
+    """Before they are looked at: every fault is found, though one is told."""
+    if isinstance(given, dict) and len(given) > MOST_ENTRIES:
+        raise ValueError(f"should have at most {MOST_ENTRIES} entries")
+    return given
+
+
+FewEntries = BeforeValidator(_few)
+Labels = Annotated[dict[str, str], Field(max_length=MOST_ENTRIES), FewEntries]
 
 
 def parsed(kind: type[RequestT], body: bytes) -> RequestT:

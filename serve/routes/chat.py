@@ -1,5 +1,6 @@
 """POST /v1/chat/completions."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 from fastapi import FastAPI, Request
@@ -46,7 +47,7 @@ async def _understood(request: Request, service: Service) -> tuple[ChatRequest, 
     wanted = await service.body(request, lambda body: parsed(ChatRequest, body))
     service.require_model(wanted.model)
     sampling, count = wanted.draw(service.config), wanted.choices(service.config)
-    messages = await service.messages(request, turns(wanted.messages))
+    messages = await service.messages(request, await asyncio.to_thread(turns, wanted.messages))
     return wanted.model_copy(update={"messages": []}), several([messages], count, sampling)
 
 

@@ -1,5 +1,6 @@
 """POST /v1/responses."""
 
+import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -46,7 +47,7 @@ async def _understood(request: Request, service: Service) -> tuple[ResponseReque
     wanted = await service.body(request, lambda body: parsed(ResponseRequest, body))
     service.require_model(wanted.model)
     sampling = wanted.draw(service.config)
-    messages = await service.messages(request, wanted.turns())
+    messages = await service.messages(request, await asyncio.to_thread(wanted.turns))
     return wanted.model_copy(update={"input": []}), GenerationRequest(messages, sampling)
 
 

@@ -1,5 +1,7 @@
 """POST /tokenize and /detokenize: vLLM's routes beside OpenAI's."""
 
+import asyncio
+
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
@@ -26,7 +28,7 @@ async def _tokenize(request: Request, service: Service) -> Response:
         assert wanted.prompt is not None
         tokens = await service.engine.tokenize(wanted.prompt)
     else:
-        messages = await service.messages(request, turns(wanted.messages))
+        messages = await service.messages(request, await asyncio.to_thread(turns, wanted.messages))
         tokens = await unless_disconnected(request, service.engine.tokenize(messages))
     return JSONResponse({"count": len(tokens), "max_model_len": service.engine.context, "tokens": tokens})
 

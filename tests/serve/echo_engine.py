@@ -92,21 +92,25 @@ class EchoEngine:
         return [number for part in parts for number in (await self.tokenize(part) if isinstance(part, str) else [0])]
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
-        return " ".join("x" * token for token in tokens)
+        return " ".join(map(_word, tokens))
 
     async def close(self) -> None:
         pass
 
 
 def _said(prompt: Prompt) -> str:
-    """The words of token ids are as long as their numbers."""
     match prompt:
         case str():
             return prompt
         case TokenIds():
-            return " ".join("x" * token for token in prompt.ids)
+            return " ".join(map(_word, prompt.ids))
         case _:
             return " ".join(part if isinstance(part, str) else _size(part) for part in prompt[-1].parts)
+
+
+def _word(token: int) -> str:
+    """As long as the token's number, of which the last two digits count."""
+    return "x" * (token % 100)
 
 
 def _logprob(word: str, alternatives: int) -> TokenLogprob:

@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -12,7 +13,9 @@ import openai
 import pytest
 from echo_engine import TOO_LONG, EchoEngine
 from live_server import Serve
+from openai.types import Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai_types import exactly
 from requests_to_send import client_of, image_part, picture, user
 
 from slimdeploy.artifact import Artifact
@@ -64,19 +67,29 @@ def test_usage_follows_a_stream_when_it_is_asked_for(client: openai.OpenAI) -> N
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
-def test_answers_have_openais_fields_and_no_others(url: str) -> None:
-    body = {"model": "echo", "messages": user("one two")}
-    unary = httpx.post(f"{url}/v1/chat/completions", json=body).json()
-    assert set(unary) <= set(ChatCompletion.model_fields)
-    ChatCompletion.model_validate(unary, strict=True)
-    streamed = httpx.post(f"{url}/v1/chat/completions", json=body | {"stream": True})
+@pytest.mark.parametrize("more", [{}, {"n": 3}, {"logprobs": True, "top_logprobs": 2, "n": 2}, {"max_tokens": 1}])
+def test_answers_have_openais_fields_and_no_others(url: str, more: dict[str, Any]) -> None:
+    body = {"model": "echo", "messages": user("one two")} | more
+    unary = exactly(ChatCompletion, httpx.post(f"{url}/v1/chat/completions", json=body).json())
+    assert len(unary.choices) == more.get("n", 1)
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    streamed = httpx.post(f"{url}/v1/chat/completions", json=body | options)
     assert streamed.headers["content-type"].startswith("text/event-stream")
     *events, done = streamed.text.strip().split("\n\n")
     assert done == "data: [DONE]"
-    for event in events:
-        values = json.loads(event.removeprefix("data: "))
-        assert set(values) <= set(ChatCompletionChunk.model_fields)
-        ChatCompletionChunk.model_validate(values, strict=True)
+    chunks = [exactly(ChatCompletionChunk, json.loads(event.removeprefix("data: "))) for event in events]
+    assert chunks[-1].usage.total_tokens == unary.usage.total_tokens
+    told = [
+        token for chunk in chunks for choice in chunk.choices if choice.logprobs for token in choice.logprobs.content
+    ]
+    assert len(told) == sum(len(choice.logprobs.content) for choice in unary.choices if choice.logprobs)
+
+
+def test_other_routes_have_openais_fields_and_no_others(url: str) -> None:
+    listed = httpx.get(f"{url}/v1/models").json()
+    assert set(listed) == {"object", "data"}
+    for model in (*listed["data"], httpx.get(f"{url}/v1/models/echo").json()):
+        exactly(Model, model)
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp", "gif"])

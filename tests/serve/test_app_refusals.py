@@ -33,6 +33,10 @@ MALFORMED: dict[str, tuple[Any, str | None]] = {
     "empty text": ({"messages": user([{"type": "text", "text": ""}])}, "messages[0]"),
     "number as text": ({"messages": user([{"type": "text", "text": 1}])}, "messages[0].content[0].text"),
     "text missing": ({"messages": user([{"type": "text"}])}, "messages[0].content[0]"),
+    "a text with a picture": (
+        {"messages": user([{"type": "text", "text": "a", "image_url": {"url": picture()}}])},
+        "messages[0].content[0]",
+    ),
     "audio part": ({"messages": user([{"type": "input_audio"}])}, "messages[0].content[0].type"),
     "message name": ({"messages": [{"role": "user", "content": "a", "name": "n"}]}, "messages[0].name"),
     "part extra": ({"messages": user([{"type": "text", "text": "a", "x": 1}])}, "messages[0].content[0].x"),

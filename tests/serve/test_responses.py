@@ -20,6 +20,11 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "a tool's output": ({"input": [{"type": "function_call_output", "call_id": "1", "output": "a"}]}, "input[0].type"),
     "a reference": ({"input": [{"type": "item_reference", "id": "1"}]}, "input[0].type"),
     "a file": ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0].type"),
+    "a picture with a text": (
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": picture(), "text": "a"}]}]},
+        "input[0].content[0]",
+    ),
+    "a description of no schema": ({"text": {"format": {"type": "text", "description": "a"}}}, "text.format"),
     "a stored picture": (
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": picture(), "file_id": "f"}]}]},
         "input[0].content[0].file_id",

@@ -1,5 +1,6 @@
 """Tokens to text and back: certain pieces only, and no control token out of a message."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,14 @@ def test_every_byte_has_its_character_in_byte_level_tokens(byte_level: Text) -> 
     assert sorted(byte_level.token(token)[1] for token in range(2, 2 + len(alphabet))) == [
         bytes([byte]) for byte in range(256)
     ]
+
+
+def test_long_stop_strings_take_no_longer(byte_level: Text) -> None:
+    ids = byte_level.encode("abc abc " * 50)
+    long = ("abc " * 250_000, "abc abc abd" + "x" * 1_000_000, "a" * 1_000_000, "abc abcd" * 100_000)
+    start = time.perf_counter()
+    assert "".join(pieces(byte_level, ids, long)) == byte_level.decode(ids)
+    assert time.perf_counter() - start < 10  # milliseconds; minutes where every beginning is tried
 
 
 def test_a_stop_string_across_tokens_never_shows(byte_level: Text) -> None:

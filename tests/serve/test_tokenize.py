@@ -1,6 +1,8 @@
 """Tokens of texts and conversations, and back: vLLM's two routes."""
 
 import asyncio
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -12,6 +14,13 @@ from slimdeploy.artifact import Artifact
 from slimdeploy.config import ServeConfig
 from slimdeploy.serve.engine import GenerationRequest, Message, RequestError, greedy
 from slimdeploy.serve.engines.onnx import OnnxEngine
+
+
+@pytest.fixture
+def real(artifact: Artifact) -> Iterator[OnnxEngine]:
+    engine = OnnxEngine(artifact, ServeConfig(threads=1))
+    yield engine
+    asyncio.run(engine.close())
 
 
 def post(url: str, route: str, body: Any) -> httpx.Response:
@@ -75,3 +84,16 @@ def test_the_engine_counts_what_a_request_is_charged_for(artifact: Artifact) -> 
     tokens, charged, text = asyncio.run(both())
     assert len(tokens) == charged
     assert text == "What is it?"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["word " * 1_000_000, (Message("user", ("a" * 5_000_000,)),), (Message("assistant", ()),) * 100_000],
+    ids=["a text", "a message", "messages"],
+)
+def test_what_no_prompt_has_room_for_is_refused_before_it_is_read(real: OnnxEngine, prompt: Any) -> None:
+    start = time.perf_counter()
+    with pytest.raises(RequestError, match="characters, more than fit into 255 tokens") as caught:
+        asyncio.run(real.tokenize(prompt))
+    assert caught.value.code == "context_length_exceeded"
+    assert time.perf_counter() - start < 1
