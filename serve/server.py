@@ -23,6 +23,7 @@ from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ServeError
 
 from .app import create_app
+from .connection import Connection
 from .engine import Engine
 from .engines import create_engine
 from .first_question import answer_first_question
@@ -81,7 +82,9 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, engine: Engine, config: ServeConfig, ready: Callable[[], None]) -> None:
         settings = uvicorn.Config(
             app,
-            log_level="warning",
+            http=Connection,
+            ws="none",
+            log_config=None,  # its own would not follow serve.log_format
             access_log=False,
             lifespan="off",
             timeout_keep_alive=_SECONDS_OF_KEEP_ALIVE,
