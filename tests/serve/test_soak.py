@@ -28,7 +28,7 @@ SETTINGS = f"""threads = 1
 concurrency = 3
 max_waiting = 8
 max_wait_s = 1.5
-cache_mb = 2
+cache_mb = 0.2
 max_body_mb = {MAX_BODY_MB}
 tokens_per_minute = 20000
 log_format = "json"
