@@ -114,6 +114,8 @@ def _table(
         "at rest": after.resident,
     }
     rows += [("memory, MB", when, f"{size / 1e6:.1f}") for when, size in megabytes.items()]
+    tenths = " ".join(f"{_resident(during, start / 10, (start + 1) / 10) / 1e6:.0f}" for start in range(10))
+    rows += [("memory, MB", "in each tenth of the time", tenths)]
     rows += [("threads", "before, at rest", f"{before.threads}, {after.threads}")]
     rows += [("files", "before, at rest", f"{before.files}, {after.files}")]
     rows += [("tokens", what, f"{metrics[f'vllm:{what}_tokens_total']:.0f}") for what in ("prompt", "generation")]
