@@ -5,6 +5,7 @@ What is no HTTP gets an error of OpenAI's shape where one can still be sent, and
 
 import asyncio
 import json
+from collections.abc import Callable
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -19,55 +20,72 @@ _NO_HTTP = "what was sent is no HTTP request, or its head is too long"
 
 
 class Connection(H11Protocol):
-    """One that waits for a request between two others is uvicorn's to end."""
-
-    _head_due: asyncio.TimerHandle | None = None
-    _reading_due: asyncio.TimerHandle | None = None
+    """Between two requests it is uvicorn's to end."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head_due = self.loop.call_later(_SECONDS_FOR_A_HEAD, self.timeout_keep_alive_handler)
+        self._head_due = _Deadline(self.loop, _SECONDS_FOR_A_HEAD, self.timeout_keep_alive_handler)
+        self._reading_due = _Deadline(self.loop, _SECONDS_TO_READ, transport.abort)
+        self._head_due.start()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         # A body that goes on when its request is answered gets no more time than a head.
-        if self.conn.their_state is not h11.IDLE and self.conn.our_state is not h11.DONE:
-            self._head_due = _cancelled(self._head_due)
-        elif self._head_due is None:
-            self._head_due = self.loop.call_later(_SECONDS_FOR_A_HEAD, self.timeout_keep_alive_handler)
+        if self.conn.their_state is h11.IDLE or self.conn.our_state is h11.DONE:
+            self._head_due.start()
+        else:
+            self._head_due.stop()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.conn.their_state is h11.IDLE:
-            self._head_due = _cancelled(self._head_due)
+            self._head_due.stop()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._reading_due = self.loop.call_later(_SECONDS_TO_READ, self.transport.abort)
+        self._reading_due.start()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._reading_due = _cancelled(self._reading_due)
+        self._reading_due.stop()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_due = _cancelled(self._head_due)
-        self._reading_due = _cancelled(self._reading_due)
+        self._head_due.stop()
+        self._reading_due.stop()
         super().connection_lost(exc)
 
-    def send_400_response(self, msg: str) -> None:
-        """uvicorn's own would raise where a response has begun, or lets the application begin another."""
+    def send_400_response(self, _: str) -> None:
+        """uvicorn's own would raise where a response has begun, and lets the application begin another."""
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json.dumps(error_body(_NO_HTTP, "invalid_request_error")).encode()
-            headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
+            headers = [
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(body))),
+                ("Connection", "close"),
+            ]
             response = h11.Response(status_code=400, headers=headers, reason="Bad Request")
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
 
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
+class _Deadline:
+    """What is done when something has not come within so many seconds. Started again, it goes on as it is."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, then: Callable[[], object]) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._then = then
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._seconds, self._then)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -222,7 +222,9 @@ async def breaks_http(client: Client) -> str:
 async def looks_around(client: Client) -> str:
     """At all other routes, with a key or without, several requests on one connection."""
     rng, allowed = client.rng, {200}
-    path = rng.choice(("/", "/health", "/ready", "/metrics", "/v1/models", "/openapi.json", "/v1/nothing", "/v1/models/x"))
+    path = rng.choice(
+        ("/", "/health", "/ready", "/metrics", "/v1/models", "/openapi.json", "/v1/nothing", "/v1/models/x")
+    )
     if path in ("/v1/nothing", "/v1/models/x"):
         allowed = {404}
     key = client.authorization

@@ -15,9 +15,11 @@ Api = Literal["chat", "completion", "response"]
 PATHS: dict[Api, str] = {"chat": "/v1/chat/completions", "completion": "/v1/completions", "response": "/v1/responses"}
 MAX_BODY_MB = 0.5
 _BUSY = 429
-_WORDS = "what is there in this picture and how many of them are red or larger than all others é 漢 \n".split(" ")
+_WORDS = ("what", "is", "there", "in", "this", "picture", "and", "how", "many", "of", "them", "é", "漢", "\n")
 _FORMS = ("png", "jpeg", "webp", "gif")
 _OLD_PICTURES = 6
+_SCHEMA = {"type": "object", "properties": {"red": {"type": "integer"}}, "required": ["red"]}
+_SHAPES: tuple[dict[str, Any], ...] = ({"choice": ["yes", "no"]}, {"regex": "[a-f]{3,9}"}, {"json": _SCHEMA})
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def question(rng: random.Random) -> Ask:
             if rng.random() < 0.3:
                 fields["logprobs"] = rng.randint(0, 20)
         case "response":
+            shape = fields.pop("structured_outputs", None)
+            fields |= {"text": {"format": {"type": "json_schema", "name": "red", "schema": _SCHEMA}}} if shape else {}
             fields |= {"input": text(rng), "max_output_tokens": tokens, "instructions": rng.choice((None, "Be brief."))}
             if fields["instructions"]:
                 fields["input"] = fields["input"][:60]
@@ -71,6 +75,7 @@ def _sampling(rng: random.Random) -> dict[str, Any]:
         lambda: {"stop": [rng.choice("abcdefgh"), "é", "never in an answer"]},
         lambda: {"presence_penalty": 0.5, "repetition_penalty": 1.1},
         lambda: {"ignore_eos": True},
+        lambda: {"structured_outputs": rng.choice(_SHAPES)},
     ]
     return {name: value for make in choices if rng.random() < 0.3 for name, value in make().items()}
 
@@ -108,7 +113,7 @@ def nonsense(rng: random.Random) -> Ask:
 
 
 def _field(name: str, value: Any, status: int = 400) -> Callable[[random.Random, dict[str, Any]], tuple[bytes, int]]:
-    return lambda rng, good: (json.dumps(good | {name: value}).encode(), status)
+    return lambda _, good: (json.dumps(good | {name: value}).encode(), status)
 
 
 def _cut(rng: random.Random, good: dict[str, Any]) -> tuple[bytes, int]:
@@ -133,12 +138,16 @@ def _large(rng: random.Random, good: dict[str, Any]) -> tuple[bytes, int]:
 def _too_long(rng: random.Random, good: dict[str, Any]) -> tuple[bytes, int]:
     name = next(name for name in ("messages", "prompt", "input") if name in good)
     words = "x" * rng.choice((300, 5000, 200_000))
-    return json.dumps(good | {name: [{"role": "user", "content": words}] if name == "messages" else words}).encode(), 400
+    return json.dumps(
+        good | {name: [{"role": "user", "content": words}] if name == "messages" else words}
+    ).encode(), 400
 
 
 def _no_picture(rng: random.Random, good: dict[str, Any]) -> tuple[bytes, int]:
     url = picture(rng)
-    bad = rng.choice((url[: len(url) // 2], "http://127.0.0.1:9/a.png", "data:image/png;base64,AAAA", "file:///etc/passwd"))
+    bad = rng.choice(
+        (url[: len(url) // 2], "http://127.0.0.1:9/a.png", "data:image/png;base64,AAAA", "file:///etc/passwd")
+    )
     parts = [{"type": "image_url", "image_url": {"url": bad}}]
     return json.dumps(good | {"messages": [{"role": "user", "content": parts}]}).encode(), 400
 
@@ -151,6 +160,8 @@ _NONSENSE = (
     _field("no_such_field", [1, 2]),
     _field("model", "another", 404),
     _field("logit_bias", {"99999": 1}),
+    _field("structured_outputs", {"regex": "(a"}),
+    _field("structured_outputs", {"json": {"type": "colour"}}),
     _cut,
     _noise,
     _deep,

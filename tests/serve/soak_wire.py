@@ -7,6 +7,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 _PIECE = 1 << 16
@@ -151,7 +152,5 @@ class Connection:
     async def close(self) -> None:
         self.is_open = False
         self._writer.close()
-        try:
+        with suppress(OSError):
             await self._writer.wait_closed()
-        except OSError:
-            pass

@@ -21,7 +21,7 @@ class Blind(EchoEngine):
         self.fails_with = fails_with
         self.is_closed = False
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+    async def generate(self, _: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         raise self.fails_with
         yield
 
@@ -44,7 +44,7 @@ def test_an_engine_that_cannot_answer_keeps_the_server_from_starting(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(kind, match=sentence):
-        server.run_server(artifact, ServeConfig(port=port), lambda url: pytest.fail("it is ready"))
+        server.run_server(artifact, ServeConfig(port=port), lambda _: pytest.fail("it is ready"))
     assert engine.is_closed
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))

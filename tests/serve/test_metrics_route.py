@@ -1,4 +1,4 @@
-"""/metrics tells what was done, under the names that dashboards ask for, and grows with nothing that clients make up."""
+"""/metrics tells what was done, by the names that dashboards ask for, and grows with nothing that clients make up."""
 
 import re
 import time

@@ -29,8 +29,7 @@ def clock() -> Clock:
 def is_open(quota: Quota, key: str) -> bool:
     try:
         quota.check(key)
-    except RequestError as error:
-        assert error.status == 429
+    except RequestError:
         return False
     return True
 
@@ -42,7 +41,7 @@ def test_what_is_used_comes_back_in_its_time(clock: Clock) -> None:
     quota.charge("ann", 11)  # of one request that found a token left
     with pytest.raises(RequestError, match="has used its 60 tokens per minute; ask again in 11 s") as caught:
         quota.check("ann")
-    assert caught.value.retry_after == 11
+    assert (caught.value.status, caught.value.retry_after) == (429, 11)
     clock.now += 9.9
     assert not is_open(quota, "ann")
     clock.now += 1.1

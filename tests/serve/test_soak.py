@@ -6,12 +6,13 @@
 import asyncio
 import os
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from soak_clients import KINDS, SHARED_KEY, Client, Soak, probe
+from soak_clients import KINDS, SHARED_KEY, Client, Soak, asks, probe
 from soak_probe import probes, tokens_of
 from soak_requests import MAX_BODY_MB
 from soak_server import Figures, ServerProcess, server_process
@@ -22,8 +23,9 @@ from slimdeploy.kernels.library import library_file
 SECONDS = float(os.environ.get("SOAK_SECONDS", "30"))
 SEED = int(os.environ.get("SOAK_SEED", "6"))
 GROWTH = 0.05
-WARM = 0.25
-"""Of the time, after which memory counts."""
+WARM = max(0.25, 10 / SECONDS)
+"""Of the time, after which memory counts: caches are full then, and all threads that a pool has are there."""
+_FIRST_QUESTIONS = 40
 SETTINGS = f"""threads = 1
 concurrency = 3
 max_waiting = 8
@@ -45,11 +47,11 @@ def test_nobody_is_lost_and_nothing_is_left_behind(packed_artifact: Artifact, tm
         after, metrics = _at_rest(server, before)
         quick = asyncio.run(_seconds_of_a_question(soak))
     table = _table(soak, before, during, after, metrics)
-    print(table)
+    sys.stdout.write(table)
     assert not soak.lost, "\n".join(soak.lost[:20])
     assert quick < 5
     assert after.files <= before.files
-    assert after.threads <= max(each.threads for each in _between(during, WARM, WARM + 0.1))
+    assert after.threads <= max(each.threads for each in _between(during, 0, 0.5))
     assert _resident(during, 0.9, 1.0) <= (1 + GROWTH) * _resident(during, WARM, WARM + 0.1), table
     assert "Traceback" not in server.log.read_text()
 
@@ -59,6 +61,8 @@ async def _load(soak: Soak, server: ServerProcess) -> tuple[Figures, list[Figure
     asker = Client(soak, "probe", 0)
     for ask in probes():
         soak.right[ask] = tokens_of(ask, await asker.ask(ask))
+    for _ in range(_FIRST_QUESTIONS):  # what is loaded with its first use is no growth
+        await asks(asker)
     await asker.hang_up()
     before = server.figures()
     soak.end = time.monotonic() + SECONDS
@@ -77,7 +81,9 @@ def _at_rest(server: ServerProcess, before: Figures) -> tuple[Figures, dict[str,
     end = time.monotonic() + 10
     while True:
         metrics, figures = server.metrics(SHARED_KEY), server.figures()
-        busy = [metrics[f"vllm:{name}"] for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")]
+        busy = [
+            metrics[f"vllm:{name}"] for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+        ]
         if not any(busy) and figures.files <= before.files:
             return figures, metrics
         assert time.monotonic() < end, (busy, before, figures)
@@ -101,9 +107,7 @@ def _resident(figures: Sequence[Figures], start: float, end: float) -> float:
     return statistics.median(each.resident for each in _between(figures, start, end))
 
 
-def _table(
-    soak: Soak, before: Figures, during: Sequence[Figures], after: Figures, metrics: dict[str, float]
-) -> str:
+def _table(soak: Soak, before: Figures, during: Sequence[Figures], after: Figures, metrics: dict[str, float]) -> str:
     rows = [("client", "what came of it", "times")]
     rows += [(kind, came, str(times)) for (kind, came), times in sorted(soak.outcomes.items())]
     megabytes = {
