@@ -32,7 +32,7 @@ class Blind(EchoEngine):
 @pytest.mark.parametrize(
     ("error", "kind", "sentence"),
     [
-        (RequestError("no pictures here"), ServeError, "echo cannot answer a question about a picture: no pictures"),
+        (RequestError("no pictures here"), ServeError, "echo cannot answer a first question: no pictures"),
         (OSError("a file of weights is cut"), OSError, "a file of weights is cut"),
     ],
 )
