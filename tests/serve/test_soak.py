@@ -126,7 +126,7 @@ def _table(soak: Soak, before: Figures, during: Sequence[Figures], after: Figure
     rows += [("threads", "before, at rest", f"{before.threads}, {after.threads}")]
     rows += [("files", "before, at rest", f"{before.files}, {after.files}")]
     rows += [("tokens", what, f"{metrics[f'vllm:{what}_tokens_total']:.0f}") for what in ("prompt", "generation")]
-    rows += [("ties", "largest lead", f"{max(soak.ties, default=0):.4f}")]
+    rows += [("ties", "of greedy answers, largest lead", f"{len(soak.ties)}, {max(soak.ties, default=0):.4f}")]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     lines = [f"{kind:{widths[0]}}  {came:{widths[1]}}  {times:>9}" for kind, came, times in rows]
-    return f"\n{SECONDS:g} s, seed {SEED}\n" + "\n".join(lines)
+    return f"\n{SECONDS:g} s, seed {SEED}\n" + "\n".join(lines) + "\n"
