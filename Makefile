@@ -4,7 +4,7 @@ CONFIG ?= deploy.toml
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test check format bench-demo bench-kernels bench-onnx bench-onnx-scale bench-quality bench-scale bench-serve-memory wheels clean
+.PHONY: install demo test soak check format bench-demo bench-kernels bench-onnx bench-onnx-scale bench-quality bench-scale bench-serve-memory wheels clean
 
 KERNELS := slimdeploy/kernels
 
@@ -25,6 +25,11 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal \
 	    --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+# Ten minutes of more load than the server can bear, then a table; `make test` has 30 seconds of it.
+soak: export SOAK_SECONDS ?= 600
+soak: .venv/installed
+	$(BIN)/python -m pytest --capture=no --quiet tests/serve/test_soak.py
 
 # mypy reads the installed package: it cannot follow the mapping of exporters/ and serve/ under one name.
 check: .venv/installed

@@ -26,6 +26,8 @@ from .model_files import read_json_if_there
 _LARGEST_GROWTH = 4
 _LARGEST_FRAME = 1_000_000
 _LARGEST_POWER = 64
+# Of a template: what expressions, ranges and macros end with that go wrong, or too far.
+_FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError)
 
 
 class ChatTemplate:
@@ -54,7 +56,7 @@ class ChatTemplate:
             return _joined(pieces, _LARGEST_GROWTH * characters + _LARGEST_FRAME)
         except _RefusedError as error:
             raise RequestError(f"the model's chat template refuses these messages: {error}", param="messages") from None
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+        except _FAILURES as error:
             raise RequestError("the model's chat template cannot render these messages", param="messages") from error
 
 

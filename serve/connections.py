@@ -1,12 +1,13 @@
 """What a connection may take: a place among so many, and time.
 
 uvicorn waits for ever for who says nothing, or a byte now and then, and for who does not read; enough of them would
-keep everybody else out.
+keep everybody else out. What is no HTTP gets an error of OpenAI's shape where one can still be sent, and otherwise
+leaves no trace.
 """
 
 import asyncio
 import resource
-import socket
+from collections.abc import Callable
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -17,57 +18,87 @@ from .refusals import refusal
 _MOST_CONNECTIONS = 4096
 # Beside connections: the model's, the log, and what libraries open.
 _OTHER_FILES = 256
+
+# A head comes in one piece, unless somebody holds a connection for the sake of it.
 _SECONDS_FOR_A_HEAD = 30
-_SECONDS_UNTIL_READ = 120
+# Nothing of a stream is taken for so long: its client is gone, and nobody told.
+_SECONDS_TO_READ = 120
+_NO_HTTP = "what was sent is no HTTP request, or its head is too long"
 
 
 class Connection(H11Protocol):
-    """uvicorn's, closed where nobody asks for anything in time, and at once where there are too many."""
-
-    _deadline: asyncio.TimerHandle | None = None
+    """Between two requests it is uvicorn's to end; one beyond the bound ends at once."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._head_due = _Deadline(self.loop, _SECONDS_FOR_A_HEAD, self.timeout_keep_alive_handler)
+        self._reading_due = _Deadline(self.loop, _SECONDS_TO_READ, transport.abort)
         if len(self.connections) > most_connections():
             transport.abort()
         else:
-            self._watch()
+            self._head_due.start()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch()
+        # A body that goes on when its request is answered gets no more time than a head.
+        if self.conn.their_state is h11.IDLE or self.conn.our_state is h11.DONE:
+            self._head_due.start()
+        else:
+            self._head_due.stop()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.IDLE:
+            self._head_due.stop()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reading_due.start()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._reading_due.stop()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._head_due.stop()
+        self._reading_due.stop()
         super().connection_lost(exc)
-        self._forget()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn's own words)
-        """In OpenAI's shape; once an answer is on its way there is nothing to be said any more."""
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.abort()
-            return
-        answer = refusal(RequestError("this is no HTTP request, or too long a one"))
-        headers = [*answer.raw_headers, (b"connection", b"close")]
-        head = h11.Response(status_code=answer.status_code, headers=headers, reason=b"Bad Request")
-        for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
+    def send_400_response(self, _: str) -> None:
+        """uvicorn's own would raise where a response has begun, and lets the application begin another."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            answer = refusal(RequestError(_NO_HTTP))
+            headers = [*answer.raw_headers, (b"connection", b"close")]
+            head = h11.Response(status_code=answer.status_code, headers=headers, reason=b"Bad Request")
+            for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
     def _should_upgrade(self) -> bool:
         """There is no other protocol; uvicorn would tell the log how to install one."""
         return False
 
-    def _watch(self) -> None:
-        """While nothing is answered, a request is awaited: its head, or what was still to come of a refused one."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._forget()
-        elif self._deadline is None:
-            self._deadline = self.loop.call_later(_SECONDS_FOR_A_HEAD, self.transport.abort)
 
-    def _forget(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+class _Deadline:
+    """What is done when something has not come within so many seconds. Started again, it goes on as it is."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, then: Callable[[], object]) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._then = then
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._seconds, self._then)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 def most_connections() -> int:
@@ -83,8 +114,3 @@ def allow_connections() -> None:
         resource.setrlimit(
             resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
         )
-
-
-def bound(listener: socket.socket) -> None:
-    """Connections inherit it: one whose client takes nothing of what it is sent, or is gone, ends by itself."""
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _SECONDS_UNTIL_READ)

@@ -24,7 +24,7 @@ from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ServeError
 
 from .app import create_app
-from .connections import Connection, allow_connections, bound
+from .connections import Connection, allow_connections
 from .engine import Engine
 from .engines import create_engine
 from .first_question import answer_first_question
@@ -85,11 +85,11 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, engine: Engine, config: ServeConfig, ready: Callable[[], None]) -> None:
         settings = uvicorn.Config(
             app,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
             http=Connection,
             ws="none",
+            log_config=None,  # its own would not follow serve.log_format
+            access_log=False,
+            lifespan="off",
             timeout_keep_alive=_SECONDS_OF_KEEP_ALIVE,
             timeout_graceful_shutdown=_SECONDS_FOR_LAST_WORDS,
         )
@@ -142,7 +142,6 @@ def listen(config: ServeConfig) -> socket.socket:
         # Connections inherit it; asyncio sets it only on sockets whose protocol number is TCP's, and these have 0.
         # Without it the second chunk of a stream waits 40 ms for the client's delayed acknowledgement.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        bound(listener)
         return listener
     except socket.gaierror:
         raise ServeError(f"serve.host = '{config.host}' is no address of this machine") from None

@@ -22,11 +22,13 @@ _MARK = re.compile(f"([{_QUOTE}{_UNQUOTE}])")
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 _WORD = "a"
+_LONG = 8
+"""Characters for each token that a prompt may have: of more it is found out first whether it has too many."""
 Span = tuple[int, int]
 
 
 class Text:
-    """A model's tokenizer. longest_token: in characters."""
+    """A model's tokenizer."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "tokenizer.json"
@@ -37,7 +39,6 @@ class Text:
         added = self._tokenizer.get_added_tokens_decoder()
         self._control_ids = {token for token, how in added.items() if how.special}
         self._decoder = self._tokenizer.decoder or decoders.Fuse()
-        self.longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
         self._is_byte_level = self._decoder.decode(["Ġ"]) == " "
         controls = {added[token].content for token in self._control_ids}
         controls |= set(self.special_tokens.values())
@@ -121,6 +122,22 @@ class Text:
             tokenizer = self._literal if number % 2 else self._tokenizer
             ids += tokenizer.encode(piece, add_special_tokens=add_special_tokens and number == 0).ids
         return ids
+
+    def is_hopeless(self, texts: Sequence[str], most: int) -> bool:
+        """Whether texts have more than twice as many tokens as they may have, found out piece by piece.
+
+        The tokenizer takes 250 bytes for a token: a body of 32 MB, encoded at once, would take gigabytes.
+        """
+        piece = _LONG * most
+        if sum(map(len, texts)) <= piece:
+            return False
+        tokens = 0
+        for text in texts:
+            for start in range(0, len(text), piece):
+                tokens += len(self._literal.encode(text[start : start + piece], add_special_tokens=False).ids)
+                if tokens > 2 * most:
+                    return True
+        return False
 
     def _literal_at_odd_places(self, prompt: str) -> list[str]:
         """The prompt without marks, cut at the control tokens of which any character is quoted."""

@@ -129,6 +129,7 @@ class OnnxEngine:
             sequence = await asyncio.shield(reading)
         except asyncio.CancelledError:
             await asyncio.wait([reading])  # it is over when nothing is done for it any more
+            reading.exception()  # which nobody waits for: asyncio would log it
             raise
         chunks: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
         gone = asyncio.Event()
@@ -162,7 +163,7 @@ class OnnxEngine:
     async def tokenize(self, prompt: str | tuple[Message, ...]) -> list[int]:
         loop = asyncio.get_running_loop()
         if isinstance(prompt, str):
-            return await loop.run_in_executor(self._texts, self._model.text_ids, prompt)
+            return await loop.run_in_executor(self._texts, self._model.tokens, prompt)
         return (await loop.run_in_executor(self._pictures, self._model.read, prompt)).ids
 
     async def detokenize(self, tokens: Sequence[int]) -> str:

@@ -99,7 +99,7 @@ class OnnxModel:
         """Raises RequestError for a prompt that the model cannot go on with."""
         if isinstance(prompt, tuple):
             return self._read_conversation(prompt)
-        ids = self.text_ids(prompt) if isinstance(prompt, str) else [*prompt.ids]
+        ids = self.tokens(prompt) if isinstance(prompt, str) else [*prompt.ids]
         if not ids:
             raise RequestError("'prompt' has no tokens", param="prompt")
         for token in ids:
@@ -114,18 +114,9 @@ class OnnxModel:
         self._check_length(len(ids), "prompt")
         return Question(ids, [], [], {})
 
-    def text_ids(self, text: str) -> list[int]:
-        """Of a text by itself. Raises RequestError for one that no prompt could have room for."""
-        self._check_characters(len(text), "prompt")
-        return self.text.encode(text)
-
     def _read_conversation(self, messages: Sequence[Message]) -> Question:
-        # A message or a part has its marks, however empty it is.
-        characters = (
-            len(part) if isinstance(part, str) else 1 for message in messages for part in ("", *message.parts)
-        )
-        self._check_characters(sum(size + 1 for size in characters), "messages")
         images = [part for message in messages for part in message.parts if not isinstance(part, str)]
+        self._require_hope([part for message in messages for part in message.parts if isinstance(part, str)])
         prompt = self._prompts.render(messages)
         ids = self._prompts.ids(prompt)
         self._check_length(len(ids))  # before the costly part; the exact check follows
@@ -138,6 +129,11 @@ class OnnxModel:
             ids = self._prompts.ids(prompt, pictures)
             self._check_length(len(ids))
         return Question(ids, pictures, digests, {digest: each.features for digest, each in seen.items()})
+
+    def tokens(self, text: str) -> list[int]:
+        """Of a text that may be a prompt, or a part of one. Raises RequestError for one that is far too long."""
+        self._require_hope([text], "prompt")
+        return self.text.encode(text)
 
     def features(self, question: Question, start: int = 0) -> list[Features]:
         """Of its pictures, in order, less those whose tokens all stand before `start`. None is encoded twice."""
@@ -191,23 +187,21 @@ class OnnxModel:
             raise RequestError(str(error), param="messages") from None
         return dict(zip(images, pictures, strict=True))
 
-    def _check_characters(self, characters: int, param: str) -> None:
-        """Before they are looked at: splitting megabytes into tokens takes seconds, and a thousand times the memory."""
-        if characters > self._limits.prompt * self.text.longest_token:
-            raise RequestError(
-                f"the {param} has {characters} characters, more than fit into {self._limits.prompt} tokens; shorten it",
-                param=param,
-                code="context_length_exceeded",
-            )
+    def _check_length(self, tokens: int, param: str = "messages") -> None:
+        if tokens > self._limits.prompt:
+            raise self._too_long(f"{tokens} tokens, images included", param)
 
-    def _check_length(self, prompt_tokens: int, param: str = "messages") -> None:
-        if prompt_tokens > self._limits.prompt:
-            raise RequestError(
-                f"the prompt has {prompt_tokens} tokens, images included, and may have {self._limits.prompt}, with its "
-                f"answer {self._limits.total}; shorten the {param}",
-                param=param,
-                code="context_length_exceeded",
-            )
+    def _require_hope(self, texts: Sequence[str], param: str = "messages") -> None:
+        if self.text.is_hopeless(texts, self._limits.prompt):
+            raise self._too_long(f"more than {2 * self._limits.prompt} tokens", param)
+
+    def _too_long(self, length: str, param: str) -> RequestError:
+        return RequestError(
+            f"the prompt has {length}, and may have {self._limits.prompt}, with its answer {self._limits.total}; "
+            f"shorten the {param}",
+            param=param,
+            code="context_length_exceeded",
+        )
 
 
 def _decoded(image: EncodedImage | Image.Image) -> Image.Image:

@@ -35,6 +35,7 @@ class EchoEngine:
         self.model = "echo"
         self.seconds_per_token = seconds_per_token
         self.running = 0
+        self._closed = False
         self.forget()
 
     def forget(self) -> None:
@@ -45,6 +46,7 @@ class EchoEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         self.requests.append(request)
         text = _said(request.prompt)
+        self._require_open()
         if text == TOO_LONG:
             raise RequestError("the prompt is too long", param="messages", code="context_length_exceeded")
         if text == "close":
@@ -63,6 +65,7 @@ class EchoEngine:
         words = text.split(" ")
         for number, word in enumerate(words, start=1):
             await asyncio.sleep(self.seconds_per_token)
+            self._require_open()
             if word == "break":
                 raise OSError("/secret/path")
             finish: FinishReason | None = None
@@ -95,7 +98,11 @@ class EchoEngine:
         return " ".join(map(_word, tokens))
 
     async def close(self) -> None:
-        pass
+        self._closed = True
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ServeError("the server is shutting down")
 
 
 def _said(prompt: Prompt) -> str:

@@ -72,3 +72,38 @@ def test_a_template_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("{% if %}")
     with pytest.raises(ArtifactError, match="not valid"):
         load_chat_template(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'x' * 1000000000 }}",
+        "{{ 1000000000 * ['x'] }}",
+        "{{ ('x' * 1000000) * 1000 }}",
+        "{{ 9 ** 99999999 }}",
+        "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
+        "{% for i in range(1000) %}{% for m in messages %}{{ m.content[0].text * 900000 }}{% endfor %}{% endfor %}",
+    ],
+)
+def test_no_template_makes_a_prompt_without_an_end(source: str) -> None:
+    with pytest.raises(RequestError, match="makes too long a prompt"):
+        ChatTemplate(source, {}).render(CONVERSATIONS[0])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(10000000000) %}{% endfor %}",
+        "{% macro deeper() %}{{ deeper() }}{% endmacro %}{{ deeper() }}",
+        "{{ 1 / 0 }}",
+        "{{ 10.0 ** 60 ** 60 }}",
+    ],
+)
+def test_a_template_that_goes_too_far_fails_as_any_other(source: str) -> None:
+    with pytest.raises(RequestError):
+        ChatTemplate(source, {}).render(CONVERSATIONS[0])
+
+
+def test_a_long_conversation_is_not_too_long_a_prompt() -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.content[0].text }}{% endfor %}", {})
+    assert len(template.render([Message("user", ("x" * 3_000_000,))])) == 3_000_000

@@ -234,7 +234,7 @@ def test_connections_beyond_the_bound_are_closed_and_places_come_back(
 
 
 def test_who_does_not_read_is_let_go(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "_SECONDS_UNTIL_READ", 1)
+    monkeypatch.setattr(connections, "_SECONDS_TO_READ", 1)
     url = httpx.URL(serve(EchoEngine(), ServeConfig(max_tokens=10**6, concurrency=1, max_waiting=0)))
     body = json.dumps({"model": "echo", "prompt": "word " * 30_000, "stream": True, "max_tokens": 10**6}).encode()
     with socket.socket() as deaf:

@@ -1,0 +1,62 @@
+"""Pages of other web sites: none by default, those that are named if they have a key."""
+
+import httpx
+import pytest
+from echo_engine import EchoEngine
+from live_server import Serve
+from requests_to_send import user
+
+from slimdeploy.config import ServeConfig
+from slimdeploy.serve.keys import VARIABLE
+
+NAMED, OTHER = "https://example.org", "https://evil.example"
+BODY = {"model": "echo", "messages": user("one")}
+KEY = {"Authorization": f"Bearer {'a' * 16}"}
+
+
+@pytest.fixture
+def url(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(VARIABLE, f"ann:{'a' * 16}")
+    return serve(EchoEngine(), ServeConfig(cors_origins=(NAMED,)))
+
+
+def preflight(url: str, origin: str) -> httpx.Response:
+    asked = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    return httpx.options(f"{url}/v1/chat/completions", headers=asked)
+
+
+def ask(url: str, origin: str, headers: dict[str, str]) -> httpx.Response:
+    return httpx.post(f"{url}/v1/chat/completions", json=BODY, headers={"Origin": origin} | headers)
+
+
+def test_a_browser_may_ask_beforehand_without_a_key_for_a_page_that_is_named(url: str) -> None:
+    answer = preflight(url, NAMED)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == NAMED
+    assert "authorization" in answer.headers["access-control-allow-headers"].lower()
+    assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_no_other_page_is_let_in(url: str) -> None:
+    answer = preflight(url, OTHER)
+    assert answer.status_code == 400
+    assert "access-control-allow-origin" not in answer.headers
+    assert "access-control-allow-origin" not in ask(url, OTHER, KEY).headers
+
+
+def test_the_page_that_is_named_still_needs_the_key_and_reads_what_it_is_told(url: str) -> None:
+    refused, answered = ask(url, NAMED, {}), ask(url, NAMED, KEY)
+    assert (refused.status_code, answered.status_code) == (401, 200)
+    for response in (refused, answered):
+        assert response.headers["access-control-allow-origin"] == NAMED
+        assert "x-request-id" in response.headers["access-control-expose-headers"].lower()
+
+
+def test_by_default_nothing_is_said_of_origins(serve: Serve) -> None:
+    url = serve(EchoEngine())
+    for response in (ask(url, NAMED, {}), preflight(url, NAMED)):
+        assert not [name for name in response.headers if name.startswith("access-control")]
