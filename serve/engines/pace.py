@@ -4,8 +4,6 @@ LARGEST_PIECE = 512
 """Tokens of a piece where nobody waits: those who come meanwhile wait no longer than for that."""
 LARGEST_BESIDE = 64
 """Tokens of a piece beside answers."""
-_SLOWER = 2.0
-"""Times as long as usual that a step may take with a piece of a prompt in it, however few prompts there are."""
 _GROWTH, _SHRINKING = 1 / 16, 1 / 8
 _FIRST = 8
 _WEIGHT = 0.2
@@ -18,16 +16,16 @@ class Pace:
     """Finds the piece with which steps take just so long on average: a sixteenth more while they are in time, an eighth
     less while they are not. Knows steps and seconds, no model.
 
-    Where most requests have a prompt to be read, answers wait longer for them: each request has an equal share of the
-    time. fewest: tokens of a piece, however long they take.
+    Each prompt that is to be read has as much of the time as all answers together: with one, a step may take twice as
+    long as usual. fewest: tokens of a piece, however long they take.
     """
 
     def __init__(self, fewest: int = 1) -> None:
         self._fewest = fewest
         self._size = float(max(fewest, _FIRST))
         self._usual: dict[int, float] = {}  # seconds of a step, by how many answers go on in it
-        self._slower = _SLOWER  # running mean of how many times as long steps with a piece take
-        self._allowed = _SLOWER
+        self._allowed = 2.0  # times as long as usual that a step may take with a piece in it
+        self._slower = self._allowed  # running mean of what they take
         self._in_a_row = 0
 
     def piece(self, answers: int, prompts: int = 1) -> int:
@@ -37,7 +35,7 @@ class Pace:
         """
         if answers == 0:
             return LARGEST_PIECE
-        self._allowed = max(_SLOWER, (answers + prompts) / answers)
+        self._allowed = 1.0 + prompts
         return int(self._size) if answers in self._usual and self._in_a_row < _STEPS_IN_A_ROW else 0
 
     def took(self, seconds: float, answers: int, piece: int) -> None:
