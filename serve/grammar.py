@@ -46,7 +46,7 @@ _IN_REGEX = re.compile(r"[\\.+*?()|\[\]{}^$#&~/-]")
 class Grammars:
     """Those of one model. ends: tokens that end its answers. timeout_s: longest time that compiling one may take.
 
-    Not to be called by several threads at once.
+    Several threads may check at the same time, but only one may ask for constraints.
     """
 
     def __init__(self, text: Text, ends: frozenset[int], timeout_s: float) -> None:
@@ -200,12 +200,19 @@ def _tried(written: str, timeout_s: float) -> None:
     task = json.dumps({"grammar": written, "limits": _LIMITS, "seconds": timeout_s})
     try:
         trial = subprocess.run(
-            [sys.executable, "-I", str(_TRIAL)], input=task, capture_output=True, text=True, timeout=timeout_s
+            [sys.executable, "-P", str(_TRIAL)],  # or our own modules would stand before the library's
+            input=task,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            process_group=0,  # Ctrl-C is for the server, which lets requests come to their end
         )
     except subprocess.TimeoutExpired:
         raise ValueError(f"it takes longer than {timeout_s:g} s to compile; make it simpler") from None
-    if trial.returncode != 0:  # no stack is left, or no memory
+    if trial.returncode < 0:  # by a signal: no stack is left, or no memory
         raise ValueError("it is nested too deeply, or too large, to be compiled; make it simpler")
+    if trial.returncode > 0:
+        raise RuntimeError(f"{_TRIAL} failed: {trial.stderr.strip().splitlines()[-1:]}")
     if trial.stdout:
         raise ValueError(_reason(trial.stdout))
 

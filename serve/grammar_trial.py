@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import llguidance
@@ -28,17 +29,17 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threading.stack_size(_STACK_BYTES)
-    trial = threading.Thread(target=_try, args=(task,))
-    trial.start()
-    trial.join()
+    with ThreadPoolExecutor(1) as thread:  # what is raised there ends this program, too
+        sys.stdout.write(thread.submit(_fault, task).result())
 
 
-def _try(task: dict[str, Any]) -> None:
+def _fault(task: dict[str, Any]) -> str:
+    """Empty where there is none."""
     limits = llguidance.LLParserLimits(**task["limits"])
     matcher = llguidance.LLMatcher(llguidance.LLTokenizer("byte"), task["grammar"], log_level=0, limits=limits)
     if not matcher.is_error():
         matcher.compute_bitmask()  # a grammar that no text meets fails here
-    sys.stdout.write(matcher.get_error())
+    return matcher.get_error()
 
 
 if __name__ == "__main__":

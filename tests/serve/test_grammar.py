@@ -1,6 +1,7 @@
 """An answer under a grammar is what the grammar says, whatever the logits; and no grammar takes longer than it may."""
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from word_tokenizers import END, byte_level, of_words
 
+import slimdeploy.serve.grammar as grammar_module
 from slimdeploy.serve.engine import Chunk, Grammar, GrammarKind, RequestError, Sampling, Usage
 from slimdeploy.serve.engines.answer import Answer
 from slimdeploy.serve.grammar import Grammars
@@ -275,6 +277,21 @@ def test_a_grammar_that_explodes_is_refused_in_time(name: str) -> None:
     with pytest.raises(RequestError, match=reason):
         Grammars(text_of(byte_level), ENDS, timeout_s=2.0).constraint(grammar)
     assert time.perf_counter() - start < 4
+
+
+def test_a_trial_that_fails_by_itself_passes_no_grammar_and_blames_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(grammar_module._LIMITS, "of_no_version", 1)
+    with pytest.raises(RuntimeError, match="of_no_version"):
+        Grammars(text_of(byte_level), ENDS, timeout_s=20.0).check(Grammar("regex", "a"))
+
+
+def test_what_a_terminal_tells_the_server_reaches_no_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "trial.py"
+    program.write_text("import os; print(f'group {os.getpgrp()}', end='')")
+    monkeypatch.setattr(grammar_module, "_TRIAL", program)
+    with pytest.raises(RequestError, match=r"group \d+") as caught:
+        Grammars(text_of(byte_level), ENDS, timeout_s=20.0).check(Grammar("regex", "a"))
+    assert not str(caught.value).endswith(f"group {os.getpgrp()}")
 
 
 @pytest.mark.parametrize("name", HARMLESS)
