@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import TypeVar, TypeVarTuple
 
 from slimdeploy.artifact import Artifact
 from slimdeploy.config import ProviderSetting, ServeConfig
@@ -29,6 +30,8 @@ from .onnx_rows import rows_for
 from .onnx_sequence import keep, prepared
 from .onnx_sessions import import_onnxruntime
 
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 log = logging.getLogger(__name__)
 
 _NICE = 10
@@ -118,13 +121,11 @@ class OnnxEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """Closing the iterator, or cancelling its task, ends the request with the token that is being made."""
         loop = asyncio.get_running_loop()
-        if self._closed:
-            raise ServeError(SHUTTING_DOWN)
         constraint = None
         if grammar := request.sampling.grammar:
-            constraint = await loop.run_in_executor(self._compiling, self._grammars.constraint, grammar)
+            constraint = await self._done_by(self._compiling, self._grammars.constraint, grammar)
         reader = self._pictures if request.pictures else self._texts
-        reading = loop.run_in_executor(reader, prepared, self._model, request, constraint)
+        reading = self._done_by(reader, prepared, self._model, request, constraint)
         try:
             sequence = await asyncio.shield(reading)
         except asyncio.CancelledError:
@@ -156,27 +157,40 @@ class OnnxEngine:
         return self._decoding.kv_usage
 
     async def check_grammar(self, grammar: Grammar) -> None:
-        if self._closed:
-            raise ServeError(SHUTTING_DOWN)
-        await asyncio.get_running_loop().run_in_executor(self._trying, self._grammars.check, grammar)
+        await self._done_by(self._trying, self._grammars.check, grammar)
 
     async def tokenize(self, prompt: str | tuple[Message, ...]) -> list[int]:
-        loop = asyncio.get_running_loop()
         if isinstance(prompt, str):
-            return await loop.run_in_executor(self._texts, self._model.tokens, prompt)
-        return (await loop.run_in_executor(self._pictures, self._model.read, prompt)).ids
+            return await self._done_by(self._texts, self._model.tokens, prompt)
+        return (await self._done_by(self._pictures, self._model.read, prompt)).ids
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         count = self._model.sessions.vocabulary
         if unknown := [token for token in tokens if not 0 <= token < count]:
             raise RequestError(f"'tokens' has {unknown[0]}, and the model has {count} tokens", param="tokens")
-        return await asyncio.get_running_loop().run_in_executor(self._texts, self._model.text.decode, tokens)
+        return await self._done_by(self._texts, self._model.text.decode, tokens)
 
     async def close(self) -> None:
         self._closed = True
         await asyncio.to_thread(self._decoding.close)
         for worker in (self._texts, self._pictures, self._trying, self._compiling):
-            await asyncio.to_thread(worker.shutdown, wait=True, cancel_futures=worker is self._trying)
+            await asyncio.to_thread(worker.shutdown)
+
+    def _done_by(
+        self, worker: ThreadPoolExecutor, function: Callable[[*Ts], T], *arguments: *Ts
+    ) -> "asyncio.Future[T]":
+        """What the function returns. Raises ServeError where the engine is closed, also while it waits for its turn."""
+
+        def work() -> T:
+            self._require_open()
+            return function(*arguments)
+
+        self._require_open()
+        return asyncio.get_running_loop().run_in_executor(worker, work)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ServeError(SHUTTING_DOWN)
 
 
 def _step_back() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,16 @@ import slimdeploy.serve.engines.onnx_sessions as onnx_sessions
 from slimdeploy.artifact import Artifact, Manifest, bundle
 from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ArtifactError, ServeError
-from slimdeploy.serve.engine import Chunk, EncodedImage, GenerationRequest, Message, RequestError, Sampling, greedy
+from slimdeploy.serve.engine import (
+    Chunk,
+    EncodedImage,
+    GenerationRequest,
+    Grammar,
+    Message,
+    RequestError,
+    Sampling,
+    greedy,
+)
 from slimdeploy.serve.engines import create_engine
 from slimdeploy.serve.engines.onnx import OnnxEngine
 from slimdeploy.serve.model_files import ModelFacts, read_facts
@@ -217,6 +227,23 @@ def test_a_closed_engine_refuses(artifact: Artifact) -> None:
 
     with pytest.raises(ServeError, match="shutting down"):
         asyncio.run(close_then_ask())
+
+
+def test_who_waits_for_a_thread_when_the_engine_is_closed_is_told_so(artifact: Artifact) -> None:
+    async def ask_and_close() -> tuple[list[Any], list[Any]]:
+        engine = OnnxEngine(artifact, ServeConfig(threads=1, grammar_timeout_s=1))
+        slow, quick = Grammar("json_schema", '{"type": "integer", "multipleOf": 1000003}'), Grammar("regex", "a")
+        waiting = asyncio.gather(*map(engine.check_grammar, (slow, quick)), return_exceptions=True)
+        await asyncio.sleep(0.1)
+        await engine.close()
+        late = engine.tokenize("a"), engine.tokenize((user("a"),)), engine.detokenize([1]), engine.check_grammar(quick)
+        return await waiting, await asyncio.gather(*late, return_exceptions=True)
+
+    (tried, waited), late = asyncio.run(ask_and_close())
+    assert isinstance(tried, RequestError)
+    for error in (waited, *late):
+        assert isinstance(error, ServeError)
+        assert "shutting down" in str(error)
 
 
 @pytest.mark.parametrize(("format_", "message"), [("vllm", "vllm serve"), ("checkpoint", "export.format = 'onnx'")])
