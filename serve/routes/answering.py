@@ -22,6 +22,7 @@ from ..engine import Chunk, Engine, GenerationRequest, Grammar, Message, Prompt,
 from ..line import Line, busy
 from ..media import fetch_pictures, read_messages
 from ..metrics import AnswerWatch, Metrics
+from ..protocol.wire import RequestT, parsed
 from ..quota import Quota
 from ..refusals import refusal
 from ..request_log import note_of
@@ -51,9 +52,9 @@ class Service:
             message = f"the model '{name[:200]}' does not exist here; this server has '{self.engine.model}'"
             raise RequestError(message, param="model", status=404, code="model_not_found")
 
-    async def body(self, request: Request, understand: Callable[[bytes], T]) -> T:
+    async def body(self, request: Request, kind: type[RequestT]) -> RequestT:
         """A request's body, understood in a thread: a large one must not hold up those whose answers are streaming."""
-        return await asyncio.to_thread(understand, await json_body(request, self.config))
+        return await asyncio.to_thread(parsed, kind, await json_body(request, self.config))
 
     async def messages(self, request: Request, turns: Sequence[Turn]) -> tuple[Message, ...]:
         """The conversation with its pictures. What is fetched for a client is given up when the client goes away."""

@@ -20,7 +20,6 @@ from ..protocol.chat import (
     ChunkChoice,
 )
 from ..protocol.messages import turns
-from ..protocol.wire import parsed
 from .answering import Head, Service, answered, several, streamed, unless_disconnected
 from .events import events, line
 
@@ -44,7 +43,7 @@ async def _complete(request: Request, service: Service) -> Response:
 
 async def _understood(request: Request, service: Service) -> tuple[ChatRequest, tuple[GenerationRequest, ...]]:
     """What is asked for, without the messages: while a request waits in line, only its pictures take memory."""
-    wanted = await service.body(request, lambda body: parsed(ChatRequest, body))
+    wanted = await service.body(request, ChatRequest)
     service.require_model(wanted.model)
     sampling, count = wanted.draw(service.config), wanted.choices(service.config)
     messages = await service.messages(request, await asyncio.to_thread(turns, wanted.messages))

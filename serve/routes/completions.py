@@ -9,7 +9,6 @@ from ..choices import gathered
 from ..engine import Chunk
 from ..protocol.answers import TokenUsage, usage_of
 from ..protocol.completions import PATH, Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
-from ..protocol.wire import parsed
 from .answering import Head, Service, answered, several, streamed, unless_disconnected
 from .events import events
 
@@ -21,7 +20,7 @@ def add_completions(app: FastAPI, service: Service) -> None:
 
 
 async def _complete(request: Request, service: Service) -> Response:
-    wanted = await service.body(request, lambda body: parsed(CompletionRequest, body))
+    wanted = await service.body(request, CompletionRequest)
     service.require_model(wanted.model)
     count, include_usage = wanted.choices(service.config), wanted.include_usage
     choices = service.answers(request, several(wanted.prompt, count, wanted.draw(service.config)))

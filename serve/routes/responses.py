@@ -15,7 +15,6 @@ from ..choices import gathered
 from ..engine import Chunk, GenerationRequest, RequestError
 from ..protocol import responses as protocol
 from ..protocol.responses import OutputMessage, OutputText, ResponseRequest, ResponseUsage, without_bytes
-from ..protocol.wire import parsed
 from ..refusals import told
 from .answering import Head, Service, answered, streamed, unless_disconnected
 from .events import line, log_failure
@@ -44,7 +43,7 @@ async def _respond(request: Request, service: Service) -> Response:
 
 async def _understood(request: Request, service: Service) -> tuple[ResponseRequest, GenerationRequest]:
     """What is asked for, without the input: while a request waits in line, only its pictures take memory."""
-    wanted = await service.body(request, lambda body: parsed(ResponseRequest, body))
+    wanted = await service.body(request, ResponseRequest)
     service.require_model(wanted.model)
     sampling = wanted.draw(service.config)
     messages = await service.messages(request, await asyncio.to_thread(wanted.turns))

@@ -7,7 +7,6 @@ from starlette.responses import JSONResponse, Response
 
 from ..protocol.messages import turns
 from ..protocol.tokens import DetokenizeRequest, TokenizeRequest
-from ..protocol.wire import parsed
 from .answering import Service, answered, unless_disconnected
 
 
@@ -22,7 +21,7 @@ def add_tokens(app: FastAPI, service: Service) -> None:
 
 
 async def _tokenize(request: Request, service: Service) -> Response:
-    wanted = await service.body(request, lambda body: parsed(TokenizeRequest, body))
+    wanted = await service.body(request, TokenizeRequest)
     service.require_model(wanted.model)
     if wanted.messages is None:
         assert wanted.prompt is not None
@@ -34,6 +33,6 @@ async def _tokenize(request: Request, service: Service) -> Response:
 
 
 async def _detokenize(request: Request, service: Service) -> Response:
-    wanted = await service.body(request, lambda body: parsed(DetokenizeRequest, body))
+    wanted = await service.body(request, DetokenizeRequest)
     service.require_model(wanted.model)
     return JSONResponse({"prompt": await service.engine.detokenize(wanted.tokens)})
