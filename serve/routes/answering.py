@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
@@ -128,6 +129,11 @@ async def answered(work: Awaitable[Response]) -> Response:
     except Exception as error:  # left to the framework, it would cost the client its connection as well
         log.exception("a request failed")
         return refusal(error)
+
+
+def whole(answer: BaseModel) -> Response:
+    """An answer that is not streamed."""
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 async def streamed(

@@ -20,7 +20,7 @@ from ..protocol.chat import (
     ChunkChoice,
 )
 from ..protocol.messages import turns
-from .answering import Head, Service, answered, several, streamed, unless_disconnected
+from .answering import Head, Service, answered, several, streamed, unless_disconnected, whole
 from .events import events, line
 
 
@@ -36,8 +36,7 @@ async def _complete(request: Request, service: Service) -> Response:
     choices = service.answers(request, generations)
     head, count = Head.of(service.engine.model, "chatcmpl-"), len(generations)
     if not wanted.stream:
-        answer = _whole(head, await unless_disconnected(request, gathered(choices)))
-        return Response(answer.model_dump_json(), media_type="application/json")
+        return whole(_answer(head, await unless_disconnected(request, gathered(choices))))
     return await streamed(request, choices, lambda each: _events(head, each, count, include_usage))
 
 
@@ -50,7 +49,7 @@ async def _understood(request: Request, service: Service) -> tuple[ChatRequest, 
     return wanted.model_copy(update={"messages": []}), several([messages], count, sampling)
 
 
-def _whole(head: Head, answers: Sequence[Sequence[Chunk]]) -> ChatCompletion:
+def _answer(head: Head, answers: Sequence[Sequence[Chunk]]) -> ChatCompletion:
     return ChatCompletion(
         id=head.id,
         created=head.created,

@@ -9,7 +9,7 @@ from ..choices import gathered
 from ..engine import Chunk
 from ..protocol.answers import TokenUsage, usage_of
 from ..protocol.completions import PATH, Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
-from .answering import Head, Service, answered, several, streamed, unless_disconnected
+from .answering import Head, Service, answered, several, streamed, unless_disconnected, whole
 from .events import events
 
 
@@ -26,8 +26,7 @@ async def _complete(request: Request, service: Service) -> Response:
     choices = service.answers(request, several(wanted.prompt, count, wanted.draw(service.config)))
     head = Head.of(service.engine.model, "cmpl-")
     if not wanted.stream:
-        answer = _whole(head, await unless_disconnected(request, gathered(choices)), count)
-        return Response(answer.model_dump_json(), media_type="application/json")
+        return whole(_answer(head, await unless_disconnected(request, gathered(choices)), count))
     return await streamed(request, choices, lambda each: _events(head, each, count, include_usage))
 
 
@@ -35,7 +34,7 @@ def _completion(head: Head, choices: list[CompletionChoice], usage: TokenUsage |
     return Completion(id=head.id, created=head.created, model=head.model, choices=choices, usage=usage)
 
 
-def _whole(head: Head, answers: Sequence[Sequence[Chunk]], count: int) -> Completion:
+def _answer(head: Head, answers: Sequence[Sequence[Chunk]], count: int) -> Completion:
     choices = [
         CompletionChoice(
             text="".join(chunk.text for chunk in chunks),

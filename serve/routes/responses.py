@@ -16,7 +16,7 @@ from ..engine import Chunk, GenerationRequest, RequestError
 from ..protocol import responses as protocol
 from ..protocol.responses import OutputMessage, OutputText, ResponseRequest, ResponseUsage, without_bytes
 from ..refusals import told
-from .answering import Head, Service, answered, streamed, unless_disconnected
+from .answering import Head, Service, answered, streamed, unless_disconnected, whole
 from .events import line, log_failure
 
 
@@ -37,8 +37,7 @@ async def _respond(request: Request, service: Service) -> Response:
         (chunks,) = await unless_disconnected(request, gathered(choices))
     except RequestError as error:
         raise _in_own_words(error, wanted) from None
-    whole = begun.ended(_message(chunks), ResponseUsage.of(chunks[-1].usage))
-    return Response(whole.model_dump_json(), media_type="application/json")
+    return whole(begun.ended(_message(chunks), ResponseUsage.of(chunks[-1].usage)))
 
 
 async def _understood(request: Request, service: Service) -> tuple[ResponseRequest, GenerationRequest]:
@@ -107,8 +106,8 @@ async def _events(begun: protocol.Response, choices: AsyncIterator[tuple[int, Ch
         return
     for each in _last_events(event, message, chunks, item, part):
         yield each
-    whole = begun.ended(message, ResponseUsage.of(chunks[-1].usage))
-    yield event(f"response.{whole.status}", response=whole)
+    ended = begun.ended(message, ResponseUsage.of(chunks[-1].usage))
+    yield event(f"response.{ended.status}", response=ended)
 
 
 def _last_events(

@@ -3,11 +3,11 @@
 import asyncio
 
 from fastapi import FastAPI, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ..protocol.messages import turns
-from ..protocol.tokens import DetokenizeRequest, TokenizeRequest
-from .answering import Service, answered, unless_disconnected
+from ..protocol.tokens import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest
+from .answering import Service, answered, unless_disconnected, whole
 
 
 def add_tokens(app: FastAPI, service: Service) -> None:
@@ -29,10 +29,10 @@ async def _tokenize(request: Request, service: Service) -> Response:
     else:
         messages = await service.messages(request, await asyncio.to_thread(turns, wanted.messages))
         tokens = await unless_disconnected(request, service.engine.tokenize(messages))
-    return JSONResponse({"count": len(tokens), "max_model_len": service.engine.context, "tokens": tokens})
+    return whole(TokenizeAnswer(count=len(tokens), max_model_len=service.engine.context, tokens=tokens))
 
 
 async def _detokenize(request: Request, service: Service) -> Response:
     wanted = await service.body(request, DetokenizeRequest)
     service.require_model(wanted.model)
-    return JSONResponse({"prompt": await service.engine.detokenize(wanted.tokens)})
+    return whole(DetokenizeAnswer(prompt=await service.engine.detokenize(wanted.tokens)))
