@@ -64,20 +64,22 @@ class Service:
             fetched = await unless_disconnected(request, fetch_pictures(turns, self.config, self.fetcher))
         return await asyncio.to_thread(read_messages, turns, self.config, fetched)
 
-    async def answers(self, request: Request, generations: Sequence[GenerationRequest]) -> Choices:
-        """Of one request, side by side. Raises RequestError where its key has used up its tokens."""
+    async def answers(self, request: Request, generations: Sequence[GenerationRequest], count: int = 1) -> Choices:
+        """Of one request, side by side. Raises RequestError where its key has used up its tokens.
+
+        count: answers to a prompt, which stand next to each other.
+        """
         note = note_of(request.scope)
         self.quota.check(note.key)
         if grammar := generations[0].sampling.grammar:
             await self._check(grammar)
         in_line = [self._in_line(generation, is_first=number == 0) for number, generation in enumerate(generations)]
         watches = [AnswerWatch(note.start) for _ in generations]
-        read: set[int] = set()  # prompts, by their identity
+        read: set[int] = set()  # prompts, by their number
         async with aclosing(side_by_side(in_line)) as choices:
             async for number, chunk in choices:
-                prompt = id(generations[number].prompt)
-                if prompt not in read:
-                    read.add(prompt)
+                if number // count not in read:
+                    read.add(number // count)
                     self.metrics.read(chunk.usage)
                     self.quota.charge(note.key, chunk.usage.prompt_tokens)
                 self.quota.charge(note.key, chunk.usage.completion_tokens - watches[number].tokens)

@@ -33,8 +33,8 @@ def add_chat(app: FastAPI, service: Service) -> None:
 async def _complete(request: Request, service: Service) -> Response:
     wanted, generations = await _understood(request, service)
     include_usage = wanted.include_usage
-    choices = service.answers(request, generations)
     head, count = Head.of(service.engine.model, "chatcmpl-"), len(generations)
+    choices = service.answers(request, generations, count)
     if not wanted.stream:
         return whole(_answer(head, await unless_disconnected(request, gathered(choices))))
     return await streamed(request, choices, lambda each: _events(head, each, count, include_usage))

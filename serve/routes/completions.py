@@ -23,7 +23,7 @@ async def _complete(request: Request, service: Service) -> Response:
     wanted = await service.body(request, CompletionRequest)
     service.require_model(wanted.model)
     count, include_usage = wanted.choices(service.config), wanted.include_usage
-    choices = service.answers(request, several(wanted.prompt, count, wanted.draw(service.config)))
+    choices = service.answers(request, several(wanted.prompt, count, wanted.draw(service.config)), count)
     head = Head.of(service.engine.model, "cmpl-")
     if not wanted.stream:
         return whole(_answer(head, await unless_disconnected(request, gathered(choices)), count))

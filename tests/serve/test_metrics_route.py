@@ -77,6 +77,15 @@ def test_tokens_and_answers_are_counted(url: str, stream: bool) -> None:
         assert grown(url, before, f"{name}_count") == 3
 
 
+@pytest.mark.parametrize("prompts", [["one two"] * 2, [[1, 2]] * 2])
+def test_a_prompt_that_is_sent_twice_counts_twice(url: str, prompts: list[object]) -> None:
+    before = read(url)
+    usage = httpx.post(f"{url}/v1/completions", json={"model": "echo", "prompt": prompts, "n": 2}).json()["usage"]
+    assert usage["prompt_tokens"] == 4
+    assert grown(url, before, "vllm:prompt_tokens_total") == 4
+    assert grown(url, before, "vllm:request_prompt_tokens_count") == 2
+
+
 def test_times_are_those_that_a_client_sees(serve: Serve) -> None:
     url = serve(EchoEngine(seconds_per_token=0.1))
     before = read(url)
