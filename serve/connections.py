@@ -50,6 +50,16 @@ class Connection(H11Protocol):
         super().on_response_complete()
         if self.conn.their_state is h11.IDLE:
             self._head_due.stop()
+        self._end_in_time()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._end_in_time()
+
+    def _end_in_time(self) -> None:
+        """One that is closed stays until the rest of an answer is taken, which may be too little to pause writing."""
+        if self.transport.is_closing():
+            self._reading_due.start()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -57,7 +67,8 @@ class Connection(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._reading_due.stop()
+        if not self.transport.is_closing():
+            self._reading_due.stop()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_due.stop()
@@ -76,6 +87,7 @@ class Connection(H11Protocol):
             for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+        self._end_in_time()
 
     def _should_upgrade(self) -> bool:
         """There is no other protocol; uvicorn would tell the log how to install one."""

@@ -110,6 +110,29 @@ def test_who_reads_nothing_of_an_answer_frees_his_place(serve: Serve, monkeypatc
     assert engine.ended == 4
 
 
+def test_who_leaves_the_end_of_an_answer_unread_is_let_go(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little of it is left to pause writing: here no answer is large enough for that."""
+    made = connections.Connection.connection_made
+
+    def never_paused(self: connections.Connection, transport: asyncio.Transport) -> None:
+        made(self, transport)
+        transport.set_write_buffer_limits(1 << 30)
+
+    monkeypatch.setattr(connections.Connection, "connection_made", never_paused)
+    monkeypatch.setattr(connections, "_SECONDS_TO_READ", 0.3)
+    url = serve(EchoEngine())
+    body = json.dumps({"model": "echo", "messages": user("x" * 4_000_000 + " end"), "n": 4}).encode()
+
+    async def act(connection: Connection) -> None:
+        await connection.send(head_of("POST", PATH, len(body), Connection="close", **JSON) + body)
+        head = await connection.head()
+        await asyncio.sleep(1)
+        with pytest.raises(BrokenOffError):
+            _ = [piece async for piece in connection.body(head)]
+
+    on_a_connection(url, act, buffer=2048)
+
+
 @pytest.mark.usefixtures("no_trace")
 @pytest.mark.parametrize(
     "said",
