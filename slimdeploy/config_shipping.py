@@ -141,7 +141,7 @@ class ServeConfig(Table):
     max_choices: Positive = Field(4, description="Answers to one request (its field `n`).")
     max_images: Positive = Field(8, description="Images per request.")
     max_image_mb: float = Field(10.0, gt=0, description="Encoded size of one image.")
-    max_image_megapixels: float = Field(40.0, gt=0, description="Decoded size of one image.")
+    max_image_megapixels: float = Field(40.0, gt=0, description="Decoded size of one image, and of all in a request.")
     image_hosts: tuple[ImageHost, ...] = Field(
         (),
         description="Hosts that pictures are fetched from whose http(s) URL a request holds; without any, pictures\n"
@@ -151,7 +151,9 @@ class ServeConfig(Table):
     image_timeout_s: float = Field(
         10.0, gt=0, description="Longest that fetching one picture may take, redirects included."
     )
-    max_body_mb: float = Field(32.0, gt=0, description="Size of a request's body.")
+    max_body_mb: float = Field(
+        32.0, gt=0, description="Size of a request's body, and of all images that are fetched for it."
+    )
     grammar_timeout_s: float = Field(
         5.0, gt=0, description="Longest time that compiling what an answer must be (response_format) may take."
     )
