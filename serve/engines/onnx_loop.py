@@ -12,7 +12,7 @@ from threading import Condition, Thread
 
 from slimdeploy.errors import ServeError
 
-from ..engine import Chunk
+from ..engine import Chunk, RequestError
 from ..line import SHUTTING_DOWN
 from .onnx_model import OnnxModel
 from .onnx_rows import Rows, Step
@@ -175,6 +175,9 @@ class DecodeLoop:
         sequence.tokens = None
         try:
             chunk = sequence.answer.take(logits)
+        except RequestError as error:  # its grammar became too complex on the way
+            self._fail(job, error)
+            return
         except Exception as error:
             log.exception("a request failed")
             self._fail(job, error)

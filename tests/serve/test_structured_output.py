@@ -18,7 +18,8 @@ from requests_to_send import client_of, user
 from slimdeploy.artifact import Artifact
 from slimdeploy.config import ServeConfig
 from slimdeploy.kernels.library import library_file
-from slimdeploy.serve.engine import Chunk, GenerationRequest, Grammar, Message, Sampling
+from slimdeploy.serve.engine import Chunk, GenerationRequest, Grammar, Message, RequestError, Sampling
+from slimdeploy.serve.engines.answer import Answer
 from slimdeploy.serve.engines.onnx import OnnxEngine
 from slimdeploy.serve.runtime import LoadedModel
 
@@ -96,6 +97,18 @@ def test_an_answer_goes_on_from_what_was_cached(packed_artifact: Artifact) -> No
         first, second = (asyncio.run(collect(engine, request)) for _ in range(2))
     assert second[-1].usage.cached_tokens > 16
     assert said(first) == said(second)
+
+
+def test_an_answer_that_cannot_go_on_leaves_no_trace_in_the_log(
+    packed_artifact: Artifact, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def cannot_go_on(*_: object) -> Chunk:
+        raise RequestError("it is too complex")
+
+    monkeypatch.setattr(Answer, "take", cannot_go_on)
+    with engine_of(packed_artifact) as engine, pytest.raises(RequestError, match="too complex"):
+        asyncio.run(collect(engine, ask(GRAMMARS[1])))
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 def test_seeds_repeat_and_differ(packed_artifact: Artifact) -> None:
