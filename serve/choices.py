@@ -41,7 +41,8 @@ async def side_by_side(answers: Sequence[Chunks]) -> Choices:
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Whoever ends a stream may cancel what it waits for again and again; once is enough for an answer to end well.
+        await asyncio.shield(asyncio.gather(*tasks, return_exceptions=True))
 
 
 async def gathered(choices: Choices) -> list[list[Chunk]]:

@@ -1,10 +1,11 @@
 """Several answers to one request, whole and streamed, by the client that people use."""
 
+import asyncio
 import json
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 
 import httpx
 import openai
@@ -12,6 +13,7 @@ import pytest
 from echo_engine import EchoEngine
 from live_server import Serve
 from requests_to_send import client_of, user
+from test_app import until
 
 from slimdeploy.serve.engine import Chunk, GenerationRequest
 
@@ -67,6 +69,31 @@ def test_a_client_that_leaves_ends_all_of_its_answers(serve: Serve, stream: bool
             break
         time.sleep(0.1)
     assert (engine.running, engine.ended) == (0, 3)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_whose_client_leaves_ends_in_its_own_time(serve: Serve, stream: bool) -> None:
+    class Thorough(EchoEngine):
+        gone = 0
+
+        async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+            try:
+                async with aclosing(super().generate(request)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+            finally:
+                await asyncio.sleep(0.1)  # the token that is being made
+                self.gone += 1
+
+    url = serve(engine := Thorough(seconds_per_token=0.1))
+    before = engine.gone  # the first question
+    body = BODY | {"messages": user("word " * 100), "stream": stream}
+    with (
+        suppress(httpx.ReadTimeout),  # of the answer that is not streamed
+        httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=0.5) as response,
+    ):
+        next(response.iter_raw())
+    until(lambda: engine.gone == before + 3)
 
 
 def test_an_answer_that_ends_without_a_reason_fails_the_request(serve: Serve) -> None:
