@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _CLIENT_CLOSED_REQUEST = 499
 _CORS: dict[str, Any] = {
     "allow_methods": ["GET", "POST"],
-    "allow_headers": ["Authorization", "Content-Type", "X-Request-Id"],
+    "allow_headers": ["*"],  # OpenAI's client adds a dozen of its own
     "expose_headers": ["Retry-After", "X-Request-Id"],
 }
 

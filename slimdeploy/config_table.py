@@ -34,7 +34,7 @@ def _pattern(value: str) -> str:
 def _origin(value: str) -> str:
     if value != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", value):
         raise ValueError(f"'{value}' is no origin; write 'https://example.org', with a port if need be, or '*'")
-    return value
+    return value.lower()  # as browsers send it
 
 
 Origin = Annotated[str, AfterValidator(_origin)]

@@ -24,7 +24,7 @@ def preflight(url: str, origin: str) -> httpx.Response:
     asked = {
         "Origin": origin,
         "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": "authorization,content-type",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",  # by OpenAI's client
     }
     return httpx.options(f"{url}/v1/chat/completions", headers=asked)
 
@@ -37,8 +37,16 @@ def test_a_browser_may_ask_beforehand_without_a_key_for_a_page_that_is_named(url
     answer = preflight(url, NAMED)
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == NAMED
-    assert "authorization" in answer.headers["access-control-allow-headers"].lower()
+    allowed = answer.headers["access-control-allow-headers"].lower()
+    assert "authorization" in allowed
+    assert "x-stainless-lang" in allowed
     assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_a_host_has_no_capital_letters(serve: Serve) -> None:
+    """In what browsers send."""
+    url = serve(EchoEngine(), ServeConfig(cors_origins=("https://Example.org",)))
+    assert preflight(url, NAMED).headers["access-control-allow-origin"] == NAMED
 
 
 def test_no_other_page_is_let_in(url: str) -> None:
