@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar, TypeVarTuple
 
@@ -125,12 +125,14 @@ class OnnxEngine:
         if grammar := request.sampling.grammar:
             constraint = await self._done_by(self._compiling, self._grammars.constraint, grammar)
         reader = self._pictures if request.pictures else self._texts
-        reading = self._done_by(reader, prepared, self._model, request, constraint)
+        submitted = self._submitted(reader, prepared, self._model, request, constraint)
+        reading = asyncio.wrap_future(submitted)
         try:
             sequence = await asyncio.shield(reading)
         except asyncio.CancelledError:
-            await asyncio.wait([reading])  # it is over when nothing is done for it any more
-            reading.exception()  # which nobody waits for: asyncio would log it
+            if not submitted.cancel():  # its turn has come, and it is over when nothing is done for it any more
+                await asyncio.wait([reading])
+                reading.exception()  # which nobody waits for: asyncio would log it
             raise
         chunks: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
         gone = asyncio.Event()
@@ -176,17 +178,18 @@ class OnnxEngine:
         for worker in (self._texts, self._pictures, self._trying, self._compiling):
             await asyncio.to_thread(worker.shutdown)
 
-    def _done_by(
-        self, worker: ThreadPoolExecutor, function: Callable[[*Ts], T], *arguments: *Ts
-    ) -> "asyncio.Future[T]":
-        """What the function returns. Raises ServeError where the engine is closed, also while it waits for its turn."""
+    async def _done_by(self, worker: ThreadPoolExecutor, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        return await asyncio.wrap_future(self._submitted(worker, function, *arguments))
+
+    def _submitted(self, worker: ThreadPoolExecutor, function: Callable[[*Ts], T], *arguments: *Ts) -> "Future[T]":
+        """Raises ServeError where the engine is closed; what still waits for its turn then ends with it."""
 
         def work() -> T:
             self._require_open()
             return function(*arguments)
 
         self._require_open()
-        return asyncio.get_running_loop().run_in_executor(worker, work)
+        return worker.submit(work)
 
     def _require_open(self) -> None:
         if self._closed:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -217,6 +218,22 @@ def test_the_event_loop_stays_free(engine: OnnxEngine) -> None:
         return sorted(pauses)[len(pauses) // 2]
 
     assert asyncio.run(longest_pause()) < 0.05
+
+
+def test_who_leaves_before_the_turn_of_his_pictures_is_gone_at_once(engine: OnnxEngine) -> None:
+    others_are_read = threading.Event()
+
+    async def leave() -> None:
+        engine._pictures.submit(others_are_read.wait, 10)
+        leaving = asyncio.create_task(collect(engine, ask("What?", pictures(1))))
+        await asyncio.sleep(0.05)
+        leaving.cancel()
+        await asyncio.wait([leaving], timeout=2)
+        assert leaving.cancelled()
+        others_are_read.set()
+        assert await collect(engine, ask("What?", pictures(2)))
+
+    asyncio.run(leave())
 
 
 def test_a_closed_engine_refuses(artifact: Artifact) -> None:
