@@ -7,13 +7,13 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from slimdeploy.config import ServeConfig
 
-from ..engine import Chunk, Grammar, RequestError, Sampling, Usage
+from ..engine import Chunk, Grammar, Sampling, Usage
 from ..turns import PictureUrl, Turn
 from .answers import ChosenToken, ServiceTier, chosen_tokens
 from .described import THERE, also, kinds, only_with, says_something
 from .grammar import SchemaName, schema_grammar
 from .messages import ROLES, PictureText, require_its_kind
-from .settings import SamplingFields
+from .settings import EventOptions, SamplingFields, require_stream
 from .wire import Label, Labels, Only, Wire
 
 PATH = "/v1/responses"
@@ -108,10 +108,6 @@ class TextSettings(Wire):
     verbosity: Annotated[Any, Only("medium")] = None
 
 
-class EventOptions(Wire):
-    include_obfuscation: Annotated[Any, Only(False)] = None
-
-
 class ResponseRequest(SamplingFields):
     """OpenAI's fields, and vLLM's settings beside them. input: a string stands for one message of the user."""
 
@@ -179,8 +175,7 @@ class ResponseRequest(SamplingFields):
 
     def draw(self, config: ServeConfig) -> Sampling:
         """How its answer is made. Raises RequestError for a value that is out of range."""
-        if self.stream_options is not None and not self.stream:
-            raise RequestError("'stream_options' is only allowed when 'stream' is true", param="stream_options")
+        require_stream(self.stream_options, self.stream)
         logprobs = (self.top_logprobs or 0) if self.include or self.top_logprobs else None
         return self.sampling(self.max_output_tokens, logprobs, config, self.format.grammar)
 

@@ -75,11 +75,22 @@ class SamplingFields(Wire):
 _SAME_NAMES = set(SamplingFields.model_fields) - {"stop", "stop_token_ids", "logit_bias"}
 
 
-class StreamOptions(Wire):
+class EventOptions(Wire):
+    """What all streams may be asked for."""
+
+    include_obfuscation: Annotated[Any, Only(False)] = None
+
+
+class StreamOptions(EventOptions):
     """What a stream tells beside the answer."""
 
     include_usage: bool | None = None
-    include_obfuscation: Annotated[Any, Only(False)] = None
+
+
+def require_stream(options: EventOptions | None, stream: bool | None) -> None:
+    """Raises RequestError for options of a stream that is none."""
+    if options is not None and not stream:
+        raise RequestError("'stream_options' is only allowed when 'stream' is true", param="stream_options")
 
 
 class ChoiceFields(SamplingFields):
@@ -106,8 +117,5 @@ class ChoiceFields(SamplingFields):
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with usage. Raises RequestError for options of a stream that is none."""
-        if self.stream_options is None:
-            return False
-        if not self.stream:
-            raise RequestError("'stream_options' is only allowed when 'stream' is true", param="stream_options")
-        return bool(self.stream_options.include_usage)
+        require_stream(self.stream_options, self.stream)
+        return bool(self.stream_options and self.stream_options.include_usage)
