@@ -272,11 +272,11 @@ class Response(BaseModel):
     max_output_tokens: int | None
     model: str
     output: list[OutputMessage]
-    parallel_tool_calls: bool = True
+    parallel_tool_calls: bool
     previous_response_id: None = None
     temperature: float
     text: dict[str, Any]
-    tool_choice: Literal["auto", "none"] = "auto"
+    tool_choice: Literal["auto", "none"]
     tools: list[Any] = []
     top_p: float
     top_logprobs: int
@@ -297,6 +297,8 @@ class Response(BaseModel):
             max_output_tokens=request.max_output_tokens,
             model=model,
             output=[],
+            parallel_tool_calls=request.parallel_tool_calls is not False,
+            tool_choice=request.tool_choice or "auto",
             temperature=1.0 if request.temperature is None else request.temperature,
             text={"format": request.format.model_dump(by_alias=True, exclude_none=True)},
             top_p=1.0 if request.top_p is None else request.top_p,

@@ -47,6 +47,12 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
 }
 
 
+def test_what_was_asked_for_of_tools_is_repeated(url: str) -> None:
+    asked = {"tool_choice": "none", "parallel_tool_calls": False}
+    answer = httpx.post(f"{url}/v1/responses", json={"model": "echo", "input": "one"} | asked).json()
+    assert asked.items() <= answer.items()
+
+
 def events_of(url: str, **body: Any) -> list[dict[str, Any]]:
     answer = httpx.post(f"{url}/v1/responses", json={"model": "echo", "stream": True} | body)
     assert answer.headers["content-type"].startswith("text/event-stream")
