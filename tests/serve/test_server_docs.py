@@ -13,6 +13,7 @@ from slimdeploy.serve.protocol.chat import ChatRequest
 from slimdeploy.serve.protocol.completions import CompletionRequest
 from slimdeploy.serve.protocol.responses import ResponseRequest
 from slimdeploy.serve.protocol.settings import ChoiceFields
+from slimdeploy.serve.protocol.tokens import TokenizeRequest
 from slimdeploy.serve.protocol.wire import Label, Only
 
 PAGE = (Path(__file__).parents[2] / "docs" / "server.md").read_text()
@@ -21,6 +22,7 @@ SECTIONS = {
     "Fields of a chat completion": ChatRequest,
     "Fields of a completion": CompletionRequest,
     "Fields of a response": ResponseRequest,
+    "Fields of /tokenize": TokenizeRequest,
 }
 CASES = [(section, field) for section, model in SECTIONS.items() for field in sorted(model.model_fields)]
 
