@@ -4,7 +4,7 @@ CONFIG ?= deploy.toml
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test soak check format bench-demo bench-kernels bench-onnx bench-onnx-scale bench-quality bench-scale bench-serve-memory wheels clean
+.PHONY: install demo test soak check format bench-demo bench-kernels bench-onnx bench-onnx-scale bench-quality bench-scale bench-serve-memory bench-serve bench-serve-overhead wheels clean
 
 KERNELS := slimdeploy/kernels
 
@@ -53,6 +53,15 @@ bench-onnx: .venv/installed
 # Exports and verifies the 7B shape from disk, about 20 minutes; BENCH_ARGS="--folder DIR" says where 20 GB are.
 bench-onnx-scale: .venv/installed
 	$(BIN)/python benchmarks/onnx_scale.py $(BENCH_ARGS)
+
+# Ours beside those peers that SLIMDEPLOY_BENCH_LLAMACPP, _OPENVINO and _VLLM name; benchmarks/README.md tells how.
+# BENCH_ARGS="--folder DIR" keeps the models for the next time.
+bench-serve: .venv/installed
+	$(BIN)/python benchmarks/serve_peers.py $(BENCH_ARGS)
+
+# What a server adds to its engine's tokens, and what connections that idle cost it; a few minutes.
+bench-serve-overhead: .venv/installed
+	$(BIN)/python benchmarks/serve_overhead.py $(BENCH_ARGS)
 
 # Exports a smaller model in five forms and lets a server answer as long prompts as it takes; about 10 minutes.
 bench-serve-memory: .venv/installed

@@ -1,6 +1,7 @@
 """Checkpoints of LLaVA's shapes with random weights, written block by block, and samples for them to see.
 
-Tokenizer, processor and chat template are the demo's, told of the pictures' size.
+Processor and chat template are the demo's, told of the pictures' size, and so is the tokenizer unless tokens are wanted
+that an answer can show.
 """
 
 import json
@@ -18,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForMultimodalLM
+from visible_tokens import BEFORE_WORDS, visible_tokens
 
 from slimdeploy.archs.llava import LLAVA
 from slimdeploy.checkpoint import WEIGHTS_INDEX
@@ -102,10 +104,17 @@ def gathered(weight: Tensor, generator: torch.Generator) -> Tensor:
     return weight * kept.view(weight.shape)
 
 
-def write_checkpoint(folder: Path, shape: Shape, seed: int = 0, prune: Prune | None = None) -> Path:
-    """Never more than one block of it is in memory. Returns its folder, which is made. prune: matrices of blocks."""
-    folder.mkdir()
+def write_checkpoint(
+    folder: Path, shape: Shape, seed: int = 0, prune: Prune | None = None, *, visible: bool = False
+) -> Path:
+    """Never more than one block of it is in memory. Returns its folder, which is made. prune: matrices of blocks.
+
+    visible: every token of a greedy answer is a word, and none ends it.
+    """
+    folder.mkdir(exist_ok=True)
     _write_settings(folder, shape)
+    if visible:
+        visible_tokens(shape.vocabulary).save(str(folder / "tokenizer.json"))
     config = AutoConfig.from_pretrained(folder)
     with init_empty_weights():
         module = AutoModelForMultimodalLM.from_config(config, dtype=torch.bfloat16)
@@ -119,6 +128,9 @@ def write_checkpoint(folder: Path, shape: Shape, seed: int = 0, prune: Prune | N
         tensors = {name: _random(name, tuple(shape), generator) for name, shape in members}
         if prune is not None and block:
             tensors = {name: prune(each, generator) if each.ndim == 2 else each for name, each in tensors.items()}
+        head = LLAVA.hub_name(f"{LLAVA.lm_head}.weight")
+        if visible and head in tensors:
+            tensors[head][:BEFORE_WORDS] = 0  # of 32,000 random logits the largest is above zero
         save_file(tensors, folder / file, {"format": "pt"})
         places |= dict.fromkeys(tensors, file)
         size += sum(tensor.nbytes for tensor in tensors.values())

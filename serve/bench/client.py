@@ -8,7 +8,9 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import httpx
 
@@ -27,25 +29,35 @@ _CLOSING_SECONDS = 1.0
 _TIMEOUTS_IN_A_ROW = 8
 _HEADERS = {"Content-Type": "application/json", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
 _SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg", b"RIFF": "image/webp", b"GIF8": "image/gif"}
+_NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
-def measure(url: str, samples: Sequence[Sample], config: ValidateConfig, progress: Progress) -> Run:
+def measure(
+    url: str,
+    samples: Sequence[Sample],
+    config: ValidateConfig,
+    progress: Progress,
+    fields: Mapping[str, Any] = _NO_FIELDS,
+) -> Run:
     """Ask the endpoint at `url` the first `config.requests` samples, in order, or all where there are fewer.
 
-    url: with or without a closing /v1. The warm-up asks the last samples and is not counted.
+    url: with or without a closing /v1. The warm-up asks the last samples and is not counted. fields: of every request,
+    beside those that the load decides; `{"ignore_eos": True}` makes answers of a length.
     Raises ValidateError when no server answers there, or when it names no model.
     """
     assert samples, "an endpoint is measured with samples"
-    return asyncio.run(_measure(url, samples[: config.requests], config, progress))
+    return asyncio.run(_measure(url, samples[: config.requests], config, progress, fields))
 
 
-async def _measure(url: str, samples: Sequence[Sample], config: ValidateConfig, progress: Progress) -> Run:
+async def _measure(
+    url: str, samples: Sequence[Sample], config: ValidateConfig, progress: Progress, fields: Mapping[str, Any]
+) -> Run:
     base = url.rstrip("/").removesuffix("/v1") + "/v1"
     pool = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
     # Proxies of the environment are left out: their latency is not the endpoint's.
     async with httpx.AsyncClient(limits=pool, timeout=None, headers=_HEADERS, trust_env=False) as client:
         model = await _served_model(client, base)
-        load = _Load(client, f"{base}/chat/completions", model, config)
+        load = _Load(client, f"{base}/chat/completions", {"model": model, **fields}, config)
         if config.warmup:
             warmup = [samples[-1 - index % len(samples)] for index in range(config.warmup)]
             await load.run(warmup, progress.bar("warm-up", len(warmup)))
@@ -77,10 +89,10 @@ async def _served_model(client: httpx.AsyncClient, base: str) -> str:
 class _Load:
     """Requests in flight against one endpoint."""
 
-    def __init__(self, client: httpx.AsyncClient, url: str, model: str, config: ValidateConfig) -> None:
+    def __init__(self, client: httpx.AsyncClient, url: str, fields: Mapping[str, Any], config: ValidateConfig) -> None:
         self._client = client
         self._url = url
-        self._model = model
+        self._fields = fields
         self._config = config
         self._timeouts = 0
 
@@ -109,7 +121,9 @@ class _Load:
             bar.advance()
 
     async def _ask(self, sample: Sample, origin: float) -> RequestRecord:
-        request = self._client.build_request("POST", self._url, content=request_body(sample, self._model, self._config))
+        request = self._client.build_request(
+            "POST", self._url, content=request_body(sample, self._fields, self._config)
+        )
         reader = CompletionReader()
         error = detail = ""
         start = time.perf_counter() - origin
@@ -157,10 +171,13 @@ class _Load:
             await response.aclose()
 
 
-def request_body(sample: Sample, model: str, config: ValidateConfig) -> bytes:
-    """The chat completion request: greedy, streamed, pictures first and then the question, as in training."""
-    fields = {
-        "model": model,
+def request_body(sample: Sample, fields: Mapping[str, Any], config: ValidateConfig) -> bytes:
+    """The chat completion request: greedy, streamed, pictures first and then the question, as in training.
+
+    fields: the model and whatever else the load leaves open.
+    """
+    every = {
+        **fields,
         "max_tokens": config.max_tokens,
         "temperature": 0,
         "stream": True,
@@ -170,7 +187,7 @@ def request_body(sample: Sample, model: str, config: ValidateConfig) -> bytes:
     parts.append(json.dumps({"type": "text", "text": sample.question}).encode())
     # Pictures are put in as bytes: json would look at each of their letters.
     content = b",".join(parts)
-    return json.dumps(fields)[:-1].encode() + b', "messages": [{"role": "user", "content": [' + content + b"]}]}"
+    return json.dumps(every)[:-1].encode() + b', "messages": [{"role": "user", "content": [' + content + b"]}]}"
 
 
 def _image_part(image: ImageSource) -> bytes:

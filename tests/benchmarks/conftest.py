@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-OPTIONAL_PEERS = ("SLIMDEPLOY_BENCH_LLMCOMPRESSOR",)
+OPTIONAL_PEERS = (
+    "SLIMDEPLOY_BENCH_LLMCOMPRESSOR",
+    "SLIMDEPLOY_BENCH_LLAMACPP",
+    "SLIMDEPLOY_BENCH_OPENVINO",
+    "SLIMDEPLOY_BENCH_VLLM",
+)
 """Variables that name what a benchmark is compared with where it is there."""
 
 

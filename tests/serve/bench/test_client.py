@@ -146,6 +146,15 @@ class TestAnswers:
             ],
         }
 
+    def test_fields_of_ones_own_go_with_every_request_and_change_nothing_that_the_load_decides(self) -> None:
+        script = Script(GOOD)
+        config = ValidateConfig(requests=2, warmup=1, max_tokens=5)
+        with serving(script) as url:
+            measure(url, samples(2), config, Progress.silent(), {"ignore_eos": True, "max_tokens": 9})
+        assert [(body["ignore_eos"], body["max_tokens"], body["model"]) for body in script.bodies] == 3 * [
+            (True, 5, "fake")
+        ]
+
     def test_warm_up_is_sent_and_not_counted(self) -> None:
         script = Script(GOOD)
         measured = run(script, count=3, warmup=5)
