@@ -41,7 +41,7 @@ def questions(side: int) -> Iterator[Sample]:
 
 @dataclass(frozen=True)
 class Figures:
-    """Medians over requests that were sent `streams` at a time. answer_s: from sending to the last token."""
+    """Medians over the requests of a wave. answer_s: from sending to the last token."""
 
     ttft_s: float
     tpot_ms: float
@@ -49,10 +49,13 @@ class Figures:
     tokens_per_second: float
 
 
-def ask(url: str, samples: Iterator[Sample], streams: int, count: int, tokens: int) -> Figures:
-    """Of the next `count` samples, answered with that many tokens. Raises LoadError where a server does not do so."""
-    config = ValidateConfig(requests=count, concurrency=streams, max_tokens=tokens, warmup=0, timeout_s=_TIMEOUT_S)
-    taken = [next(samples) for _ in range(count)]
+def ask(url: str, samples: Iterator[Sample], streams: int, tokens: int) -> Figures:
+    """A wave: the next `streams` samples at once, each over a new connection, for servers close those that idle.
+
+    tokens: of every answer. Raises LoadError where a server does not give so many.
+    """
+    config = ValidateConfig(requests=streams, concurrency=streams, max_tokens=tokens, warmup=0, timeout_s=_TIMEOUT_S)
+    taken = [next(samples) for _ in range(streams)]
     return figures_of(measure(url, taken, config, Progress.silent(), _FIELDS), tokens)
 
 

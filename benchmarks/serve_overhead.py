@@ -64,7 +64,7 @@ def compare(live: Running, engine: OnnxEngine, rounds: int) -> Pair:
             texts = [f"How many are there? ({number:03d}, {index})" for index in range(STREAMS)]
             samples = [Sample(text, text) for text in texts]
             of_engine = runner.run(ask_engine(engine, texts))
-            of_server = ask(live.url, iter(samples), STREAMS, STREAMS, TOKENS).tpot_ms
+            of_server = ask(live.url, iter(samples), STREAMS, TOKENS).tpot_ms
             if number > 0:  # the first round warms up
                 found.engine.append(of_engine)
                 found.server.append(of_server)

@@ -36,21 +36,30 @@ CONTEXT = 1024
 """Of a prompt of some 620 tokens, and its answer."""
 THREADS = 2
 ROUNDS = 2
-REQUESTS = {1: 2, 4: 4, 8: 8}
-"""By streams: those that are sent in a round."""
+WAVES = {1: 3, 4: 1, 8: 1}
+"""Of a round, by their streams: so many requests are sent at once and answered before the next."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one start of a server gave. by_streams: what requests found."""
+    """What one start of a server gave. by_streams: each wave's figures, by its streams."""
+
+    load_s: float
+    peak_bytes: int
+    by_streams: Mapping[int, Sequence[Figures]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Medians of a server's rounds, and of their waves."""
 
     load_s: float
     peak_bytes: float
     by_streams: Mapping[int, Figures]
 
 
-Found = Mapping[str, Round]
-"""Medians of a server's rounds, by its name."""
+Found = Mapping[str, Measured]
+"""By a server's name."""
 
 
 def prepare(folder: Path, shape: Shape, load: Load) -> tuple[list[Server], list[str]]:
@@ -84,7 +93,7 @@ def artifact(folder: Path, shape: Shape, form: Form) -> Path:
     return path
 
 
-def measure(servers: Sequence[Server], rounds: int, side: int, log: Path) -> tuple[dict[str, Round], list[str]]:
+def measure(servers: Sequence[Server], rounds: int, side: int, log: Path) -> tuple[dict[str, Measured], list[str]]:
     """In every round each server is started, asked and ended in turn; medians. side: of a picture, in pixels.
 
     One that fails is left out, and what went wrong is to be said. log: where servers write.
@@ -106,26 +115,27 @@ def measure(servers: Sequence[Server], rounds: int, side: int, log: Path) -> tup
 
 def _round(server: Server, samples: Iterator[Sample], log: Path) -> Round:
     with running(server, log) as live:
-        ask(live.url, samples, 1, 1, TOKENS)  # warms up
-        by_streams = {streams: ask(live.url, samples, streams, count, TOKENS) for streams, count in REQUESTS.items()}
+        ask(live.url, samples, 1, TOKENS)  # warms up
+        by_streams = {
+            streams: [ask(live.url, samples, streams, TOKENS) for _ in range(waves)] for streams, waves in WAVES.items()
+        }
         return Round(live.load_s, live.most_memory(), by_streams)
 
 
-def _medians(rounds: Sequence[Round]) -> Round:
+def _medians(rounds: Sequence[Round]) -> Measured:
     def of(streams: int, figure: str) -> float:
-        return statistics.median(getattr(each.by_streams[streams], figure) for each in rounds)
+        return statistics.median(getattr(wave, figure) for each in rounds for wave in each.by_streams[streams])
 
-    names = [field.name for field in fields(Figures)]
-    return Round(
+    return Measured(
         statistics.median(each.load_s for each in rounds),
         statistics.median(each.peak_bytes for each in rounds),
-        {streams: Figures(**{name: of(streams, name) for name in names}) for streams in REQUESTS},
+        {streams: Figures(**{field.name: of(streams, field.name) for field in fields(Figures)}) for streams in WAVES},
     )
 
 
 def rows_of(found: Found) -> Iterator[Row]:
     """All that is ours in them is one artifact's, so that no figure is bought with another."""
-    one, eight = min(REQUESTS), max(REQUESTS)
+    one, eight = min(WAVES), max(WAVES)
     yield _faster(found, "a token of one stream", lambda each: each.by_streams[one].tpot_ms, 1.3, llama_cpp.Q4_0)
     for peer in (vllm.BF16, openvino.INT4):
         yield _faster(found, "the first token of one stream", lambda each: each.by_streams[one].ttft_s, 1, peer)
@@ -142,7 +152,7 @@ def rows_of(found: Found) -> Iterator[Row]:
     yield Row("load", mine and mine.load_s, "s" if mine else f"{FIRST} was not measured", 3, at_most=True)
 
 
-def _faster(found: Found, what: str, time: Callable[[Round], float], goal: float, *peers: str) -> Row:
+def _faster(found: Found, what: str, time: Callable[[Measured], float], goal: float, *peers: str) -> Row:
     """Against the fastest of the peers that were measured."""
     there = {peer: time(found[peer]) for peer in peers if peer in found}
     name = f"{what}, against "
@@ -153,7 +163,7 @@ def _faster(found: Found, what: str, time: Callable[[Round], float], goal: float
     return Row(name + best, there[best] / time(found[FIRST]), "times as fast", goal, at_most=False)
 
 
-def _ratio(found: Found, what: str, amount: Callable[[Round], float], peer: str) -> Row:
+def _ratio(found: Found, what: str, amount: Callable[[Measured], float], peer: str) -> Row:
     if FIRST in found and peer in found:
         return Row(f"{what}, against {peer}", amount(found[FIRST]) / amount(found[peer]), "times", 1, at_most=True)
     missing = FIRST if peer in found else peer
@@ -161,7 +171,7 @@ def _ratio(found: Found, what: str, amount: Callable[[Round], float], peer: str)
 
 
 def table_of(found: Found) -> Table:
-    streams = " / ".join(map(str, REQUESTS))
+    streams = " / ".join(map(str, WAVES))
     table = markdown_table(
         f"{streams} streams",
         "first token, s",
@@ -194,7 +204,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"{ROUNDS} by default")
     arguments = parser.parse_args()
     shape, rounds = (TINY, 1) if arguments.quick else (LARGE, arguments.rounds)
-    load = Load(max(REQUESTS), CONTEXT, THREADS)
+    load = Load(max(WAVES), CONTEXT, THREADS)
     with tempfile.TemporaryDirectory() as made:
         folder = (arguments.folder or Path(made)).absolute()
         servers, remarks = prepare(folder, shape, load)

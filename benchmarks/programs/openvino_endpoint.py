@@ -13,6 +13,7 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import numpy as np
 import openvino
@@ -46,7 +47,7 @@ class Pipeline:
         self.tokenizer = self._pipeline.get_tokenizer()
         self.waiting: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._numbers = itertools.count()
-        self._running: list[tuple[openvino_genai.GenerationHandle, Request]] = []
+        self._running: list[tuple[Any, Request]] = []
 
     def run(self) -> None:
         while True:
@@ -64,7 +65,7 @@ class Pipeline:
         else:
             self._running.append((handle, request))
 
-    def _goes_on(self, handle: openvino_genai.GenerationHandle, request: Request) -> bool:
+    def _goes_on(self, handle: Any, request: Request) -> bool:
         while handle.can_read():
             for output in handle.read().values():
                 request.answer.put(list(output.generated_ids))

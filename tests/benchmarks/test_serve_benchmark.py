@@ -41,19 +41,18 @@ def test_a_quick_run_measures_what_the_server_adds(quick_run: Callable[[str, str
 
 def test_rows_compare_one_artifact_with_the_fastest_peer_that_was_measured() -> None:
     from serve_load import Figures
-    from serve_peers import FIRST, Round, rows_of
+    from serve_peers import FIRST, Measured, rows_of
     from servers import llama_cpp, openvino
 
-    def round_of(speed: float, peak: float) -> Round:
-        return Round(
-            2.0, peak, {streams: Figures(1 / speed, 30 / speed, 4 / speed, 20 * speed) for streams in (1, 4, 8)}
-        )
+    def measured(speed: float, peak: float) -> Measured:
+        figures = Figures(1 / speed, 30 / speed, 4 / speed, 20 * speed)
+        return Measured(2.0, peak, dict.fromkeys((1, 4, 8), figures))
 
     found = {
-        FIRST: round_of(2, 1e9),
-        "ours, another": round_of(100, 1),
-        llama_cpp.Q4_0: round_of(0.5, 1),
-        openvino.INT4: round_of(1, 2e9),
+        FIRST: measured(2, 1e9),
+        "ours, another": measured(100, 1),
+        llama_cpp.Q4_0: measured(0.5, 1),
+        openvino.INT4: measured(1, 2e9),
     }
     rows = {row.name: row for row in rows_of(found)}
     assert rows["a token of one stream, against llama.cpp Q4_0, -fa off"].value == 4
@@ -95,12 +94,16 @@ def test_memory_and_the_end_are_those_of_a_server_with_all_that_it_started(tmp_p
     with running(server, tmp_path / "log") as live:
         processes = tree(live.pid)
         assert len(processes) == 2
-        deadline = time.monotonic() + 30
-        while (most := live.most_memory()) < 50_000_000 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert most > 50_000_000
+        assert _soon(lambda: live.most_memory() > 50_000_000)
         assert live.load_s > 0
-    assert not any(_runs(process) for process in processes)
+    assert _soon(lambda: not any(_runs(process) for process in processes))
+
+
+def _soon(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 30
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return holds()
 
 
 def _runs(process: int) -> bool:
