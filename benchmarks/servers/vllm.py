@@ -17,9 +17,10 @@ _CACHE_GB = 2
 def servers(checkpoint: Path, folder: Path, load: Load) -> list[Server]:
     python = Path(os.environ[VARIABLE]).absolute()
     options = ("--model", str(checkpoint), "--dtype", "bfloat16", "--max-num-seqs", str(load.streams))
-    program = (str(python), str(PROGRAMS / "vllm_endpoint.py"), *options, "--host", "127.0.0.1")
+    program = (str(python), "-m", "vllm.entrypoints.openai.api_server", *options, "--host", "127.0.0.1")
     environment = {
         "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(PROGRAMS / "vllm_site"),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": str(_CACHE_GB),
         # Otherwise it leaves one core for itself and computes on the others.

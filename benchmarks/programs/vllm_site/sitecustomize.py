@@ -1,12 +1,13 @@
-"""vLLM's OpenAI server, where torchvision was built for another torch than the one that is there.
+"""Lets vLLM import a torchvision that was built for another torch than the one that is there.
 
-Such a torchvision declares no operators and fails when it is imported, which vLLM does for LLaVA without ever calling
-one. They are declared here before that, in every process: vLLM's others import this file as well.
-
-Run by the Python that has vLLM: vllm_endpoint.py OPTIONS...
+Such a torchvision fails when it is imported, for operators that nobody declares, and vLLM imports it for LLaVA without
+ever calling one. They are declared here when it is looked for. Python imports this module, whose folder stands in
+PYTHONPATH, when it starts: vLLM starts processes of several kinds.
 """
 
-import torch
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.metadata import version
 
 _POOLED = "Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width"
 _POOLED_BACKWARD = (
@@ -33,20 +34,21 @@ _OPERATORS = (
 )
 
 
-def declare_operators() -> torch.library.Library:
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in _OPERATORS:
-        library.define(operator)
-    return library
+class _BeforeTorchvision(MetaPathFinder):
+    """Finds nothing: what torchvision is comes from where it always does."""
+
+    def __init__(self) -> None:
+        self._declared: list = []  # operators are known as long as what declared them lives
+
+    def find_spec(self, name, path=None, target=None):  # noqa: ARG002  as Python calls it
+        # A build for the CPU brings its operators.
+        if name == "torchvision" and not self._declared and not version("torchvision").endswith("+cpu"):
+            import torch
+
+            library = torch.library.Library("torchvision", "DEF")
+            for operator in _OPERATORS:
+                library.define(operator)
+            self._declared.append(library)
 
 
-try:
-    import torchvision  # noqa: F401
-except RuntimeError:
-    DECLARED = declare_operators()
-    """As long as this lives they are known."""
-
-if __name__ == "__main__":
-    import runpy
-
-    runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
+sys.meta_path.insert(0, _BeforeTorchvision())
