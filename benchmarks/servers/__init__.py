@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 
@@ -71,6 +72,7 @@ def running(server: Server, log: Path) -> Iterator[Running]:
             env={**os.environ, **server.environment},
             start_new_session=True,  # so that it ends with all that it has started
         )
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         while not _ready(url):
             if process.poll() is not None or time.perf_counter() - start > _SECONDS_TO_START:
@@ -80,6 +82,12 @@ def running(server: Server, log: Path) -> Iterator[Running]:
         yield Running(url, process.pid, time.perf_counter() - start)
     finally:
         _end(process)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(*_: object) -> NoReturn:
+    """Who is told to end while a server runs ends it too."""
+    raise SystemExit("terminated")
 
 
 def tree(pid: int) -> list[int]:

@@ -1,5 +1,6 @@
 """Servers side by side: a quick run measures what is there and says what is not, and its figures are what they say."""
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 
 from slimdeploy.measurements import RequestRecord, Run
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SERVER = """
 import http.server, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; held = b'x' * 50_000_000; time.sleep(600)"])
@@ -97,6 +99,25 @@ def test_memory_and_the_end_are_those_of_a_server_with_all_that_it_started(tmp_p
         assert _soon(lambda: live.most_memory() > 50_000_000)
         assert live.load_s > 0
     assert _soon(lambda: not any(_runs(process) for process in processes))
+
+
+def test_a_server_does_not_outlive_who_is_told_to_end(tmp_path: Path) -> None:
+    program = f"""
+import sys, time
+sys.path.insert(0, {str(BENCHMARKS)!r})
+from pathlib import Path
+from servers import Server, running
+server = Server("one", lambda port: (sys.executable, "-c", {SERVER!r}, str(port)))
+with running(server, Path({str(tmp_path / "log")!r})) as live:
+    print(live.pid, flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout is not None
+        process = int(asking.stdout.readline())
+        asking.terminate()
+        assert asking.wait(60) == 1
+    assert _soon(lambda: not _runs(process))
 
 
 def _soon(holds: Callable[[], bool]) -> bool:
