@@ -36,7 +36,7 @@ CONTEXT = 1024
 """Of a prompt of some 620 tokens, and its answer."""
 THREADS = 2
 ROUNDS = 2
-WAVES = {1: 3, 4: 1, 8: 1}
+WAVES = {1: 2, 4: 1, 8: 1}
 """Of a round, by their streams: so many requests are sent at once and answered before the next."""
 
 
@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny model: figures mean nothing, nothing is written")
     parser.add_argument("--folder", type=Path, help="keeps models and exports for the next time, 20 GB with all peers")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="servers whose names begin so; nothing is written")
+    parser.add_argument("--flash", action="store_true", help=f"{llama_cpp.Q4_0_FLASH} too, which takes minutes a round")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"{ROUNDS} by default")
     arguments = parser.parse_args()
     shape, rounds = (TINY, 1) if arguments.quick else (LARGE, arguments.rounds)
@@ -208,6 +209,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = (arguments.folder or Path(made)).absolute()
         servers, remarks = prepare(folder, shape, load)
+        if not arguments.flash:
+            servers = [server for server in servers if server.name != llama_cpp.Q4_0_FLASH]
         if arguments.only:
             servers = [server for server in servers if server.name.startswith(tuple(arguments.only))]
         found, problems = measure(servers, rounds, shape.image, Path(made) / "server.log")

@@ -68,7 +68,7 @@ _TABLES = ("v.class_embd", "v.position_embd.weight")
 
 
 def servers(checkpoint: Path, folder: Path, load: Load) -> list[Server]:
-    """Both settings of flash attention: it is on by default, and decoding may be faster without it."""
+    """Without flash attention first: it is on by default, and decoding may be faster without it."""
     tools, made = Path(os.environ[VARIABLE]).absolute(), folder / "llama.cpp"
     if not made.exists():
         with new_folder(made) as new:
