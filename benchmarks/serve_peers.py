@@ -15,11 +15,14 @@ from onnx_exports import TINY, Form, export, traced_graphs
 from onnx_speed import LARGE
 from random_llava import Shape, gathered, half_of, write_checkpoint
 from results import Row, markdown_table, publish
+from rich.console import Console
 from rich.table import Table
 from serve_load import Figures, LoadError, ask, questions
 from serve_memory import as_artifact
 from servers import Load, Server, ServerError, llama_cpp, openvino, ours, running, vllm
 
+from slimdeploy.errors import ValidateError
+from slimdeploy.progress import Progress
 from slimdeploy.samples import Sample
 from slimdeploy.writing import new_folder
 
@@ -53,6 +56,7 @@ class Round:
 class Measured:
     """Medians of a server's rounds, and of their waves."""
 
+    rounds: int
     load_s: float
     peak_bytes: float
     by_streams: Mapping[int, Figures]
@@ -93,23 +97,29 @@ def artifact(folder: Path, shape: Shape, form: Form) -> Path:
     return path
 
 
-def measure(servers: Sequence[Server], rounds: int, side: int, log: Path) -> tuple[dict[str, Measured], list[str]]:
+def measure(
+    servers: Sequence[Server], rounds: int, side: int, log: Path, progress: Progress
+) -> tuple[dict[str, Measured], list[str]]:
     """In every round each server is started, asked and ended in turn; medians. side: of a picture, in pixels.
 
-    One that fails is left out, and what went wrong is to be said. log: where servers write.
+    One that fails is left out, and what went wrong is to be said. An interruption ends the last round early. log: where
+    servers write.
     """
     samples = questions(side)
     rounds_of: dict[str, list[Round]] = {server.name: [] for server in servers}
     problems: dict[str, str] = {}
-    for _ in range(rounds):
-        for server in servers:
+    try:
+        for server in [server for _ in range(rounds) for server in servers]:
             if server.name in problems:
                 continue
             try:
                 rounds_of[server.name].append(_round(server, samples, log))
-            except (ServerError, LoadError) as error:
+                progress.say(f"{server.name}: {rounds_of[server.name][-1]}")
+            except (ServerError, LoadError, ValidateError) as error:
                 problems[server.name] = f"{server.name} could not be measured: {error}."
-    found = {name: _medians(each) for name, each in rounds_of.items() if name not in problems}
+    except KeyboardInterrupt:
+        progress.say("stopped; what is whole counts")
+    found = {name: _medians(each) for name, each in rounds_of.items() if each and name not in problems}
     return found, list(problems.values())
 
 
@@ -127,6 +137,7 @@ def _medians(rounds: Sequence[Round]) -> Measured:
         return statistics.median(getattr(wave, figure) for each in rounds for wave in each.by_streams[streams])
 
     return Measured(
+        len(rounds),
         statistics.median(each.load_s for each in rounds),
         statistics.median(each.peak_bytes for each in rounds),
         {streams: Figures(**{field.name: of(streams, field.name) for field in fields(Figures)}) for streams in WAVES},
@@ -191,6 +202,7 @@ def table_of(found: Found) -> Table:
             " / ".join(f"{figure.tokens_per_second:.1f}" for figure in figures),
             f"{each.peak_bytes / 1e6:.0f}",
             f"{each.load_s:.1f}",
+            str(each.rounds),
         )
     return table
 
@@ -213,10 +225,12 @@ def main() -> None:
             servers = [server for server in servers if server.name != llama_cpp.Q4_0_FLASH]
         if arguments.only:
             servers = [server for server in servers if server.name.startswith(tuple(arguments.only))]
-        found, problems = measure(servers, rounds, shape.image, Path(made) / "server.log")
+        found, problems = measure(
+            servers, rounds, shape.image, Path(made) / "server.log", Progress(Console(stderr=True))
+        )
     note = (
         f"Random weights of the 1B shape behind a tower of {LARGE.vision.blocks} blocks, {THREADS} threads, medians of "
-        f"{rounds} interleaved rounds. Each request has a picture of its own of 576 tokens and is answered by {TOKENS}."
+        f"interleaved rounds. Each request has a picture of its own of 576 tokens and is answered by {TOKENS}."
     )
     details = [table_of(found), note, *remarks, *problems]
     keep = not (arguments.quick or arguments.only)

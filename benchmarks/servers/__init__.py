@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -54,7 +54,11 @@ class Running:
 
     def most_memory(self) -> int:
         """Bytes: the most that each process of its tree has had resident since it began, mapped files too, summed."""
-        return sum(map(most_memory, tree(self.pid)))
+        total = 0
+        for process in tree(self.pid):
+            with suppress(ProcessLookupError):  # it ended meanwhile
+                total += most_memory(process)
+        return total
 
 
 @contextmanager
@@ -96,7 +100,8 @@ def tree(pid: int) -> list[int]:
     while waiting:
         found.append(waiting.pop())
         for task in Path(f"/proc/{found[-1]}/task").glob("*/children"):
-            waiting += map(int, task.read_text().split())
+            with suppress(OSError):  # it ended meanwhile
+                waiting += map(int, task.read_text().split())
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from slimdeploy.measurements import RequestRecord, Run
+from slimdeploy.progress import Progress
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SERVER = """
@@ -48,7 +49,7 @@ def test_rows_compare_one_artifact_with_the_fastest_peer_that_was_measured() -> 
 
     def measured(speed: float, peak: float) -> Measured:
         figures = Figures(1 / speed, 30 / speed, 4 / speed, 20 * speed)
-        return Measured(2.0, peak, dict.fromkeys((1, 4, 8), figures))
+        return Measured(1, 2.0, peak, dict.fromkeys((1, 4, 8), figures))
 
     found = {
         FIRST: measured(2, 1e9),
@@ -147,6 +148,6 @@ def test_a_server_that_fails_is_left_out_with_a_word(tmp_path: Path) -> None:
     from servers import Server
 
     server = Server("mute", lambda _: (sys.executable, "-c", "raise SystemExit('no such model')"))
-    found, problems = measure([server], rounds=2, side=48, log=tmp_path / "log")
+    found, problems = measure([server], rounds=2, side=48, log=tmp_path / "log", progress=Progress.silent())
     assert found == {}
     assert problems == ["mute could not be measured: mute did not start: no such model."]
