@@ -49,7 +49,7 @@ def test_rows_compare_one_artifact_with_the_fastest_peer_that_was_measured() -> 
 
     def measured(speed: float, peak: float) -> Measured:
         figures = Figures(1 / speed, 30 / speed, 4 / speed, 20 * speed)
-        return Measured(1, 2.0, peak, dict.fromkeys((1, 4, 8), figures))
+        return Measured(1, 0.0, 2.0, peak, dict.fromkeys((1, 4, 8), figures))
 
     found = {
         FIRST: measured(2, 1e9),
