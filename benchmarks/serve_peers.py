@@ -207,16 +207,9 @@ def _ratio(found: Found, what: str, amount: Callable[[Measured], float], peer: s
 
 
 def table_of(found: Found) -> Table:
-    streams = " / ".join(map(str, WAVES))
-    table = markdown_table(
-        f"{streams} streams",
-        "first token, s",
-        "ms a token",
-        f"{TOKENS} tokens, s",
-        "tokens/s",
-        "peak memory, MB",
-        "load, s",
-    )
+    streams, answer = " / ".join(map(str, WAVES)), f"{TOKENS} tokens, s"
+    times = ("first token, s", "ms a token", answer, "tokens/s")
+    table = markdown_table(f"{streams} streams", *times, "peak memory, MB", "load, s", "rounds", "others")
     for name, each in found.items():
         figures = each.by_streams.values()
         table.add_row(
