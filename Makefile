@@ -4,7 +4,7 @@ CONFIG ?= deploy.toml
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test soak check format bench-demo bench-kernels bench-onnx bench-onnx-scale bench-quality bench-scale bench-serve-memory bench-serve bench-serve-overhead wheels clean
+.PHONY: install demo test soak check format bench-demo bench-kernels bench-onnx bench-onnx-scale bench-quality bench-scale bench-serve bench-serve-memory bench-serve-overhead wheels clean
 
 KERNELS := slimdeploy/kernels
 

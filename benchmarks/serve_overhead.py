@@ -137,7 +137,8 @@ def main() -> None:
         server = ours.server(form.name, path, Load(STREAMS, CONTEXT, THREADS))
         engine = OnnxEngine(open_artifact(path), SETTINGS)
         with running(server, Path(made) / "server.log") as live:
-            pair, found = compare(live, engine, rounds), idle(live)
+            found = idle(live)  # before answers, whose memory is given back later
+            pair = compare(live, engine, rounds)
         asyncio.run(engine.close())
     note = (
         f"Decoder of the 1B shape, {form.name}, {THREADS} threads; questions of a few words, {TOKENS} tokens out, "
