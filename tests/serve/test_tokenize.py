@@ -88,12 +88,12 @@ def test_the_engine_counts_what_a_request_is_charged_for(artifact: Artifact) -> 
 
 @pytest.mark.parametrize(
     "prompt",
-    ["word " * 1_000_000, (Message("user", ("a" * 5_000_000,)),), (Message("assistant", ()),) * 100_000],
-    ids=["a text", "a message", "messages"],
+    ["word " * 1_000_000, (Message("user", ("a" * 5_000_000,)),)],
+    ids=["a text", "a message"],
 )
 def test_what_no_prompt_has_room_for_is_refused_before_it_is_read(real: OnnxEngine, prompt: Any) -> None:
     start = time.perf_counter()
-    with pytest.raises(RequestError, match="characters, more than fit into 255 tokens") as caught:
+    with pytest.raises(RequestError, match="more than 510 tokens, and may have 255") as caught:
         asyncio.run(real.tokenize(prompt))
     assert caught.value.code == "context_length_exceeded"
     assert time.perf_counter() - start < 1
