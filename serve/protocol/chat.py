@@ -44,7 +44,7 @@ class ChatRequest(ChoiceFields):
     audio: Annotated[Any, Only()] = None
     prediction: Annotated[Any, Only()] = None
     moderation: Annotated[Any, Only()] = None
-    reasoning_effort: Annotated[Any, Only("none")] = None
+    reasoning_effort: Annotated[Any, Only("none", "medium")] = None
     verbosity: Annotated[Any, Only("medium")] = None
     web_search_options: Annotated[Any, Only()] = None
     service_tier: Annotated[Any, Only("auto", "default")] = None

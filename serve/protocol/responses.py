@@ -139,7 +139,7 @@ class ResponseRequest(SamplingFields):
     background_options: Annotated[Any, Only()] = None
     truncation: Annotated[Any, Only("disabled")] = None
     service_tier: Annotated[Any, Only("auto", "default")] = None
-    reasoning: Annotated[Any, Only({}, {"effort": "none"})] = None
+    reasoning: Annotated[Any, Only({}, {"effort": "none"}, {"effort": "medium"})] = None
     previous_response_id: Annotated[Any, Only()] = None
     conversation: Annotated[Any, Only()] = None
     context_management: Annotated[Any, Only([])] = None

@@ -78,7 +78,7 @@ _SAME_NAMES = set(SamplingFields.model_fields) - {"stop", "stop_token_ids", "log
 class EventOptions(Wire):
     """What all streams may be asked for."""
 
-    include_obfuscation: Annotated[Any, Only(False)] = None
+    include_obfuscation: Annotated[Any, Only(False, True)] = None
 
 
 class StreamOptions(EventOptions):
