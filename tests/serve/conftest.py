@@ -79,8 +79,9 @@ def url(serve: Serve, engine: EchoEngine) -> str:
 
 
 @pytest.fixture
-def client(url: str) -> openai.OpenAI:
-    return client_of(url)
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with client_of(url) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
