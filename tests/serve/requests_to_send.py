@@ -4,6 +4,7 @@ import base64
 import io
 from typing import Any
 
+import httpx
 import openai
 from PIL import Image
 
@@ -11,7 +12,9 @@ JSON = {"Content-Type": "application/json"}
 
 
 def client_of(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20)
+    """With a connection for each request: of a cycle of objects those that are kept may go before they are closed."""
+    connections = httpx.Client(timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=connections)
 
 
 def user(content: object) -> Any:
