@@ -54,20 +54,15 @@ def create_app(engine: Engine, config: ServeConfig, fetcher: "PictureFetcher | N
     app.add_exception_handler(HTTPException, _no_such_route)
     app.add_exception_handler(ClientDisconnect, _nobody_listens)
     app.add_exception_handler(ServeError, _refused)
+    app.add_exception_handler(Exception, _refused)
     line = app.state.line = Line(config)
     gauges = Gauges(lambda: line.running, lambda: line.waiting, lambda: engine.kv_usage)
-    service = Service(
-        engine,
-        config,
-        line,
-        Quota(config.tokens_per_minute),
-        Metrics(engine.model, gauges),
-        fetcher or _fetcher(config),
-    )
-    app.add_middleware(Gate, config=config, keys=load_keys(config), line=line)
+    quota, metrics = Quota(config.tokens_per_minute), Metrics(engine.model, gauges)
+    service = Service(engine, config, line, quota, metrics, fetcher or _fetcher(config))
+    app.add_middleware(Gate, config=config, keys=load_keys(config), quota=quota, line=line)
     if config.cors_origins:  # outside of the gate: browsers ask beforehand, without a key
         app.add_middleware(CORSMiddleware, **_CORS, allow_origins=config.cors_origins)
-    app.add_middleware(RequestLog, metrics=service.metrics)  # the last is the outermost
+    app.add_middleware(RequestLog, metrics=metrics)  # the last is the outermost
     for add in (add_chat, add_completions, add_responses, add_tokens, add_models, add_operation):
         add(app, service)
     add_page(app)

@@ -1,4 +1,5 @@
-"""Who comes in, decided before a body is read: whoever has a key, where keys are asked for, while the line has places.
+"""Who comes in, decided before a body is read: whoever has a key, where keys are asked for, and
+tokens left, while the line has places.
 
 Pages of other web sites stay outside: a browser on this machine must not lend itself to strangers (DNS rebinding),
 which is all that protects a server without keys.
@@ -15,6 +16,7 @@ from slimdeploy.errors import ServeError
 from .engine import RequestError
 from .keys import Keys
 from .line import Line
+from .quota import Quota
 from .refusals import refusal
 from .request_log import note_of
 
@@ -26,10 +28,11 @@ _NAMES_OF_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "[::1]"})
 class Gate:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, config: ServeConfig, keys: Keys, line: Line) -> None:
+    def __init__(self, app: ASGIApp, config: ServeConfig, keys: Keys, quota: Quota, line: Line) -> None:
         self._app = app
         self._keys = keys
         self._hosts = _NAMES_OF_THIS_MACHINE | {config.host.lower()} if is_loopback(config.host) else None
+        self._quota = quota
         self._line = line
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,6 +66,7 @@ class Gate:
     async def _in_line(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The place is held until the last byte of the answer is sent, streams included."""
         try:
+            self._quota.check(note_of(scope).key)
             self._line.enter()
         except (RequestError, ServeError) as error:
             await refusal(error)(scope, receive, send)

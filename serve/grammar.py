@@ -72,7 +72,7 @@ class Grammars:
 
     @cached_property
     def _tokenizer(self) -> "LLTokenizer":
-        """Takes 0.2 s and 20 MB for 32,000 tokens, 1.5 s and 120 MB for 256,000; whoever needs it first waits."""
+        """Takes 0.2 s and 16 MB for 32,000 tokens, 2 s and 100 MB for 256,000; whoever needs it first waits."""
         from llguidance import LLTokenizer, TokenizerWrapper
 
         vocabulary = _Vocabulary(self._text)

@@ -10,14 +10,15 @@ from slimdeploy.config import ServeConfig
 from ..engine import Chunk, FinishReason, RequestError, Sampling
 from .answers import ChosenToken, ServiceTier, TokenUsage, chosen_tokens
 from .described import also, only_with
+from .inert import InertFields
 from .messages import Messages
 from .settings import ChoiceFields
-from .wire import Label, Labels, Only
+from .wire import Only
 
 PATH = "/v1/chat/completions"
 
 
-class ChatRequest(ChoiceFields):
+class ChatRequest(ChoiceFields, InertFields):
     """OpenAI's fields, and vLLM's settings beside them."""
 
     model_config = also(allOf=[only_with("stream_options", "stream"), only_with("top_logprobs", "logprobs", 0)])
@@ -28,26 +29,14 @@ class ChatRequest(ChoiceFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
-    user: Annotated[str | None, Label()] = None
-    metadata: Annotated[Labels | None, Label()] = None
-    safety_identifier: Annotated[str | None, Label()] = None
-    prompt_cache_key: Annotated[str | None, Label()] = None
-    prompt_cache_options: Annotated[dict[str, Any] | None, Label()] = None
-    prompt_cache_retention: Annotated[Literal["in_memory", "in-memory", "24h"] | None, Label()] = None
-
-    tools: Annotated[Any, Only([])] = None
-    tool_choice: Annotated[Any, Only("none", "auto")] = None
-    parallel_tool_calls: Annotated[Any, Only(True, False)] = None
     functions: Annotated[Any, Only([])] = None
     function_call: Annotated[Any, Only("none", "auto")] = None
     modalities: Annotated[Any, Only(["text"])] = None
     audio: Annotated[Any, Only()] = None
     prediction: Annotated[Any, Only()] = None
-    moderation: Annotated[Any, Only()] = None
     reasoning_effort: Annotated[Any, Only("none", "medium")] = None
     verbosity: Annotated[Any, Only("medium")] = None
     web_search_options: Annotated[Any, Only()] = None
-    service_tier: Annotated[Any, Only("auto", "default")] = None
     store: Annotated[Any, Only(False)] = None
 
     def draw(self, config: ServeConfig) -> Sampling:

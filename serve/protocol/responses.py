@@ -12,9 +12,10 @@ from ..turns import PictureUrl, Turn
 from .answers import ChosenToken, ServiceTier, chosen_tokens
 from .described import THERE, also, kinds, only_with, says_something
 from .grammar import SchemaName, schema_grammar
+from .inert import InertFields
 from .messages import ROLES, PictureText, require_its_kind
 from .settings import EventOptions, SamplingFields, require_stream
-from .wire import Label, Labels, Only, Wire
+from .wire import Label, Only, Wire
 
 PATH = "/v1/responses"
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -108,7 +109,7 @@ class TextSettings(Wire):
     verbosity: Annotated[Any, Only("medium")] = None
 
 
-class ResponseRequest(SamplingFields):
+class ResponseRequest(SamplingFields, InertFields):
     """OpenAI's fields, and vLLM's settings beside them. input: a string stands for one message of the user."""
 
     model_config = also(**only_with("stream_options", "stream"))
@@ -122,30 +123,18 @@ class ResponseRequest(SamplingFields):
     stream_options: EventOptions | None = None
     text: TextSettings | None = None
 
-    metadata: Annotated[Labels | None, Label()] = None
-    user: Annotated[str | None, Label()] = None
-    safety_identifier: Annotated[str | None, Label()] = None
-    prompt_cache_key: Annotated[str | None, Label()] = None
-    prompt_cache_options: Annotated[dict[str, Any] | None, Label()] = None
-    prompt_cache_retention: Annotated[Literal["in_memory", "in-memory", "24h"] | None, Label()] = None
-
     # True is OpenAI's default, and nothing is stored for all that.
     store: Annotated[Any, Only(False, True)] = None
-    tools: Annotated[Any, Only([])] = None
-    tool_choice: Annotated[Any, Only("none", "auto")] = None
-    parallel_tool_calls: Annotated[Any, Only(True, False)] = None
     max_tool_calls: Annotated[Any, Only()] = None
     background: Annotated[Any, Only(False)] = None
     background_options: Annotated[Any, Only()] = None
     truncation: Annotated[Any, Only("disabled")] = None
-    service_tier: Annotated[Any, Only("auto", "default")] = None
     reasoning: Annotated[Any, Only({}, {"effort": "none"}, {"effort": "medium"})] = None
     previous_response_id: Annotated[Any, Only()] = None
     conversation: Annotated[Any, Only()] = None
     context_management: Annotated[Any, Only([])] = None
     prompt: Annotated[Any, Only()] = None
     access_programs: Annotated[Any, Only()] = None
-    moderation: Annotated[Any, Only()] = None
     image: Annotated[Any, Only()] = None
 
     @field_validator(

@@ -65,12 +65,11 @@ class Service:
         return await asyncio.to_thread(read_messages, turns, self.config, fetched)
 
     async def answers(self, request: Request, generations: Sequence[GenerationRequest], count: int = 1) -> Choices:
-        """Of one request, side by side. Raises RequestError where its key has used up its tokens.
+        """Of one request, side by side. Raises RequestError for a grammar that cannot be compiled.
 
         count: answers to a prompt, which stand next to each other.
         """
         note = note_of(request.scope)
-        self.quota.check(note.key)
         if grammar := generations[0].sampling.grammar:
             await self._check(grammar)
         in_line = [self._in_line(generation, is_first=number == 0) for number, generation in enumerate(generations)]

@@ -47,6 +47,12 @@ def packed_artifact(checkpoint: Path, make_once: MakeOnce) -> Artifact:
     return make_once("served_packed_artifact", partial(_exported, checkpoint, "packed-int8"))
 
 
+@pytest.fixture(params=["shared", "own"])
+def any_artifact(request: pytest.FixtureRequest, packed_artifact: Artifact, artifact: Artifact) -> Artifact:
+    """With one cache for all, and with one for each."""
+    return packed_artifact if request.param == "shared" else artifact
+
+
 def _exported(checkpoint: Path, weights: OnnxWeights, parent: Path) -> Artifact:
     from slimdeploy.exporters import ExportJob, export
     from slimdeploy.model import load_model

@@ -261,3 +261,15 @@ def test_the_real_engine_behind_the_server(serve: Serve, artifact: Artifact) -> 
     with pytest.raises(openai.BadRequestError, match="may have 255") as caught:
         client.chat.completions.create(model="tiny", messages=user("x" * 300))
     assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_fault_of_the_server_itself_has_openais_shape_on_every_route(serve: Serve) -> None:
+    class Broken(EchoEngine):
+        @property
+        def kv_usage(self) -> float:  # type: ignore[override]
+            raise OSError("/secret/path")
+
+    answer = httpx.get(f"{serve(Broken())}/metrics")
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "server_error"
+    assert "secret" not in answer.text

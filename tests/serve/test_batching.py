@@ -1,8 +1,8 @@
 """Requests that are answered together: they join and leave between tokens, and none takes another with it."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from exported import exported, half_pruned
 from made_once import MakeOnce
 from numpy.typing import NDArray
 from PIL import Image
+from running_engine import engine_of
 
 from slimdeploy.artifact import Artifact, open_artifact
 from slimdeploy.config import OnnxWeights, ServeConfig
@@ -54,21 +55,6 @@ async def collect(engine: OnnxEngine, request: GenerationRequest) -> list[Chunk]
 
 def joined(chunks: Sequence[Chunk]) -> str:
     return "".join(chunk.text for chunk in chunks).strip()
-
-
-@contextmanager
-def engine_of(artifact: Artifact, concurrency: int = 4, **settings: Any) -> Iterator[OnnxEngine]:
-    engine = OnnxEngine(artifact, ServeConfig(**{"threads": 1, "concurrency": concurrency, "cache_mb": 0} | settings))
-    try:
-        yield engine
-    finally:
-        asyncio.run(engine.close())
-
-
-@pytest.fixture(params=["shared", "own"])
-def any_artifact(request: pytest.FixtureRequest, packed_artifact: Artifact, artifact: Artifact) -> Artifact:
-    """With one cache for all, and with one for each."""
-    return packed_artifact if request.param == "shared" else artifact
 
 
 @pytest.fixture

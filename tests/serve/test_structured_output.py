@@ -4,9 +4,9 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from typing import Any, Literal
 
 import openai
@@ -14,6 +14,7 @@ import pytest
 from live_server import Serve
 from pydantic import BaseModel, ConfigDict, Field
 from requests_to_send import client_of, user
+from running_engine import engine_of
 
 from slimdeploy.artifact import Artifact
 from slimdeploy.config import ServeConfig
@@ -61,21 +62,6 @@ async def collect(engine: OnnxEngine, request: GenerationRequest) -> list[Chunk]
 
 def said(chunks: Sequence[Chunk]) -> str:
     return "".join(chunk.text for chunk in chunks)
-
-
-@contextmanager
-def engine_of(artifact: Artifact, **settings: Any) -> Iterator[OnnxEngine]:
-    engine = OnnxEngine(artifact, ServeConfig(**{"threads": 1, "concurrency": 4, "cache_mb": 0} | settings))
-    try:
-        yield engine
-    finally:
-        asyncio.run(engine.close())
-
-
-@pytest.fixture(params=["shared", "own"])
-def any_artifact(request: pytest.FixtureRequest, packed_artifact: Artifact, artifact: Artifact) -> Artifact:
-    """With one cache for all, and with one for each."""
-    return packed_artifact if request.param == "shared" else artifact
 
 
 def test_answers_are_the_same_alone_and_together(any_artifact: Artifact) -> None:
