@@ -124,21 +124,20 @@ class OnnxEngine:
         constraint = None
         if grammar := request.sampling.grammar:
             constraint = await self._done_by(self._compiling, self._grammars.constraint, grammar)
-        reader = self._pictures if request.pictures else self._texts
-        submitted = self._submitted(reader, prepared, self._model, request, constraint)
-        reading = asyncio.wrap_future(submitted)
-        try:
-            sequence = await asyncio.shield(reading)
-        except asyncio.CancelledError:
-            if not submitted.cancel():  # its turn has come, and it is over when nothing is done for it any more
-                await asyncio.wait([reading])
-                reading.exception()  # which nobody waits for: asyncio would log it
-            raise
         chunks: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
         gone = asyncio.Event()
-        job = Job(sequence, _in(loop, chunks.put_nowait), _in(loop, gone.set))
-        self._decoding.join(job)
+
+        def begin() -> Job:
+            sequence = prepared(self._model, request, constraint, self._decoding.turns.picture)
+            job = Job(sequence, _in(loop, chunks.put_nowait), _in(loop, gone.set))
+            self._decoding.join(job)
+            return job
+
+        submitted = self._submitted(self._pictures if request.pictures else self._texts, begin)
+        beginning = asyncio.wrap_future(submitted)
         try:
+            with self._decoding.turns.expecting(request.pictures):
+                await asyncio.shield(beginning)
             while True:
                 found = await chunks.get()
                 if isinstance(found, Exception):
@@ -147,8 +146,11 @@ class OnnxEngine:
                 if found.finish_reason is not None:
                     return
         finally:
-            self._decoding.leave(job)
-            await gone.wait()
+            if not submitted.cancel():  # its turn has come, and it is over when nothing is done for it any more
+                await asyncio.wait([beginning])
+                if not beginning.exception():
+                    self._decoding.leave(beginning.result())
+                    await gone.wait()
 
     @property
     def context(self) -> int:

@@ -1,7 +1,7 @@
 """The thread that moves all running sequences on, token by token: they join and leave between two tokens.
 
-Every step gives each answer its next token and reads a piece of one prompt, the first in line. What a sequence fails on
-ends that one alone.
+Every step gives each answer its next token and reads a piece of one prompt, the first in line, unless it is a picture's
+turn. What a sequence fails on ends that one alone.
 """
 
 import logging
@@ -19,6 +19,7 @@ from .onnx_rows import Rows, Step
 from .onnx_sequence import RunningSequence, keep
 from .onnx_sessions import Floats
 from .pace import Pace
+from .reading_turns import ReadingTurns
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class DecodeLoop:
         self._jobs: list[Job] = []
         self._waiting: deque[Job] = deque()
         self._changed = Condition()
+        self.turns = ReadingTurns(self._changed)
         self._closing = False
         self._thread = Thread(target=self._run, name="answers", daemon=True)
         self._thread.start()
@@ -59,13 +61,14 @@ class DecodeLoop:
             if self._closing:
                 raise ServeError(SHUTTING_DOWN)
             self._waiting.append(job)
-            self._changed.notify()
+            self.turns.offer(job)
+            self._changed.notify_all()
 
     def leave(self, job: Job) -> None:
         """Nobody wants more of it: it is gone after the step that goes on."""
         with self._changed:
             job.is_unwanted = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     @property
     def kv_usage(self) -> float:
@@ -77,7 +80,7 @@ class DecodeLoop:
         """End all jobs, after the step that goes on."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join()
 
     def _run(self) -> None:
@@ -92,10 +95,12 @@ class DecodeLoop:
     def _changes_taken(self) -> bool:
         """Let go who leaves, and begin who waits; false once all is over. Sleeps while there is nobody."""
         with self._changed:
-            while not (self._closing or self._jobs or self._waiting):
-                self._changed.wait()
+            if not self._jobs:
+                self.turns.has_prompt(None)  # a picture may wait for the last one's end
+            self._changed.wait_for(lambda: self._closing or self._jobs or self._waiting)
             waiting, closing = self._waiting, self._closing
             if closing:
+                self.turns.end()
                 self._waiting = deque()
         if closing:
             for job in [*self._jobs, *waiting]:
@@ -124,17 +129,29 @@ class DecodeLoop:
     def _step(self) -> None:
         answering = [job for job in self._jobs if not job.sequence.unread]
         unread = [job for job in self._jobs if job.sequence.unread]
-        piece = self._pace.piece(len(answering), len(unread)) if unread else 0
+        with self._changed:
+            may_read = self.turns.has_prompt(unread[0] if unread else None)
+            if not (answering or may_read):
+                self._changed.wait_for(self._is_awaited)
+                return
+        prompts = len(unread) + self.turns.expected
+        piece = self._pace.piece(len(answering), prompts, unread[0].sequence.unread) if may_read else 0
         jobs, steps = list(answering), self._next_tokens(answering)
         if piece:
             reading = unread[0]
             jobs.append(reading)
             steps.append(Step(reading.sequence, reading.sequence.piece(piece)))
-        if not steps:
-            return
         found = self._advance(steps, len(answering))
         for job, step, logits in zip(jobs, steps, found, strict=True):
             self._go_on(job, step, logits)
+        with self._changed:
+            if self.turns.is_encoding:
+                pause = self._pace.pause(len(answering), prompts)
+                self._changed.wait_for(lambda: self._closing or not self.turns.is_encoding, pause)
+
+    def _is_awaited(self) -> bool:
+        """Whether there is anything to do while only prompts are left, and a picture has its turn."""
+        return not self.turns.is_pictures or self._closing or any(job.is_unwanted for job in self._jobs)
 
     def _next_tokens(self, jobs: Sequence[Job]) -> list[Step]:
         if not jobs:
@@ -145,7 +162,7 @@ class DecodeLoop:
 
     def _advance(self, steps: Sequence[Step], answers: int) -> Sequence[Floats | Exception]:
         """Where a run over all of them fails, each has one of its own, so that one cannot take others with it."""
-        start = time.perf_counter()
+        start, is_slowed = time.perf_counter(), self.turns.is_encoding
         try:
             logits = self._rows.advance(steps)
         except Exception as error:
@@ -154,7 +171,8 @@ class DecodeLoop:
                 return [error]
         else:
             read = sum(step.tokens.count for step in steps[answers:])
-            self._pace.took(time.perf_counter() - start, answers, read)
+            if not (is_slowed or self.turns.is_encoding):
+                self._pace.took(time.perf_counter() - start, answers, read)
             return logits
         found: list[Floats | Exception] = []
         for step in steps:

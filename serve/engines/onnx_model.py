@@ -5,8 +5,9 @@ Knows no sampling and no server: `onnx` serves with it, and every export is veri
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -27,6 +28,8 @@ from ..text import Text
 from .onnx_provider import CPU, Provider
 from .onnx_sessions import Floats, OnnxSessions, Past, Tokens
 from .prefix_cache import PrefixCache
+
+Turn = Callable[[], AbstractContextManager[None]]
 
 Features = dict[str, Floats]
 """What the vision graph gives for one picture, by its names: features of (tokens, hidden), or of (layers, ...)."""
@@ -135,8 +138,11 @@ class OnnxModel:
         self._require_hope([text], "prompt")
         return self.text.encode(text)
 
-    def features(self, question: Question, start: int = 0) -> list[Features]:
-        """Of its pictures, in order, less those whose tokens all stand before `start`. None is encoded twice."""
+    def features(self, question: Question, start: int = 0, turn: Turn = nullcontext) -> list[Features]:
+        """Of its pictures, in order, less those whose tokens all stand before `start`. None is encoded twice.
+
+        turn: held while one is encoded.
+        """
         before = question.ids[:start].count(self.facts.image_token)
         ends = accumulate(picture.tokens for picture in question.pictures)
         placed = zip(question.digests, question.pictures, ends, strict=True)
@@ -144,7 +150,8 @@ class OnnxModel:
         known = dict(question.features)
         for digest, picture in needed:
             if digest not in known:
-                known[digest] = self.encode(picture)
+                with turn():
+                    known[digest] = self.encode(picture)
                 self.cache.keep_picture(digest, SeenPicture(replace(picture, inputs={}), known[digest]))
         return [known[digest] for digest, _ in needed]
 

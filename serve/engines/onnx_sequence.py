@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -9,7 +10,7 @@ from ..engine import GenerationRequest, RequestError, Usage
 from ..grammar import Constraint
 from ..positions import token_kinds
 from .answer import Answer
-from .onnx_model import OnnxModel, Question
+from .onnx_model import OnnxModel, Question, Turn
 from .onnx_sessions import Past, Tokens
 from .prefix_cache import Pieces
 
@@ -52,10 +53,12 @@ class RunningSequence:
         return self.answer.tokens[-1], self.next_position + made - 1
 
 
-def prepared(model: OnnxModel, request: GenerationRequest, constraint: Constraint | None = None) -> RunningSequence:
+def prepared(
+    model: OnnxModel, request: GenerationRequest, constraint: Constraint | None = None, turn: Turn = nullcontext
+) -> RunningSequence:
     """A request as the decoder takes it: its pictures are encoded. Raises RequestError for one that it cannot.
 
-    constraint: what its grammar became.
+    constraint: what its grammar became. turn: held while a picture is encoded.
     """
     unknown = [token for token in request.sampling.logit_bias if not 0 <= token < model.sessions.vocabulary]
     if unknown:
@@ -66,7 +69,7 @@ def prepared(model: OnnxModel, request: GenerationRequest, constraint: Constrain
     asked = pieces_of(model, question)
     prefix = model.cache.longest_prefix(asked)
     start = prefix.tokens if prefix else 0
-    prompt = model.prompt(question, model.features(question, start), start)
+    prompt = model.prompt(question, model.features(question, start, turn), start)
     limit = min(request.sampling.max_tokens, model.facts.context - len(question.ids))
     # Tokens that stand for a picture are not the prompt's words.
     words = (token for token in question.ids if token != model.facts.image_token)
