@@ -4,6 +4,8 @@ import math
 
 LARGEST_PIECE = 768
 """Tokens of a piece: those who come meanwhile wait no longer than for that, and most questions about a picture fit."""
+LARGEST_BESIDE = 128
+"""Tokens of a piece beside answers: for each of them there are logits."""
 _FIRST = 8
 _WEIGHT = 0.2
 """Of the newest step in running means; a usual one that took less counts at once."""
@@ -39,7 +41,7 @@ class Pace:
         if answers not in self._usual or self._in_a_row == _STEPS_IN_A_ROW:
             return 0
         fitting = _FIRST if self._added is None else prompts * self._usual[answers] / self._added
-        self._asked = int(min(max(fitting, self._fewest), LARGEST_PIECE))
+        self._asked = int(min(max(fitting, self._fewest), LARGEST_BESIDE))
         return self._asked
 
     def pause(self, answers: int, prompts: int) -> float:
