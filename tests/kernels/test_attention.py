@@ -18,7 +18,8 @@ if library_file() is None:
     pytest.skip("the kernels are not built: apt-get install g++ cmake, make install", allow_module_level=True)
 
 SETS = [each.name for each in instruction_sets() if each.supported]
-TOLERANCE = 2e-6
+TOLERANCES = {name: 2e-5 if name == "amx" else 2e-6 for name in SETS}
+"""Tiles multiply halves of numbers, and leave out the products of low ones."""
 sets = pytest.mark.parametrize("name", SETS)
 Floats = NDArray[np.float32]
 
@@ -63,7 +64,7 @@ def test_every_shape_equals_float64(
     query, key, value, past = asked(heads, size, tokens, last, capacity)
     expected = reference.attention(query, key, value, past, last, size**-0.5)
     found = attend(query, key, value, past, last, size**-0.5, threads=threads, instruction_set=name)
-    assert relative_error(found, expected) < TOLERANCE
+    assert relative_error(found, expected) < TOLERANCES[name]
 
 
 @settings(max_examples=60)
@@ -81,7 +82,7 @@ def test_any_shape_equals_float64(
 ) -> None:
     query, key, value, past = asked((kv_heads * group, kv_heads), size, tokens, last, max(last) + 1, seed)
     expected = reference.attention(query, key, value, past, last, 0.3)
-    assert relative_error(attend(query, key, value, past, last, 0.3, instruction_set=name), expected) < TOLERANCE
+    assert relative_error(attend(query, key, value, past, last, 0.3, instruction_set=name), expected) < TOLERANCES[name]
 
 
 @sets
@@ -112,7 +113,7 @@ def test_a_prompt_read_in_pieces_is_the_prompt_read_at_once(name: str) -> None:
     for start, end in ((0, 1), (1, 40), (40, 90)):
         part = (np.ascontiguousarray(array[:, start:end]) for array in (query, key, value))
         pieces.append(attend(*part, past, [end - 1], 0.125, instruction_set=name))
-    assert relative_error(np.concatenate(pieces, axis=1), whole.astype(np.float64)) < TOLERANCE
+    assert relative_error(np.concatenate(pieces, axis=1), whole.astype(np.float64)) < TOLERANCES[name]
 
 
 @sets
@@ -130,12 +131,12 @@ def test_tokens_with_one_row_of_the_cache_are_pieces_of_one_sequence(name: str) 
     others = [cache[[0, 2]].copy() for cache in caches]
     found = attend(*single, caches, last, 0.125, rows=rows, instruction_set=name)
     kept = [i for i in range(12) if last[i] > 28 and last[i] not in missing]
-    assert relative_error(found[kept, 0], whole[0, kept].astype(np.float64)) < TOLERANCE
+    assert relative_error(found[kept, 0], whole[0, kept].astype(np.float64)) < TOLERANCES[name]
     for which, (row, place) in enumerate(((0, 7), (2, 0))):
         step = (5, 11)[which]
         own = tuple(other[which : which + 1] for other in others)
         exact = reference.attention(*(array[step : step + 1] for array in single), own, [place], 0.125)
-        assert relative_error(found[step : step + 1], exact) < TOLERANCE
+        assert relative_error(found[step : step + 1], exact) < TOLERANCES[name]
         np.testing.assert_array_equal(caches[0][row, :, place], single[1][step, 0])
 
 

@@ -1,15 +1,13 @@
-// AVX-512 with tile products (AMX) for prefill: int8, int4 and bf16 weights. fp16 weights and few rows of activations
-// go as with AVX-512.
+// AVX-512 with tile products (AMX) for prefill: int8, int4 and bf16 weights, and attention. fp16 weights and few rows
+// of activations go as with AVX-512.
 //
-// This file has not run on a CPU that has AMX. The tests compile it against tests/kernels/native/amx_emulation.h, which
-// does in plain C++ what the manual says of each tile instruction.
+// The tests compile this file against tests/kernels/native/amx_emulation.h, which does in plain C++ what the manual
+// says of each tile instruction.
 
+#include "amx_attention.h"
+#include "amx_tiles.h"
 #include "avx512_bf16.h"
 #include "tables.h"
-
-#if defined(SLIMDEPLOY_EMULATED_TILES)
-#include "amx_emulation.h"
-#endif
 
 namespace slimdeploy {
 namespace {
@@ -20,68 +18,11 @@ struct Amx : Avx512Bf16 {
     static constexpr size_t kPanelCache = size_t(1) << 20;  // of 2 MB at the second level
 };
 
-constexpr int kTileRows = 16, kTileBytes = 64, kRows = kCachedRows<Amx>;
+constexpr int kRows = kCachedRows<Amx>;
+constexpr size_t kRowBytes = kRows * 4;  // of sums and of units
 
 static_assert(kRows == 2 * kTileRows, "a panel is two tiles wide");
 static_assert(kTileRows % Amx::kPanelTile == 0, "activations are padded to whole tiles for all kinds of weights");
-
-// Tiles 0 to 3 are sums, 4 and 5 activations, 6 and 7 weights: 2 x 2 products for 4 loads. kStep: bytes of activations
-// that a tile holds in each row.
-template <int kStep>
-class Tiles {
-   public:
-    Tiles() {
-        for (int tile = 0; tile < 8; tile++) {
-            const bool activations = tile == 4 || tile == 5, weights = tile >= 6;
-            shape_.row_bytes[tile] = uint16_t(activations ? kStep : kTileBytes);
-            shape_.rows[tile] = uint8_t(weights ? kStep / 4 : kTileRows);
-        }
-        see_memory();
-        _tile_loadconfig(&shape_);
-    }
-    ~Tiles() { _tile_release(); }
-    Tiles(const Tiles &) = delete;
-    Tiles &operator=(const Tiles &) = delete;
-
-    // Tile instructions do not tell the compiler which memory they read: without this it may leave out stores to it.
-    static SLIMDEPLOY_INLINE void see_memory() { __asm__ volatile("" ::: "memory"); }
-
-    static SLIMDEPLOY_INLINE void zero() {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-
-    template <bool kBoth>
-    static SLIMDEPLOY_INLINE void load(const uint8_t *x, size_t stride, const uint32_t *units) {
-        _tile_loadd(6, units, kRows * 4);
-        _tile_loadd(7, units + kTileRows, kRows * 4);
-        _tile_loadd(4, x, stride);
-        if constexpr (kBoth) _tile_loadd(5, x + kTileRows * stride, stride);
-    }
-
-    // To rows of kRows sums.
-    template <bool kBoth>
-    static SLIMDEPLOY_INLINE void store(void *sums) {
-        uint32_t *p = static_cast<uint32_t *>(sums);
-        _tile_stored(0, p, kRows * 4);
-        _tile_stored(1, p + kTileRows, kRows * 4);
-        if constexpr (kBoth) {
-            _tile_stored(2, p + kTileRows * kRows, kRows * 4);
-            _tile_stored(3, p + kTileRows * kRows + kTileRows, kRows * 4);
-        }
-    }
-
-   private:
-    // As the instruction reads it.
-    struct alignas(64) Shape {
-        uint8_t palette = 1, first_row = 0, reserved[14] = {};
-        uint16_t row_bytes[16] = {};
-        uint8_t rows[16] = {};
-    } shape_;
-    static_assert(sizeof(Shape) == 64, "the instruction reads 64 bytes");
-};
 
 // A tile for `Kind`, whose `multiply` takes one or both halves of its rows of activations.
 template <class ValueKind, int kStepBytes>
@@ -118,31 +59,34 @@ template <class Stream>
     template <bool kBoth>
     static SLIMDEPLOY_INLINE void multiply(const Weights &weights, const int32_t *starts, size_t columns,
                                            const uint8_t *x, size_t stride, __m512 (&sum)[kTile][2]) {
-        constexpr int kCount = kBoth ? kTile : kTileRows;
-        alignas(64) int32_t products[kCount][kRows];
+        alignas(64) int32_t products[kTile][kRows];
         for (int m = 0; m < kTile; m++) sum[m][0] = sum[m][1] = Amx::zero();
         const uint32_t *units = weights.units;
         const float *scales = weights.scales;
         for (size_t column = 0; column < columns; column += Stream::kGroup, scales += kRows) {
             Setup::zero();
+            SLIMDEPLOY_UNROLL
             for (int step = 0; step < Stream::kGroup; step += kStep, x += kStep, units += kStep / 4 * kRows) {
-                Setup::template load<kBoth>(x, stride, units);
-                _tile_dpbusd(0, 4, 6);
-                _tile_dpbusd(1, 4, 7);
-                if constexpr (kBoth) {
-                    _tile_dpbusd(2, 5, 6);
-                    _tile_dpbusd(3, 5, 7);
-                }
+                Setup::template load<kBoth>(x, stride, units, kRowBytes);
+                Setup::template multiply_bytes<kBoth>();
             }
-            Setup::template store<kBoth>(products);
+            Setup::template store_sums<kBoth>(products, kRowBytes);
+            add_scaled<kBoth ? kTile : kTileRows>(products, starts, scales, sum);
+        }
+    }
+
+   private:
+    template <int kCount>
+    static SLIMDEPLOY_INLINE void add_scaled(const int32_t (&products)[kTile][kRows], const int32_t *starts,
+                                             const float *scales, __m512 (&sum)[kTile][2]) {
+        const __m512 scale[2] = {Amx::load_floats(scales), Amx::load_floats(scales + kTileRows)};
+        const __m512i start[2] = {Amx::load_ints(starts), Amx::load_ints(starts + kTileRows)};
+        // All at once there would be more addresses than registers.
+        _Pragma("GCC unroll 4") for (int m = 0; m < kCount; m++) {
             SLIMDEPLOY_UNROLL
             for (int half = 0; half < 2; half++) {
-                const __m512 scale = Amx::load_floats(scales + half * kTileRows);
-                const __m512i start = Amx::load_ints(starts + half * kTileRows);
-                for (int m = 0; m < kCount; m++) {
-                    const __m512i product = _mm512_load_si512(products[m] + half * kTileRows);
-                    sum[m][half] = Amx::multiply_add(sum[m][half], _mm512_add_epi32(product, start), scale);
-                }
+                const __m512i product = _mm512_load_si512(products[m] + half * kTileRows);
+                sum[m][half] = Amx::multiply_add(sum[m][half], _mm512_add_epi32(product, start[half]), scale[half]);
             }
         }
     }
@@ -164,15 +108,10 @@ struct Bf16Tiles : AmxTiles<WordKind<Amx, Stream, Amx::Bf16>, kTileBytes> {
         const uint32_t *units = weights.units;
         Setup::zero();
         for (size_t i = 0; i < columns * 2 / kStep; i++, x += kStep, units += kStep / 4 * kRows) {
-            Setup::template load<kBoth>(x, stride, units);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 4, 7);
-            if constexpr (kBoth) {
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
-            }
+            Setup::template load<kBoth>(x, stride, units, kRowBytes);
+            Setup::template multiply_bf16<kBoth>();
         }
-        Setup::template store<kBoth>(sum);
+        Setup::template store_sums<kBoth>(sum, kRowBytes);
     }
 };
 
@@ -188,6 +127,7 @@ constexpr KernelTable make_amx_table() {
     KernelTable table = make_table<Amx>("amx");
     use_tiles<kSparse>(table);
     use_tiles<kDense>(table);
+    table.attention = attend_by_tiles;
     table.tile_rows = kTileRows;
     return table;
 }

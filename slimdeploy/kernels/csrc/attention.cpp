@@ -63,6 +63,8 @@ struct Piece {
     size_t place, row, keys, count;  // of the first: its place among the tokens of the batch, and what it sees
 };
 
+constexpr size_t kLeastAttentionQueries = 32;  // of a piece, where there are as many
+
 // All new tokens, at most `most` in a piece: it may be of several sequences, where these are pieces of one.
 std::vector<Piece> pieces_of(const slimdeploy_attention &a, size_t most) {
     std::vector<Piece> pieces;
@@ -88,6 +90,12 @@ size_t heads_together(const slimdeploy_attention &a, size_t threads) {
     size_t heads = std::min(group, kMaxAttentionQueries);
     while (heads > 1 && all * divide_up(group, heads) < threads) heads = divide_up(heads, 2);
     return heads;
+}
+
+// Tokens of a piece, with so many heads each: keys are prepared once for all of them, and all threads have enough.
+size_t tokens_together(const slimdeploy_attention &a, size_t threads, size_t heads) {
+    const size_t queries = size_t(a.batch * a.tokens * a.heads) / (4 * threads);
+    return std::max<size_t>(std::clamp(queries, kLeastAttentionQueries, kMaxAttentionQueries) / heads, 1);
 }
 
 // What comes of padding is zero.
@@ -128,7 +136,7 @@ void attend(const slimdeploy_attention &a, const KernelTable &kernels, const Wor
     const auto longest = size_t(*std::max_element(a.last, a.last + a.batch)) + 1;
     const size_t products = 2 * size_t(a.batch * a.tokens * a.heads * a.head_size) * longest;
     const size_t threads = std::clamp<size_t>(products / kLeastProducts, 1, workers.count);
-    const size_t heads = heads_together(a, threads), most = kMaxAttentionQueries / heads;
+    const size_t heads = heads_together(a, threads), most = tokens_together(a, threads, heads);
     const std::vector<Piece> pieces = pieces_of(a, most);
     const size_t kv_heads = size_t(a.kv_heads), per_group = divide_up(size_t(a.heads / a.kv_heads), heads);
     const size_t tasks = pieces.size() * kv_heads * per_group;

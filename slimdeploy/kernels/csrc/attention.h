@@ -110,12 +110,14 @@ SLIMDEPLOY_INLINE float exp_of_negative(float x) {
 
 // Scores become exp(score - largest); those behind `count`, up to `padded`, zero. Returns their sum.
 SLIMDEPLOY_INLINE float exponentials(float *scores, size_t count, size_t padded) {
-    constexpr size_t kWidth = 16;  // sums side by side, or no compiler may use vectors
-    float largest[kWidth], sums[kWidth] = {};
-    for (size_t l = 0; l < kWidth; l++) largest[l] = -3.4e38f;
+    // Compilers make of these what vectors there are, and of a loop over floats nothing: its order might be meant.
+    constexpr size_t kWidth = 16;
+    using Lanes = float __attribute__((vector_size(kWidth * sizeof(float))));
     const size_t whole = count / kWidth * kWidth;
+    Lanes lanes, largest = Lanes{} - 3.4e38f, sums{};
     for (size_t i = 0; i < whole; i += kWidth) {
-        for (size_t l = 0; l < kWidth; l++) largest[l] = scores[i + l] > largest[l] ? scores[i + l] : largest[l];
+        memcpy(&lanes, scores + i, sizeof lanes);
+        largest = lanes > largest ? lanes : largest;
     }
     float most = -3.4e38f;
     for (size_t l = 0; l < kWidth; l++) most = largest[l] > most ? largest[l] : most;
@@ -123,7 +125,8 @@ SLIMDEPLOY_INLINE float exponentials(float *scores, size_t count, size_t padded)
     for (size_t i = 0; i < count; i++) scores[i] = exp_of_negative(scores[i] - most);
     memset(scores + count, 0, (padded - count) * sizeof(float));
     for (size_t i = 0; i < whole; i += kWidth) {
-        for (size_t l = 0; l < kWidth; l++) sums[l] += scores[i + l];
+        memcpy(&lanes, scores + i, sizeof lanes);
+        sums += lanes;
     }
     float total = 0;
     for (size_t l = 0; l < kWidth; l++) total += sums[l];

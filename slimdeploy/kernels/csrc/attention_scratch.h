@@ -10,18 +10,20 @@ namespace {
 
 // Of one call for `count` queries, in floats: where the parts begin and how wide their rows are.
 struct AttentionScratch {
-    static constexpr size_t kPadding = 64;  // of widths, no less than any instruction set's block of keys
+    static constexpr size_t kPadding = 64;     // of widths, no less than any instruction set's block of keys
+    static constexpr size_t kRowPadding = 16;  // of the room for queries, for tiles of so many
 
-    size_t count, width, keys;  // queries, their size and keys, padded
+    size_t count, rows, width, keys;  // queries, for vectors and for tiles; their size and keys; all padded
     size_t queries = 0, scores, sums, block, floats;
 
     AttentionScratch(size_t queries_of_call, size_t size, size_t keys_of_call)
         : count(padded(queries_of_call, kAttentionQueries)),
+          rows(padded(queries_of_call, kRowPadding)),
           width(padded(size, kPadding)),
           keys(padded(keys_of_call, kPadding)),
-          scores(count * width),
-          sums(scores + count * keys),
-          block(sums + count * width),
+          scores(rows * width),
+          sums(scores + rows * keys),
+          block(sums + rows * width),
           floats(block + width * kPadding) {}
 
    private:

@@ -81,7 +81,7 @@ struct AttentionHead {
     float scale;
 };
 constexpr int kAttentionQueries = 4;  // that a tile holds
-constexpr size_t kMaxAttentionQueries = 32;
+constexpr size_t kMaxAttentionQueries = 128;
 // At most kMaxAttentionQueries of them; scratch: AttentionScratch::floats, 64-byte aligned.
 using AttentionKernel = void (*)(const AttentionHead &, const AttentionQuery *, size_t count, float *scratch);
 

@@ -29,6 +29,7 @@ const Shape kShapes[] = {
     {17, 20, 6, 2, 80, {16, 3, 11}},
     {5, 130, 7, 1, 20, {129}},
     {37, 64, 3, 3, 72, {60}},
+    {70, 75, 4, 2, 40, {74}},
     {3, 5, 40, 1, 1, {4}},
     {1, 1, 1, 1, 256, {0, 0, 0, 0}},
     {2, 300, 4, 4, 128, {299, 1}},
@@ -36,7 +37,8 @@ const Shape kShapes[] = {
     {4, 30, 4, 4, 16, {29, 11}, {2, 0}, 3},
 };
 constexpr float kScale = 0.17f;
-constexpr double kTolerance = 2e-6;
+// Tiles multiply halves of numbers, and leave out the products of low ones.
+double tolerance_of(const char *set) { return strcmp(set, "amx") ? 2e-6 : 2e-5; }
 
 // Attention over random numbers, each array in a block of its own.
 struct Problem {
@@ -143,7 +145,7 @@ int check_shapes(const char *set) {
                 }
             }
             const double relative = std::sqrt(difference / norm);
-            if (relative < kTolerance) continue;
+            if (relative < tolerance_of(set)) continue;
             printf("%s: %d heads of %d, %d tokens: relative error %g\n", set, int(shape.heads), int(shape.size),
                    int(shape.tokens), relative);
             failures++;
