@@ -4,7 +4,7 @@ CONFIG ?= deploy.toml
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test soak check format bench-demo bench-kernels bench-onnx bench-onnx-scale bench-quality bench-scale bench-serve bench-serve-memory bench-serve-overhead wheels clean
+.PHONY: install demo test soak check format bench-demo bench-kernels bench-onnx bench-onnx-scale bench-quality bench-scale bench-serve bench-serve-batching bench-serve-memory bench-serve-overhead wheels clean
 
 KERNELS := slimdeploy/kernels
 
@@ -58,6 +58,10 @@ bench-onnx-scale: .venv/installed
 # BENCH_ARGS="--folder DIR" keeps the models for the next time.
 bench-serve: .venv/installed
 	$(BIN)/python benchmarks/serve_peers.py $(BENCH_ARGS)
+
+# What answers gain from each other, and lose while a prompt is read; three minutes, once the model is made.
+bench-serve-batching: .venv/installed
+	$(BIN)/python benchmarks/serve_batching.py $(BENCH_ARGS)
 
 # What a server adds to its engine's tokens, and what connections that idle cost it; a few minutes.
 bench-serve-overhead: .venv/installed
