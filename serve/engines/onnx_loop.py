@@ -132,7 +132,8 @@ class DecodeLoop:
         with self._changed:
             may_read = self.turns.has_prompt(unread[0] if unread else None)
             if not (answering or may_read):
-                self._changed.wait_for(self._is_awaited)
+                if unread:
+                    self._changed.wait_for(self._is_awaited)
                 return
         prompts = len(unread) + self.turns.expected
         piece = self._pace.piece(len(answering), prompts, unread[0].sequence.unread) if may_read else 0
@@ -146,11 +147,10 @@ class DecodeLoop:
             self._go_on(job, step, logits)
         with self._changed:
             if self.turns.is_encoding:
-                pause = self._pace.pause(len(answering), prompts)
-                self._changed.wait_for(lambda: self._closing or not self.turns.is_encoding, pause)
+                self._changed.wait_for(self._is_awaited, self._pace.pause(len(answering), prompts))
 
     def _is_awaited(self) -> bool:
-        """Whether there is anything to do while only prompts are left, and a picture has its turn."""
+        """Whether there is anything to do where a picture has its turn, and answers pause or there are none."""
         return not self.turns.is_pictures or self._closing or any(job.is_unwanted for job in self._jobs)
 
     def _next_tokens(self, jobs: Sequence[Job]) -> list[Step]:
