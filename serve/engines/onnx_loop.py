@@ -61,7 +61,7 @@ class DecodeLoop:
             if self._closing:
                 raise ServeError(SHUTTING_DOWN)
             self._waiting.append(job)
-            self.turns.offer(job)
+            self.turns.offer()
             self._changed.notify_all()
 
     def leave(self, job: Job) -> None:
@@ -95,7 +95,7 @@ class DecodeLoop:
     def _changes_taken(self) -> bool:
         """Let go who leaves, and begin who waits; false once all is over. Sleeps while there is nobody."""
         with self._changed:
-            if not self._jobs:
+            if not (self._jobs or self._waiting):
                 self.turns.has_prompt(None)  # a picture may wait for the last one's end
             self._changed.wait_for(lambda: self._closing or self._jobs or self._waiting)
             waiting, closing = self._waiting, self._closing
@@ -151,7 +151,7 @@ class DecodeLoop:
 
     def _is_awaited(self) -> bool:
         """Whether there is anything to do where a picture has its turn, and answers pause or there are none."""
-        return not self.turns.is_pictures or self._closing or any(job.is_unwanted for job in self._jobs)
+        return self.turns.may_begin or self._closing or any(job.is_unwanted for job in self._jobs)
 
     def _next_tokens(self, jobs: Sequence[Job]) -> list[Step]:
         if not jobs:

@@ -16,8 +16,9 @@ class ReadingTurns:
         self.expected = 0
         self.is_encoding = False
         self._changed = changed
-        self._prompt: object = None
-        self._is_wanted = False
+        self._prompt: object = None  # that has its turn
+        self._prompt_waits = self._picture_waits = False
+        self._picture_was_last = False
         self._is_over = False
 
     @contextmanager
@@ -33,34 +34,38 @@ class ReadingTurns:
     def picture(self) -> Iterator[None]:
         """Waits for a turn, and has it. For one thread at a time."""
         with self._changed:
-            self._is_wanted = True
-            self._changed.wait_for(lambda: self._prompt is None or self._is_over)
-            self._is_wanted, self.is_encoding = False, True
+            self._picture_waits = True
+            self._changed.wait_for(self._may_encode)
+            self._picture_waits, self.is_encoding = False, True
         try:
             yield
         finally:
             with self._changed:
-                self.is_encoding = False
+                self.is_encoding, self._picture_was_last = False, True
                 self._changed.notify_all()
 
-    def offer(self, prompt: object) -> None:
-        """A prompt is there, and comes before the next picture where none has the turn. `changed` is held."""
-        if self._prompt is None and not self.is_pictures:
-            self._prompt = prompt
+    def offer(self) -> None:
+        """A prompt is there, and is to come before another picture. `changed` is held."""
+        self._prompt_waits = True
 
     def has_prompt(self, prompt: object) -> bool:
-        """Whether it has a turn; another one's ends. None: there is none to be read. `changed` is held."""
-        if prompt is not self._prompt:
-            self._prompt = None if self.is_pictures else prompt
+        """Whether it has its turn; another one's ends. None: there is none to be read. `changed` is held."""
+        if prompt is not self._prompt or prompt is None:
+            self._prompt = prompt if self.may_begin else None
+            self._prompt_waits = self._prompt is not prompt
+            self._picture_was_last &= self._prompt is None
             self._changed.notify_all()
         return self._prompt is not None
 
     @property
-    def is_pictures(self) -> bool:
-        """Whether no prompt can begin. `changed` is held."""
-        return self.is_encoding or self._is_wanted
+    def may_begin(self) -> bool:
+        """Whether a prompt may. `changed` is held."""
+        return not self.is_encoding and (self._picture_was_last or not self._picture_waits)
 
     def end(self) -> None:
         """Nobody reads prompts any more. `changed` is held."""
         self._is_over = True
         self._changed.notify_all()
+
+    def _may_encode(self) -> bool:
+        return self._is_over or (self._prompt is None and not (self._prompt_waits and self._picture_was_last))

@@ -49,13 +49,17 @@ class Prompts:
     def wait_until_asked(self) -> None:
         """By a picture."""
         end = time.monotonic() + SECONDS
-        while not self.turns.is_pictures:
+        while self.may_begin():
             assert time.monotonic() < end
             time.sleep(0.001)
 
-    def offer(self, prompt: object) -> None:
+    def may_begin(self) -> bool:
         with self.changed:
-            self.turns.offer(prompt)
+            return self.turns.may_begin
+
+    def offer(self) -> None:
+        with self.changed:
+            self.turns.offer()
 
 
 @pytest.fixture
@@ -98,22 +102,35 @@ def test_a_picture_need_not_wait_where_no_prompt_is_left(prompts: Prompts) -> No
         assert picture.began.wait(SECONDS)
 
 
-def test_a_prompt_that_is_offered_comes_before_the_next_picture(prompts: Prompts) -> None:
-    prompts.offer("first")
-    with encoding(prompts.turns) as picture:
-        prompts.wait_until_asked()
-        assert not picture.began.wait(MOMENT)
-        assert prompts.may_read("first")
-        assert not prompts.may_read(None)
-        assert picture.began.wait(SECONDS)
-
-
-def test_an_offer_takes_no_turn_from_a_picture(prompts: Prompts) -> None:
-    with encoding(prompts.turns) as picture:
-        assert picture.began.wait(SECONDS)
-        prompts.offer("first")
+def test_prompts_and_pictures_alternate_as_long_as_both_wait(prompts: Prompts) -> None:
+    with encoding(prompts.turns) as first:
+        assert first.began.wait(SECONDS)
         assert not prompts.may_read("first")
-    assert prompts.may_read("first")
+    with encoding(prompts.turns) as second:
+        assert not second.began.wait(MOMENT), "the prompt has waited for one picture"
+        assert prompts.may_read("first")
+        assert not prompts.may_read("second")
+        assert second.began.wait(SECONDS)
+
+
+def test_a_prompt_that_is_offered_comes_before_another_picture(prompts: Prompts) -> None:
+    with encoding(prompts.turns) as first:
+        assert first.began.wait(SECONDS)
+        prompts.offer()
+    with encoding(prompts.turns) as second:
+        assert not second.began.wait(MOMENT)
+        assert prompts.may_read("an earlier one")
+        assert not prompts.may_read("first")
+        assert second.began.wait(SECONDS)
+
+
+def test_an_offer_that_comes_to_nothing_holds_nobody_up(prompts: Prompts) -> None:
+    with encoding(prompts.turns) as first:
+        assert first.began.wait(SECONDS)
+        prompts.offer()
+    with encoding(prompts.turns) as second:
+        assert not prompts.may_read(None)
+        assert second.began.wait(SECONDS)
 
 
 def test_a_picture_that_fails_gives_its_turn_back(prompts: Prompts) -> None:
