@@ -221,7 +221,8 @@ def test_a_grammar_that_is_tried_takes_no_place_and_is_waited_for_no_longer_than
 ) -> None:
     config = ServeConfig(threads=1, concurrency=1, max_wait_s=2, grammar_timeout_s=4)
     client = client_of(serve(OnnxEngine(packed_artifact, config), config))
-    bodies: list[Any] = [{"structured_outputs": {"json": DIVISOR}}, {"structured_outputs": {"regex": "a+b"}}, {}]
+    regexes = [{"structured_outputs": {"regex": regex}} for regex in ("a+b", "known")]
+    bodies: list[Any] = [{"structured_outputs": {"json": DIVISOR}}, *regexes, {}]
 
     def asked(body: Any) -> str:
         try:
@@ -229,11 +230,13 @@ def test_a_grammar_that_is_tried_takes_no_place_and_is_waited_for_no_longer_than
         except openai.APIStatusError as error:
             return f"{error.status_code} {error.message}"
 
-    with ThreadPoolExecutor(3) as clients:
+    assert asked(bodies[2]).startswith("chatcmpl-")
+    with ThreadPoolExecutor(4) as clients:
         first = clients.submit(asked, bodies[0])
         time.sleep(0.2)
         others = [clients.submit(asked, body) for body in bodies[1:]]
         assert others[1].result().startswith("chatcmpl-")
+        assert others[2].result().startswith("chatcmpl-")
         assert others[0].result().startswith("429 ")
         assert first.result().startswith("429 ")
     time.sleep(2.5)
