@@ -7,6 +7,7 @@ ever blocking the event loop.
 import asyncio
 import logging
 import os
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -200,7 +201,12 @@ class OnnxEngine:
 
 
 def _step_back() -> None:
-    """Linux has priorities for threads: a grammar can wait for tokens, and not the other way round."""
+    """A grammar can wait for tokens, and not the other way round.
+
+    On Linux alone a thread has a priority of its own: elsewhere the whole process would step back.
+    """
+    if sys.platform != "linux":
+        return
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
 import re
+import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +24,7 @@ from slimdeploy.config import ServeConfig
 from slimdeploy.kernels.library import library_file
 from slimdeploy.serve.engine import Chunk, GenerationRequest, Grammar, Message, RequestError, Sampling
 from slimdeploy.serve.engines.answer import Answer
-from slimdeploy.serve.engines.onnx import OnnxEngine
+from slimdeploy.serve.engines.onnx import OnnxEngine, _step_back
 from slimdeploy.serve.runtime import LoadedModel
 
 pytestmark = [
@@ -241,3 +244,17 @@ def test_a_grammar_that_is_tried_takes_no_place_and_is_waited_for_no_longer_than
         assert first.result().startswith("429 ")
     time.sleep(2.5)
     assert asked(bodies[1]).startswith("chatcmpl-")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priorities")
+def test_threads_that_compile_step_back_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    own = priority()
+    with ThreadPoolExecutor(1, initializer=_step_back) as thread:
+        assert thread.submit(priority).result() == max(own, 10)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with ThreadPoolExecutor(1, initializer=_step_back) as thread:
+        assert thread.submit(priority).result() == own
+    assert priority() == own
