@@ -78,8 +78,8 @@ class _Events:
         self._numbers = count()
 
     def __call__(self, kind: str, **fields: Any) -> str:
-        told = {name: _plain(value) for name, value in fields.items()}
-        return line(json.dumps({"type": kind, "sequence_number": next(self._numbers), **told}), kind)
+        plain = {name: _plain(value) for name, value in fields.items()}
+        return line(json.dumps({"type": kind, "sequence_number": next(self._numbers), **plain}), kind)
 
 
 def _plain(value: object) -> object:
