@@ -109,6 +109,7 @@ class OnnxEngine:
         self._texts = ThreadPoolExecutor(1, thread_name_prefix="texts")
         self._pictures = ThreadPoolExecutor(1, thread_name_prefix="pictures")
         self._grammars = Grammars(self._model.text, self._model.facts.end_tokens, config.grammar_timeout_s)
+        self._grammars.prepare()  # now, when it halts nobody's answer
         # Two threads: a grammar that was tried before waits for none that is tried now.
         self._trying, self._compiling = (
             ThreadPoolExecutor(1, thread_name_prefix="grammars", initializer=_step_back) for _ in range(2)

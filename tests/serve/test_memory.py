@@ -64,6 +64,7 @@ def test_what_requests_take_grows_with_their_number_and_their_pictures(artifact:
     assert all(needed(artifact)[what] == 3 * one[what] for what in ("KV cache", "prompts"))
     vocabulary = json.loads((artifact.path / "config.json").read_text())["text_config"]["vocab_size"]
     assert needed(artifact)["logits"] == 2 * (3 + LARGEST_BESIDE) * 4 * vocabulary
+    assert needed(artifact)["grammars"] == one["grammars"] == 450 * vocabulary
     assert all(needed(artifact)[what] == one[what] for what in ("language model", "vision")), "one at a time"
     assert needed(artifact, CONFIG.model_copy(update={"max_images": 16}))["pictures"] > needed(artifact)["pictures"]
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from requests_to_send import client_of, user
 from running_engine import engine_of
 
+import slimdeploy.serve.grammar as grammar_module
 from slimdeploy.artifact import Artifact
 from slimdeploy.config import ServeConfig
 from slimdeploy.kernels.library import library_file
@@ -244,6 +245,18 @@ def test_a_grammar_that_is_tried_takes_no_place_and_is_waited_for_no_longer_than
         assert first.result().startswith("429 ")
     time.sleep(2.5)
     assert asked(bodies[1]).startswith("chatcmpl-")
+
+
+def test_the_first_answer_under_a_grammar_finds_the_vocabulary_prepared(
+    serve: Serve, packed_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preparing it halts every thread, and so all answers that go on."""
+    config = ServeConfig(threads=1)
+    client = client_of(serve(OnnxEngine(packed_artifact, config), config))
+    monkeypatch.setattr(grammar_module, "_Vocabulary", lambda _: pytest.fail("it is prepared now"))
+    extra = {"structured_outputs": {"choice": ["red"]}}
+    answer = client.chat.completions.create(model="tiny", messages=user("What?"), extra_body=extra)
+    assert answer.choices[0].message.content == "red"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priorities")
