@@ -3,11 +3,10 @@
 Every refusal has OpenAI's shape, and no library's message reaches a client.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
@@ -19,6 +18,7 @@ from .gate import Gate
 from .keys import load_keys
 from .line import Line
 from .metrics import Gauges, Metrics
+from .other_pages import OtherPages
 from .quota import Quota
 from .refusals import refusal
 from .request_log import RequestLog
@@ -35,11 +35,6 @@ if TYPE_CHECKING:
     from .remote_images import PictureFetcher
 
 _CLIENT_CLOSED_REQUEST = 499
-_CORS: dict[str, Any] = {
-    "allow_methods": ["GET", "POST"],
-    "allow_headers": ["*"],  # OpenAI's client adds a dozen of its own
-    "expose_headers": ["Retry-After", "X-Request-Id"],
-}
 
 
 def create_app(engine: Engine, config: ServeConfig, fetcher: "PictureFetcher | None" = None) -> FastAPI:
@@ -61,7 +56,7 @@ def create_app(engine: Engine, config: ServeConfig, fetcher: "PictureFetcher | N
     service = Service(engine, config, line, quota, metrics, fetcher or _fetcher(config))
     app.add_middleware(Gate, config=config, keys=load_keys(config), quota=quota, line=line)
     if config.cors_origins:  # outside of the gate: browsers ask beforehand, without a key
-        app.add_middleware(CORSMiddleware, **_CORS, allow_origins=config.cors_origins)
+        app.add_middleware(OtherPages, origins=config.cors_origins)
     app.add_middleware(RequestLog, metrics=metrics)  # the last is the outermost
     for add in (add_chat, add_completions, add_responses, add_tokens, add_models, add_operation):
         add(app, service)

@@ -54,6 +54,12 @@ class ChatTemplate:
             told = [_plain(message) for message in messages]
             pieces = self._template.generate(messages=told, add_generation_prompt=True, **self._special_tokens)
             return _joined(pieces, _LARGEST_GROWTH * characters + _LARGEST_FRAME)
+        except _TooLongError:
+            raise RequestError(
+                "the model's chat template makes too long a prompt of these messages; shorten them",
+                param="messages",
+                code="context_length_exceeded",
+            ) from None
         except _RefusedError as error:
             raise RequestError(f"the model's chat template refuses these messages: {error}", param="messages") from None
         except _FAILURES as error:
@@ -103,11 +109,15 @@ def _joined(pieces: Iterable[str], most: int) -> str:
 
 def _require(is_small: bool) -> None:
     if not is_small:
-        raise _RefusedError("it makes too long a prompt of them")
+        raise _TooLongError
 
 
 class _RefusedError(jinja2.TemplateError):
     """A template called `raise_exception`."""
+
+
+class _TooLongError(jinja2.TemplateError):
+    """The prompt would be longer than any that a model takes."""
 
 
 def _refuse(reason: str) -> None:

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from .disconnected import unless_disconnected
 from .engine import Chunk
 
 Chunks = AsyncGenerator[Chunk, None]
@@ -74,7 +76,9 @@ class EventStream(StreamingResponse):
         super().__init__(events, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Starlette's own way is to cancel again and again what it does not wait for: answers would end behind it."""
         try:
-            await super().__call__(scope, receive, send)
+            with suppress(ClientDisconnect):
+                await unless_disconnected(Request(scope, receive), self.stream_response(send))
         finally:
             await self._choices.aclose()

@@ -1,5 +1,5 @@
 """Who comes in, decided before a body is read: whoever has a key, where keys are asked for, and
-tokens left, while the line has places.
+tokens left, while the line has places. Whether the line has room for a body is decided as it comes.
 
 Pages of other web sites stay outside: a browser on this machine must not lend itself to strangers (DNS rebinding),
 which is all that protects a server without keys.
@@ -8,7 +8,7 @@ which is all that protects a server without keys.
 import ipaddress
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slimdeploy.config import ServeConfig
 from slimdeploy.errors import ServeError
@@ -34,6 +34,7 @@ class Gate:
         self._hosts = _NAMES_OF_THIS_MACHINE | {config.host.lower()} if is_loopback(config.host) else None
         self._quota = quota
         self._line = line
+        self._max_body = int(config.max_body_mb * 1e6)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,10 +72,21 @@ class Gate:
         except (RequestError, ServeError) as error:
             await refusal(error)(scope, receive, send)
             return
+        held = 0
+
+        async def weighed() -> Message:
+            """What is beyond the limit of a body is thrown away as it comes."""
+            nonlocal held
+            message = await receive()
+            more = min(len(message.get("body", b"")), self._max_body - held)
+            self._line.hold(more)
+            held += more
+            return message
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, weighed, send)
         finally:
-            self._line.leave()
+            self._line.leave(held)
 
 
 def is_loopback(host: str) -> bool:

@@ -16,6 +16,7 @@ from .engine import RequestError
 
 SHUTTING_DOWN = "the server is shutting down; ask again later"
 _LONGEST_RETRY = 120
+_BODIES_FOR_A_PLACE = 2
 _WEIGHT = 0.2
 """Of the newest answer in the mean time that a place is held."""
 
@@ -27,16 +28,19 @@ def busy(message: str, retry_after: int) -> RequestError:
 class Line:
     """A request stands in it from its first byte to its last; each of its answers has a place while it is made.
 
-    running, waiting: answers. inside: requests, those whose bodies are read included. One that is closed lets nobody
-    in, and all who are inside come to their end.
+    running, waiting: answers. inside: requests, those whose bodies are read included. held: bytes of their bodies,
+    which their pictures and texts take until they leave. One that is closed lets nobody in, and all who are inside come
+    to their end.
     """
 
     def __init__(self, config: ServeConfig) -> None:
         self.running = 0
         self.waiting = 0
         self.inside = 0
+        self.held = 0
         self.is_closed = False
         self._most_inside = config.concurrency + config.max_waiting
+        self._most_held = _BODIES_FOR_A_PLACE * config.concurrency * int(config.max_body_mb * 1e6)
         self._most_seconds = config.max_wait_s
         self._places = asyncio.Semaphore(config.concurrency)  # wakes those who wait in the order of their arrival
         self._count = config.concurrency
@@ -56,8 +60,20 @@ class Line:
             )
         self.inside += 1
 
-    def leave(self) -> None:
+    def hold(self, count: int) -> None:
+        """So many more bytes of a request that is inside. Raises RequestError (429) where all have too many."""
+        if self.held + count > self._most_held:
+            raise busy(
+                f"the requests that are running or waiting have {self.held} bytes, and no more are taken; ask again "
+                "later",
+                self.retry_after,
+            )
+        self.held += count
+
+    def leave(self, held: int = 0) -> None:
+        """held: its bytes."""
         self.inside -= 1
+        self.held -= held
 
     @asynccontextmanager
     async def place(self, is_first: bool = True) -> AsyncIterator[float]:

@@ -36,6 +36,8 @@ _ROWS_OF_WIDTH, _HIDDEN_ROWS, _SCORES = 12, 6, 2
 # Bytes for every weight at the peak of loading: see exporters/onnx_functions.py.
 _UNPACKING = 33
 _RGB, _COPIES = 3, 3
+# Of llguidance's vocabulary, for every token; measured. A grammar of usual size takes half a megabyte beside it.
+_GRAMMAR_BYTES = 450
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,10 @@ def lasting_needs(artifact: Artifact, config: ServeConfig) -> list[Need]:
 
 
 def passing_needs(artifact: Artifact, config: ServeConfig) -> list[Need]:
-    """What the program takes, and what requests take while they are read, seen and answered."""
+    """What the program takes, and what requests take while they are read, seen and answered.
+
+    Not what they take only where clients are at their worst: bodies and grammars of the largest size.
+    """
     choose_provider(import_onnxruntime(), config.onnx.provider)  # raises where serving would
     program = most_memory()
     text, context = _Settings(artifact, "text_config"), _context(artifact, config)
@@ -102,6 +107,7 @@ def passing_needs(artifact: Artifact, config: ServeConfig) -> list[Need]:
     pixels = sum(array.nbytes for array in picture.inputs.values())
     return [
         Need("program", program, "Python and its libraries, measured"),
+        Need("grammars", text["vocab_size"] * _GRAMMAR_BYTES, f"the vocabulary, {_GRAMMAR_BYTES} bytes a token"),
         Need("prompts", prompts, f"{config.concurrency} of {context} tokens, embedded"),
         Need("language model", piece * _activations(text), f"a piece of {piece} tokens at a time"),
         Need("logits", 2 * rows * text["vocab_size"] * _FLOAT, f"of {rows} tokens at a time"),

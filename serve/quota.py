@@ -8,7 +8,7 @@ from .line import busy
 
 
 class Quota:
-    """tokens_per_minute: of each key; 0 sets no bound. Who sends no key shares one with all others who do not.
+    """tokens_per_minute: of each key; 0 sets no bound. Who has no key, named "", shares one with all others without.
 
     A bucket for each key holds that many tokens and is filled as time goes by. What a request takes is known only as it
     is answered, so one that finds something left may take more, and those that follow wait until it is made up.
@@ -24,9 +24,12 @@ class Quota:
         left = self._now_left(key)
         if self._limit and left <= 0:
             seconds = max(math.ceil((1 - left) * 60 / self._limit), 1)
-            raise busy(
-                f"this key has used its {self._limit} tokens per minute; ask again in {seconds} s", retry_after=seconds
+            message = (
+                f"this key has used its {self._limit} tokens per minute"
+                if key
+                else f"requests without a key have used the {self._limit} tokens per minute that they share"
             )
+            raise busy(f"{message}; ask again in {seconds} s", retry_after=seconds)
 
     def charge(self, key: str, tokens: int) -> None:
         if self._limit:

@@ -7,6 +7,7 @@ ever blocking the event loop.
 import asyncio
 import logging
 import os
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -108,7 +109,8 @@ class OnnxEngine:
         self._texts = ThreadPoolExecutor(1, thread_name_prefix="texts")
         self._pictures = ThreadPoolExecutor(1, thread_name_prefix="pictures")
         self._grammars = Grammars(self._model.text, self._model.facts.end_tokens, config.grammar_timeout_s)
-        # Two threads: a grammar that is known to be harmless waits for none that is tried.
+        self._grammars.prepare()  # now, when it halts nobody's answer
+        # Two threads: a grammar that was tried before waits for none that is tried now.
         self._trying, self._compiling = (
             ThreadPoolExecutor(1, thread_name_prefix="grammars", initializer=_step_back) for _ in range(2)
         )
@@ -161,7 +163,8 @@ class OnnxEngine:
         return self._decoding.kv_usage
 
     async def check_grammar(self, grammar: Grammar) -> None:
-        await self._done_by(self._trying, self._grammars.check, grammar)
+        is_tried = await self._done_by(self._compiling, self._grammars.is_tried, grammar)
+        await self._done_by(self._compiling if is_tried else self._trying, self._grammars.check, grammar)
 
     async def tokenize(self, prompt: str | tuple[Message, ...]) -> list[int]:
         if isinstance(prompt, str):
@@ -199,7 +202,12 @@ class OnnxEngine:
 
 
 def _step_back() -> None:
-    """Linux has priorities for threads: a grammar can wait for tokens, and not the other way round."""
+    """A grammar can wait for tokens, and not the other way round.
+
+    On Linux alone a thread has a priority of its own: elsewhere the whole process would step back.
+    """
+    if sys.platform != "linux":
+        return
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 

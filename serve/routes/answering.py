@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from pydantic import BaseModel
@@ -19,6 +19,7 @@ from slimdeploy.errors import ServeError
 
 from ..bodies import json_body
 from ..choices import Choices, Chunks, EventStream, resumed, side_by_side
+from ..disconnected import unless_disconnected
 from ..engine import Chunk, Engine, GenerationRequest, Grammar, Message, Prompt, RequestError, Sampling
 from ..line import Line, busy
 from ..media import fetch_pictures, read_messages
@@ -32,7 +33,6 @@ from ..turns import Turn
 if TYPE_CHECKING:
     from ..remote_images import PictureFetcher
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -143,22 +143,3 @@ async def streamed(
     """Begins when there is a first token, so that a request that does not fit gets a proper status."""
     first = await unless_disconnected(request, anext(choices))
     return EventStream(events(resumed(first, choices)), choices)
-
-
-async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
-    """The work's result. Cancels it, and raises ClientDisconnect, when the client goes away first."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

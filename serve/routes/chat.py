@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from ..choices import gathered
+from ..disconnected import unless_disconnected
 from ..engine import Chunk, GenerationRequest
 from ..protocol.answers import TokenUsage, usage_of
 from ..protocol.chat import (
@@ -20,7 +21,7 @@ from ..protocol.chat import (
     ChunkChoice,
 )
 from ..protocol.messages import turns
-from .answering import Head, Service, answered, several, streamed, unless_disconnected, whole
+from .answering import Head, Service, answered, several, streamed, whole
 from .events import events, line
 
 

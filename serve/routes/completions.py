@@ -6,10 +6,11 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from ..choices import gathered
+from ..disconnected import unless_disconnected
 from ..engine import Chunk
 from ..protocol.answers import TokenUsage, usage_of
 from ..protocol.completions import PATH, Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
-from .answering import Head, Service, answered, several, streamed, unless_disconnected, whole
+from .answering import Head, Service, answered, several, streamed, whole
 from .events import events
 
 

@@ -12,11 +12,12 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from ..choices import gathered
+from ..disconnected import unless_disconnected
 from ..engine import Chunk, GenerationRequest, RequestError
 from ..protocol import responses as protocol
 from ..protocol.responses import OutputMessage, OutputText, ResponseRequest, ResponseUsage, without_bytes
 from ..refusals import told
-from .answering import Head, Service, answered, streamed, unless_disconnected, whole
+from .answering import Head, Service, answered, streamed, whole
 from .events import line, log_failure
 
 
@@ -77,8 +78,8 @@ class _Events:
         self._numbers = count()
 
     def __call__(self, kind: str, **fields: Any) -> str:
-        told = {name: _plain(value) for name, value in fields.items()}
-        return line(json.dumps({"type": kind, "sequence_number": next(self._numbers), **told}), kind)
+        plain = {name: _plain(value) for name, value in fields.items()}
+        return line(json.dumps({"type": kind, "sequence_number": next(self._numbers), **plain}), kind)
 
 
 def _plain(value: object) -> object:

@@ -5,9 +5,10 @@ import asyncio
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from ..disconnected import unless_disconnected
 from ..protocol.messages import turns
 from ..protocol.tokens import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest
-from .answering import Service, answered, unless_disconnected, whole
+from .answering import Service, answered, whole
 
 
 def add_tokens(app: FastAPI, service: Service) -> None:

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from typing import Any
 
 import httpx
 import openai
@@ -13,8 +14,10 @@ import pytest
 from echo_engine import EchoEngine
 from live_server import Serve
 from requests_to_send import client_of, user
-from test_app import until
+from test_app_remote_images import SCOPE
 
+from slimdeploy.config import ServeConfig
+from slimdeploy.serve.app import create_app
 from slimdeploy.serve.engine import Chunk, GenerationRequest
 
 BODY = {"model": "echo", "messages": user("one two three"), "n": 3}
@@ -72,7 +75,7 @@ def test_a_client_that_leaves_ends_all_of_its_answers(serve: Serve, stream: bool
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_whose_client_leaves_ends_in_its_own_time(serve: Serve, stream: bool) -> None:
+def test_an_answer_whose_client_leaves_ends_in_its_own_time(stream: bool) -> None:
     class Thorough(EchoEngine):
         gone = 0
 
@@ -85,15 +88,26 @@ def test_an_answer_whose_client_leaves_ends_in_its_own_time(serve: Serve, stream
                 await asyncio.sleep(0.1)  # the token that is being made
                 self.gone += 1
 
-    url = serve(engine := Thorough(seconds_per_token=0.1))
-    before = engine.gone  # the first question
-    body = BODY | {"messages": user("word " * 100), "stream": stream}
-    with (
-        suppress(httpx.ReadTimeout),  # of the answer that is not streamed
-        httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=0.5) as response,
-    ):
-        next(response.iter_raw())
-    until(lambda: engine.gone == before + 3)
+    app = create_app(engine := Thorough(seconds_per_token=0.1), ServeConfig())
+    body = json.dumps(BODY | {"messages": user("word " * 100), "stream": stream}).encode()
+    came = iter([{"type": "http.request", "body": body}])
+
+    async def receive() -> Any:
+        if (message := next(came, None)) is not None:
+            return message
+        while engine.running < 3:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.15)  # the stream has begun
+        assert app.state.line.inside == 1
+        return {"type": "http.disconnect"}
+
+    async def send(_: Any) -> None: ...
+
+    async def leave() -> None:
+        await app(SCOPE, receive, send)
+        assert (engine.gone, app.state.line.inside) == (3, 0)
+
+    asyncio.run(leave())
 
 
 def test_an_answer_that_ends_without_a_reason_fails_the_request(serve: Serve) -> None:

@@ -86,8 +86,16 @@ def test_a_template_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_no_template_makes_a_prompt_without_an_end(source: str) -> None:
-    with pytest.raises(RequestError, match="makes too long a prompt"):
+    with pytest.raises(RequestError, match="makes too long a prompt") as caught:
         ChatTemplate(source, {}).render(CONVERSATIONS[0])
+    assert (caught.value.param, caught.value.code) == ("messages", "context_length_exceeded")
+
+
+def test_many_messages_without_a_word_are_too_long_a_prompt() -> None:
+    template = ChatTemplate("{% for m in messages %}{{ '<turn of ' + m.role + '>' }}{% endfor %}", {})
+    with pytest.raises(RequestError, match="makes too long a prompt") as caught:
+        template.render([Message("user", ("a",)), *[Message("assistant", ())] * 100_000])
+    assert caught.value.code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from requests_to_send import user
 from soak_answers import require_error
 from soak_wire import BrokenOffError, Connection, head_of
 
+from slimdeploy.config import ServeConfig
 from slimdeploy.serve import connections
 
 PATH = "/v1/chat/completions"
@@ -95,19 +96,24 @@ def test_a_body_without_an_end_behind_an_answer_is_let_go(url: str, monkeypatch:
 
 def test_who_reads_nothing_of_an_answer_frees_his_place(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "_SECONDS_TO_READ", 0.3)
-    url = serve(engine := EchoEngine())
-    words = "x" * 4_000_000 + " end"
-    body = json.dumps({"model": "echo", "messages": user(words), "n": 4}).encode()
+    url = serve(engine := EchoEngine(), ServeConfig(max_tokens=10**6, concurrency=1, max_waiting=0))
+    body = json.dumps({"model": "echo", "messages": user("word " * 30_000), "stream": True}).encode()
 
-    async def act(connection: Connection) -> None:
+    async def act(connection: Connection) -> list[int]:
         await connection.send(head_of("POST", PATH, len(body), **JSON) + body)
         await connection.head()
-        await asyncio.sleep(1)
+        statuses: list[int] = []
+        async with httpx.AsyncClient() as others:
+            while 200 not in statuses:
+                await asyncio.sleep(0.1)
+                answer = await others.post(url + PATH, content=BODY, headers={"Content-Type": "application/json"})
+                statuses.append(answer.status_code)
         with pytest.raises(BrokenOffError):
             await connection.response()
+        return statuses
 
-    on_a_connection(url, act, buffer=2048)
-    assert engine.ended == 4
+    assert on_a_connection(url, act, buffer=2048)[0] == 429
+    assert engine.running == 0
 
 
 def test_who_leaves_the_end_of_an_answer_unread_is_let_go(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

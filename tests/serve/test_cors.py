@@ -5,6 +5,7 @@ import pytest
 from echo_engine import EchoEngine
 from live_server import Serve
 from requests_to_send import user
+from test_app_refusals import refused
 
 from slimdeploy.config import ServeConfig
 from slimdeploy.serve.keys import VARIABLE
@@ -20,10 +21,10 @@ def url(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> str:
     return serve(EchoEngine(), ServeConfig(cors_origins=(NAMED,)))
 
 
-def preflight(url: str, origin: str) -> httpx.Response:
+def preflight(url: str, origin: str, method: str = "POST") -> httpx.Response:
     asked = {
         "Origin": origin,
-        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Method": method,
         "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",  # by OpenAI's client
     }
     return httpx.options(f"{url}/v1/chat/completions", headers=asked)
@@ -51,15 +52,22 @@ def test_a_host_has_no_capital_letters(serve: Serve) -> None:
 
 def test_no_other_page_is_let_in(url: str) -> None:
     answer = preflight(url, OTHER)
-    assert answer.status_code == 400
+    assert f"pages of '{OTHER}' may not ask" in refused(answer)["message"]
     assert "access-control-allow-origin" not in answer.headers
+    assert answer.headers["vary"].startswith("Origin")
     assert "access-control-allow-origin" not in ask(url, OTHER, KEY).headers
 
 
+def test_a_page_that_is_named_reads_why_it_may_not_ask_in_another_way(url: str) -> None:
+    answer = preflight(url, NAMED, "DELETE")
+    assert "may not ask this with DELETE" in refused(answer)["message"]
+    assert answer.headers["access-control-allow-origin"] == NAMED
+
+
 def test_the_page_that_is_named_still_needs_the_key_and_reads_what_it_is_told(url: str) -> None:
-    refused, answered = ask(url, NAMED, {}), ask(url, NAMED, KEY)
-    assert (refused.status_code, answered.status_code) == (401, 200)
-    for response in (refused, answered):
+    strange, known = ask(url, NAMED, {}), ask(url, NAMED, KEY)
+    assert (strange.status_code, known.status_code) == (401, 200)
+    for response in (strange, known):
         assert response.headers["access-control-allow-origin"] == NAMED
         assert "x-request-id" in response.headers["access-control-expose-headers"].lower()
 

@@ -97,3 +97,32 @@ def test_the_full_line_refuses_before_a_body_is_read() -> None:
 
     asyncio.run(ask_all())
     assert read == ["seated"] * 17
+
+
+def test_all_bodies_together_have_a_bound_and_their_room_comes_back() -> None:
+    """Two whole ones for each answer that is made at the same time."""
+    app = create_app(EchoEngine(seconds_per_token=0.3), ServeConfig(concurrency=1, max_body_mb=0.01))
+    line, path = app.state.line, "/v1/chat/completions"
+
+    def content(size: int) -> bytes:
+        return json.dumps(BODY).encode().ljust(size)
+
+    async def ask_all() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+            for _ in range(2):
+                sizes = (9000, 9000, 1000)
+                inside = [asyncio.create_task(http.post(path, content=content(n), headers=JSON)) for n in sizes]
+                await asyncio.sleep(0.1)
+                assert line.held == 19_000
+                full = await http.post(path, content=content(1001), headers=JSON)
+                assert full.status_code == 429
+                assert "have 19000 bytes" in full.json()["error"]["message"]
+                assert 1 <= int(full.headers["retry-after"]) <= 120
+                assert line.held == 19_000
+                assert [answer.status_code for answer in await asyncio.gather(*inside)] == [200] * 3
+                assert (line.held, line.inside) == (0, 0)
+            too_large = await http.post(path, content=content(70_000), headers=JSON)
+            assert too_large.status_code == 413  # what is thrown away is not counted
+            assert line.held == 0
+
+    asyncio.run(ask_all())

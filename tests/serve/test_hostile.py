@@ -1,7 +1,7 @@
 """Whatever arrives at the socket, the server goes on, keeps its keys, and holds nobody up.
 
-Bytes that are no request of ours, paths and hosts in other words, clients that say nothing or do not listen, and an end
-without notice. What bodies may hold stands in test_hostile_bodies.py.
+Bytes that are no request of ours, paths and hosts in other words, too many connections, and an end without notice. How
+long a connection may take stands in test_connection.py, what bodies may hold in test_hostile_bodies.py.
 """
 
 import json
@@ -9,13 +9,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import httpx
 import pytest
 from echo_engine import EchoEngine
 from echo_server import Process, echo_server
 from live_server import Serve
-from requests_to_send import JSON, user
+from requests_to_send import user
 
 from slimdeploy.config import ServeConfig
 from slimdeploy.serve import connections
@@ -182,41 +183,6 @@ def test_whoever_asks_with_methods_of_their_own_leaves_no_series_behind(server: 
     assert 'http_request_method="_OTHER"' in figures
 
 
-def closed_after(connection: socket.socket, say: bytes = b"") -> float:
-    """Seconds until the server closes a connection on which a byte is sent now and then."""
-    start = time.monotonic()
-    connection.settimeout(0.1)
-    while time.monotonic() < start + 10:
-        try:
-            connection.sendall(say)
-            if connection.recv(1000) == b"":
-                break
-        except TimeoutError:
-            continue
-        except OSError:
-            break
-    return time.monotonic() - start
-
-
-@pytest.mark.parametrize(
-    "said", [b"", b"GET /health HTTP/1.1\r\nX: ", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nG"]
-)
-def test_who_asks_for_nothing_is_let_go(serve: Serve, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
-    """Also who sends a byte now and then, and who has asked before."""
-    monkeypatch.setattr(connections, "_SECONDS_FOR_A_HEAD", 0.5)
-    url = httpx.URL(serve(EchoEngine()))
-    with socket.create_connection((url.host, url.port or 0)) as connection:
-        connection.sendall(said)
-        assert 0.3 < closed_after(connection, b"a" if said else b"") < 5
-
-
-def test_who_waits_for_an_answer_is_not_let_go(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "_SECONDS_FOR_A_HEAD", 0.2)
-    url = serve(EchoEngine(seconds_per_token=0.3))
-    body = {"model": "echo", "messages": user("one two three")}
-    assert httpx.post(f"{url}{CHAT}", json=body, timeout=10).status_code == 200
-
-
 def test_connections_beyond_the_bound_are_closed_and_places_come_back(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,29 +192,13 @@ def test_connections_beyond_the_bound_are_closed_and_places_come_back(
     silent = [socket.create_connection((parts.host, parts.port or 0)) for _ in range(20)]
     time.sleep(0.2)
     with socket.create_connection((parts.host, parts.port or 0)) as late:
-        assert closed_after(late) < 5
+        late.settimeout(5)
+        with suppress(ConnectionResetError):
+            assert late.recv(1000) == b""
     for connection in silent:
         connection.close()
     time.sleep(0.2)
     assert httpx.get(f"{url}/health").status_code == 200
-
-
-def test_who_does_not_read_is_let_go(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "_SECONDS_TO_READ", 1)
-    url = httpx.URL(serve(EchoEngine(), ServeConfig(max_tokens=10**6, concurrency=1, max_waiting=0)))
-    body = json.dumps({"model": "echo", "prompt": "word " * 30_000, "stream": True, "max_tokens": 10**6}).encode()
-    with socket.socket() as deaf:
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        deaf.connect((url.host, url.port or 0))
-        lines = ("Content-Type: application/json", f"Content-Length: {len(body)}")
-        deaf.sendall(head("POST /v1/completions HTTP/1.1", *lines) + body)
-        time.sleep(1)
-        statuses = []
-        while (not statuses or statuses[-1] != 200) and len(statuses) < 300:
-            statuses.append(httpx.post(url.join(CHAT), content=BODY, headers=JSON).status_code)
-            time.sleep(0.2)
-    assert statuses[0] == 429
-    assert statuses[-1] == 200
 
 
 def test_a_server_that_is_killed_leaves_no_client_waiting_and_its_port_to_the_next() -> None:

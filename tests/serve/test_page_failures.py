@@ -42,7 +42,7 @@ def test_a_failure_is_told_beside_what_came_before_it(visit: Visit, url: str, en
 def test_who_has_asked_too_much_reads_when_to_ask_again(visit: Visit, serve: Serve) -> None:
     page = visit(serve(EchoEngine(), ServeConfig(tokens_per_minute=60)))
     expect(ask(page, "word " * 60).locator(".figures")).to_contain_text("out")
-    told = re.compile(r"Too many requests: this key has used its 60 tokens per minute; ask again in \d\d s\.")
+    told = re.compile(r"Too many requests: requests without a key have used the 60 tokens .*; ask again in \d\d s\.")
     expect(ask(page, "more").get_by_role("alert")).to_have_text(told)
 
 

@@ -55,7 +55,8 @@ def test_each_key_has_its_own_and_who_has_none_share_one(clock: Clock) -> None:
     assert is_open(quota, "ben")
     assert is_open(quota, "")
     quota.charge("", 10)
-    assert not is_open(quota, "")
+    with pytest.raises(RequestError, match="requests without a key have used the 10 tokens per minute that they share"):
+        quota.check("")
 
 
 def test_no_more_than_a_minute_is_saved(clock: Clock) -> None:

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
 import re
+import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from requests_to_send import client_of, user
 from running_engine import engine_of
 
+import slimdeploy.serve.grammar as grammar_module
 from slimdeploy.artifact import Artifact
 from slimdeploy.config import ServeConfig
 from slimdeploy.kernels.library import library_file
 from slimdeploy.serve.engine import Chunk, GenerationRequest, Grammar, Message, RequestError, Sampling
 from slimdeploy.serve.engines.answer import Answer
-from slimdeploy.serve.engines.onnx import OnnxEngine
+from slimdeploy.serve.engines.onnx import OnnxEngine, _step_back
 from slimdeploy.serve.runtime import LoadedModel
 
 pytestmark = [
@@ -221,7 +225,8 @@ def test_a_grammar_that_is_tried_takes_no_place_and_is_waited_for_no_longer_than
 ) -> None:
     config = ServeConfig(threads=1, concurrency=1, max_wait_s=2, grammar_timeout_s=4)
     client = client_of(serve(OnnxEngine(packed_artifact, config), config))
-    bodies: list[Any] = [{"structured_outputs": {"json": DIVISOR}}, {"structured_outputs": {"regex": "a+b"}}, {}]
+    regexes = [{"structured_outputs": {"regex": regex}} for regex in ("a+b", "known")]
+    bodies: list[Any] = [{"structured_outputs": {"json": DIVISOR}}, *regexes, {}]
 
     def asked(body: Any) -> str:
         try:
@@ -229,12 +234,40 @@ def test_a_grammar_that_is_tried_takes_no_place_and_is_waited_for_no_longer_than
         except openai.APIStatusError as error:
             return f"{error.status_code} {error.message}"
 
-    with ThreadPoolExecutor(3) as clients:
+    assert asked(bodies[2]).startswith("chatcmpl-")
+    with ThreadPoolExecutor(4) as clients:
         first = clients.submit(asked, bodies[0])
         time.sleep(0.2)
         others = [clients.submit(asked, body) for body in bodies[1:]]
         assert others[1].result().startswith("chatcmpl-")
+        assert others[2].result().startswith("chatcmpl-")
         assert others[0].result().startswith("429 ")
         assert first.result().startswith("429 ")
     time.sleep(2.5)
     assert asked(bodies[1]).startswith("chatcmpl-")
+
+
+def test_the_first_answer_under_a_grammar_finds_the_vocabulary_prepared(
+    serve: Serve, packed_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preparing it halts every thread, and so all answers that go on."""
+    config = ServeConfig(threads=1)
+    client = client_of(serve(OnnxEngine(packed_artifact, config), config))
+    monkeypatch.setattr(grammar_module, "_Vocabulary", lambda _: pytest.fail("it is prepared now"))
+    extra = {"structured_outputs": {"choice": ["red"]}}
+    answer = client.chat.completions.create(model="tiny", messages=user("What?"), extra_body=extra)
+    assert answer.choices[0].message.content == "red"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priorities")
+def test_threads_that_compile_step_back_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    own = priority()
+    with ThreadPoolExecutor(1, initializer=_step_back) as thread:
+        assert thread.submit(priority).result() == max(own, 10)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with ThreadPoolExecutor(1, initializer=_step_back) as thread:
+        assert thread.submit(priority).result() == own
+    assert priority() == own
