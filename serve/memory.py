@@ -22,7 +22,7 @@ from slimdeploy.packed_tensor import dense_bytes, smallest_bytes
 
 from .engines.onnx_provider import choose_provider
 from .engines.onnx_sessions import import_onnxruntime
-from .engines.pace import LARGEST_BESIDE, LARGEST_PIECE
+from .engines.pace import LARGEST_PIECE
 from .model_files import TokenLimits, read_facts, read_json
 from .pictures import Picture, load_pictures
 from .text import Text
@@ -93,7 +93,7 @@ def passing_needs(artifact: Artifact, config: ServeConfig) -> list[Need]:
     text, context = _Settings(artifact, "text_config"), _context(artifact, config)
     piece = min(context, LARGEST_PIECE)
     prompts = config.concurrency * context * text["hidden_size"] * _FLOAT * (1 + _deepstack(artifact))
-    rows = config.concurrency + LARGEST_BESIDE
+    rows = config.concurrency + piece
     picture = _large_picture(artifact, config)
     vision = _Settings(artifact, "vision_config")
     patches = _patches(picture, vision)
