@@ -5,8 +5,11 @@ The manifest holds no time and no machine, so that equal inputs give an equal ar
 """
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -134,20 +137,10 @@ def open_artifact(path: Path) -> Artifact:
 def _checked(folder: Path, source: Path) -> Manifest:
     """The manifest of a folder that holds what it says. source: what errors call the folder."""
     manifest = _read_manifest(folder, source)
-    for name, entry in manifest.files.items():
-        file = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ArtifactError(f"{source / MANIFEST} names '{name}', which lies outside the artifact")
-        if not file.is_file():
-            raise ArtifactError(f"{source / name} is missing; copy or export the artifact again")
-        if file.stat().st_size != entry.bytes:
-            raise ArtifactError(
-                f"{source / name} has {file.stat().st_size} bytes, not {entry.bytes}; copy or export it again"
-            )
-        if sha256_of(file) != entry.sha256:
-            raise ArtifactError(
-                f"{source / name} was altered: its sha256 is not the manifest's; copy or export it again"
-            )
+    names = manifest.files
+    with ThreadPoolExecutor(os.cpu_count()) as hashing:
+        for _ in hashing.map(_check_file, repeat(folder), repeat(source), names, names.values()):
+            pass  # in their order, so that the first that is wrong is named
     for file in folder.rglob("*"):
         name = file.relative_to(folder).as_posix()
         if not file.is_dir() and name != MANIFEST and name not in manifest.files:
@@ -155,6 +148,20 @@ def _checked(folder: Path, source: Path) -> Manifest:
                 f"{source / name} is not in the artifact's manifest; take it out, or export the artifact again"
             )
     return manifest
+
+
+def _check_file(folder: Path, source: Path, name: str, entry: FileEntry) -> None:
+    file = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ArtifactError(f"{source / MANIFEST} names '{name}', which lies outside the artifact")
+    if not file.is_file():
+        raise ArtifactError(f"{source / name} is missing; copy or export the artifact again")
+    if file.stat().st_size != entry.bytes:
+        raise ArtifactError(
+            f"{source / name} has {file.stat().st_size} bytes, not {entry.bytes}; copy or export it again"
+        )
+    if sha256_of(file) != entry.sha256:
+        raise ArtifactError(f"{source / name} was altered: its sha256 is not the manifest's; copy or export it again")
 
 
 def _read_manifest(folder: Path, source: Path) -> Manifest:

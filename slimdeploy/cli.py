@@ -8,6 +8,7 @@ import argparse
 import re
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,11 +245,15 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     from .artifact import open_artifact
-    from .serve.request_log import start_log
-    from .serve.server import run_server
 
     config = _serve_config(options)
-    artifact = open_artifact(options.artifact)
+    with ThreadPoolExecutor(1) as opening:
+        opened = opening.submit(open_artifact, options.artifact)
+        # Meanwhile: importing takes one core as long as comparing the files of a small model takes the others.
+        from .serve.request_log import start_log
+        from .serve.server import run_server
+
+        artifact = opened.result()
     if options.dry_run:
         return _dry_run(artifact, config)
     start_log(config.log_format)

@@ -58,6 +58,17 @@ def test_a_damaged_artifact_is_refused_with_the_file_named(
         open_artifact(tmp_path / "artifact")
 
 
+def test_of_several_damaged_files_the_first_is_named(tmp_path: Path) -> None:
+    """A large one is found last, because all are read at the same time."""
+    with new_artifact(tmp_path / "artifact", SOME_MANIFEST) as folder:
+        (folder / "a.bin").write_bytes(bytes(2**24))
+        (folder / "b.bin").write_text("weights")
+    (tmp_path / "artifact" / "a.bin").write_bytes(bytes(2**24 - 1) + b"1")
+    (tmp_path / "artifact" / "b.bin").unlink()
+    with pytest.raises(ArtifactError, match=r"a\.bin was altered"):
+        open_artifact(tmp_path / "artifact")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -21,12 +21,18 @@ inline uint32_t bits_of_float(float value) {
     return bits;
 }
 
-// For files that are built without an instruction for it, whose builtin is a call for every word.
-inline uint64_t bits_in(uint64_t word) {
+// How many bits of each byte are set, in that byte.
+inline uint64_t bits_in_bytes(uint64_t word) {
     word -= word >> 1 & 0x5555555555555555u;
     word = (word & 0x3333333333333333u) + (word >> 2 & 0x3333333333333333u);
-    return ((word + (word >> 4)) & 0x0F0F0F0F0F0F0F0Fu) * 0x0101010101010101u >> 56;
+    return (word + (word >> 4)) & 0x0F0F0F0F0F0F0F0Fu;
 }
+
+// At most 255.
+inline uint64_t sum_of_bytes(uint64_t word) { return word * 0x0101010101010101u >> 56; }
+
+// For files that are built without an instruction for it, whose builtin is a call for every word.
+inline uint64_t bits_in(uint64_t word) { return sum_of_bytes(bits_in_bytes(word)); }
 
 inline float float_of_bf16(uint16_t bf16) { return float_of_bits(uint32_t(bf16) << 16); }
 

@@ -61,11 +61,6 @@ Buffer::Buffer(size_t capacity) : mapped_(capacity + kHugePage) {
 
 Buffer::~Buffer() { munmap(mapping_, mapped_); }
 
-void Buffer::shrink(size_t bytes) {
-    const size_t used = size_t(data_ - static_cast<uint8_t *>(mapping_)) + round_up(bytes, page_size());
-    if (used < mapped_ && munmap(static_cast<uint8_t *>(mapping_) + used, mapped_ - used) == 0) mapped_ = used;
-}
-
 #if defined(__linux__)
 void give_back_file_pages(const void *begin, size_t bytes) {
     const auto address = reinterpret_cast<uintptr_t>(begin);

@@ -18,8 +18,6 @@ class Buffer {
     Buffer &operator=(const Buffer &) = delete;
 
     uint8_t *data() const { return data_; }
-    // Gives back what lies behind the first `bytes`.
-    void shrink(size_t bytes);
 
    private:
     void *mapping_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <thread>
 
 #include "numbers.h"
@@ -19,202 +20,215 @@ struct RowSums {
     double weights = 0, group_scales = 0;
 };
 
+// Of 64 columns of a row. What the weight does not have is not kept.
+uint64_t mask_word(const slimdeploy_packed &packed, size_t row, size_t word) {
+    const size_t words = divide_up(packed.columns, 64);
+    if (row >= size_t(packed.rows) || word >= words) return 0;
+    if (packed.mask) {
+        uint64_t mask;
+        memcpy(&mask, packed.mask + (row * words + word) * 8, 8);
+        return mask;
+    }
+    const size_t left = packed.columns - word * 64;
+    return left >= 64 ? ~uint64_t(0) : (uint64_t(1) << left) - 1;
+}
+
+// Up to 256 bytes as signed numbers of which `sign` is the highest bit. Behind them are 7 zeros.
+struct Codes {
+    int sum;
+    bool any;  // that is not 0
+
+    Codes(const uint8_t *bytes, size_t count, int sign) {
+        constexpr uint64_t kEveryByte = 0x0101010101010101u, kEverySecond = 0x00FF00FF00FF00FFu;
+        uint64_t sums = 0, bits = 0;
+        size_t i = 0;
+        for (; i < count; i += 8) {
+            uint64_t word;
+            memcpy(&word, bytes + i, 8);
+            bits |= word;
+            word ^= uint64_t(sign) * kEveryByte;  // each is `sign` too large now, and none is negative
+            sums += (word & kEverySecond) + (word >> 8 & kEverySecond);
+        }
+        sum = -sign * int(i);
+        for (int lane = 0; lane < 64; lane += 16) sum += int(sums >> lane & 0xFFFF);
+        any = bits != 0;
+    }
+};
+
 // Reads the values of a panel's rows, each row's one after the other, and writes them in the order of layout.h.
+//
+// Value: a value while it is on its way: a byte for codes, nibbles too. kUnitColumns: of a unit.
+template <class Value, int kUnitColumns>
 class PanelWriter {
    public:
-    // first_value: of the panel's first row.
-    PanelWriter(const slimdeploy_packed &packed, slimdeploy_weight &weight, int64_t first_row, uint64_t first_value)
-        : packed_(packed),
-          weight_(weight),
-          first_row_(first_row),
-          rows_(int(std::min<int64_t>(kPanelRows, packed.rows - first_row))),
-          words_(weight.kind == kBf16 || weight.kind == kFp16) {
-        for (int r = 0; r < kPanelRows; r++) next_[r] = read_[r];  // of rows that there are not too
-        for (int r = 0; r < rows_; r++) {
-            value_[r] = first_value;
-            first_value += kept_of_row(r);
-        }
-        end_value_ = first_value;
+    // first_values: of each row.
+    PanelWriter(const slimdeploy_packed &packed, const slimdeploy_weight &weight, size_t first_row,
+                const uint64_t *first_values)
+        : packed_(packed), weight_(weight), first_row_(first_row) {
+        std::copy_n(first_values, kPanelRows, value_);
     }
 
-    // Appends the panel's blocks to `out`, and returns where they end.
-    uint8_t *write(uint8_t *out) {
-        const size_t group = words_ ? kPaddedColumns : size_t(layout_group(weight_.kind));
+    void write(uint8_t *out) {
+        const size_t group = kCodes ? size_t(layout_group(weight_.kind)) : kPaddedColumns;
         for (size_t column = 0; column < weight_.matrix.padded_columns; column += group) {
-            for (int r = 0; r < rows_; r++) read_group(r, column, group);
             uint8_t *const scales = out;
-            if (!words_) out += 2 * kPanelRows;
-            for (size_t block = column; block < column + group; block += kBlockColumns) out = write_block(out, block);
-            if (!words_) write_scales(scales, column);
+            if (kCodes) out += 2 * kPanelRows;
+            for (int r = 0; r < kPanelRows; r++) {
+                read_group(r, column, group);
+                if (kCodes) write_scale(scales + 2 * r, r, column);
+            }
+            for (size_t block = 0; block < group / kBlockColumns; block++) {
+                out = weight_.structure == kDense ? write_block<true>(out, block) : write_block<false>(out, block);
+            }
         }
-        return out;
     }
 
-    // The first one of the next panel.
-    uint64_t end_value() const { return end_value_; }
     // Of what has been written; of no use for bf16 and fp16.
     const RowSums (&sums() const)[kPanelRows] { return sums_; }
 
    private:
-    static constexpr int kMostUnitColumns = 4;
+    static constexpr bool kCodes = sizeof(Value) == 1;
+    static constexpr uint32_t kWhole = (1u << kUnitColumns) - 1;  // mask of a unit
+    static constexpr int kHalf = kBlockColumns * kPanelRows / 2;
+    static constexpr int kStep = 16;          // nibbles are unpacked in steps of so many bytes
+    static constexpr int kSlack = 2 * kStep;  // behind values
 
     bool is_int4() const { return weight_.value_type == SLIMDEPLOY_INT4; }
-    size_t mask_words() const { return divide_up(packed_.columns, 64); }
 
-    uint64_t mask_word(int r, size_t word) const {
-        if (packed_.mask) {
-            uint64_t mask;
-            memcpy(&mask, packed_.mask + ((first_row_ + r) * mask_words() + word) * 8, 8);
-            return mask;
-        }
-        const size_t left = packed_.columns - word * 64;
-        return left >= 64 ? ~uint64_t(0) : (uint64_t(1) << left) - 1;
-    }
-
-    uint64_t kept_of_row(int r) const {
-        if (!packed_.mask) return uint64_t(packed_.columns);
-        uint64_t kept = 0;
-        for (size_t word = 0; word < mask_words(); word++) kept += bits_in(mask_word(r, word));
-        return kept;
-    }
-
-    // The 16 bits of a row's mask from a column on, which is a multiple of 16.
-    uint32_t mask_of_block(int r, size_t column) const {
-        if (r >= rows_ || column / 64 >= mask_words()) return 0;
-        return uint32_t(mask_word(r, column / 64) >> column % 64) & 0xFFFF;
-    }
-
-    float scale_at(int r, size_t column) const {
-        const int64_t row = first_row_ + r;
+    float scale_at(size_t row, size_t column) const {
         if (!packed_.group) return float_of_bf16(packed_.scales[row]);
         const size_t per_row = divide_up(packed_.columns, packed_.group);
         return float_of_bf16(packed_.scales[row * per_row + std::min(column / packed_.group, per_row - 1)]);
     }
 
-    // After the group's values. A group without codes may have any scale in a file; what sums of integers start at
-    // would be multiplied with it, so it becomes 0.
-    void write_scales(uint8_t *out, size_t column) {
-        for (int r = 0; r < kPanelRows; r++) {
-            const float of_code = has_codes_[r] ? scale_at(r, column) : 0;
-            // Nibbles are decoded as 16 q; dividing by a power of two is exact.
-            const float scale = of_code / (is_int4() ? 16 : 1);
-            const auto bf16 = uint16_t(bits_of_float(scale) >> 16);
-            memcpy(out + 2 * r, &bf16, 2);
-            sums_[r].weights += double(codes_[r]) * of_code;
-            sums_[r].group_scales += scale;
-        }
+    // A group without codes may have any scale in a file; what sums of integers start at would be multiplied with it,
+    // so it becomes 0.
+    void write_scale(uint8_t *out, int r, size_t column) {
+        const Codes codes(reinterpret_cast<const uint8_t *>(values_[r]), count_[r], is_int4() ? 8 : 128);
+        const float of_code = codes.any ? scale_at(first_row_ + r, column) : 0;
+        // Nibbles are decoded as 16 q; dividing by a power of two is exact.
+        const float scale = of_code / (is_int4() ? 16 : 1);
+        const auto bf16 = uint16_t(bits_of_float(scale) >> 16);
+        memcpy(out, &bf16, 2);
+        sums_[r].weights += double(codes.sum) * of_code;
+        sums_[r].group_scales += scale;
     }
 
-    // A row's values of some columns, as they are stored: nibbles one in a byte.
+    // A row's masks and values of some columns. Behind the values are zeros.
     void read_group(int r, size_t column, size_t columns) {
-        int count = 0;
-        for (size_t block = column; block < column + columns; block += kBlockColumns) {
-            count += int(bits_in(mask_of_block(r, block)));
-        }
-        uint16_t *const read = next_[r] = read_[r];
-        const uint64_t at = value_[r];
-        value_[r] += uint64_t(count);
-        if (words_) {
-            if (count) memcpy(read, static_cast<const uint16_t *>(packed_.values) + at, size_t(count) * 2);
-            return;
-        }
-        const auto *codes = static_cast<const int8_t *>(packed_.values);
-        int sum = 0, any = 0;
-        for (int i = 0; i < count; i++) {
-            int code;
-            if (is_int4()) {
-                const uint64_t place = at + uint64_t(i);
-                const int pair = uint8_t(codes[place / 2]), nibble = place % 2 ? pair & 0xF0 : pair << 4;
-                code = int8_t(uint8_t(nibble)) >> 4;
-            } else {
-                code = codes[at + uint64_t(i)];
+        size_t count = 0;
+        for (size_t at = 0; at < columns; at += 64) {
+            uint64_t mask = mask_word(packed_, first_row_ + r, (column + at) / 64) >> (column + at) % 64;
+            if (columns < 64) mask &= (uint64_t(1) << columns) - 1;
+            count += bits_in(mask);
+            for (size_t block = at; block < std::min(at + 64, columns); block += kBlockColumns, mask >>= kBlockColumns) {
+                masks_[block / kBlockColumns][r] = uint16_t(mask);
             }
-            sum += code;
-            any |= code;
-            read[i] = uint16_t(code & (is_int4() ? 15 : 255));
         }
-        codes_[r] = sum;
-        has_codes_[r] = any != 0;
+        next_[r] = values_[r];
+        count_[r] = count;
+        if (kCodes && is_int4()) {
+            const size_t before = read_nibbles(reinterpret_cast<uint8_t *>(values_[r]), value_[r], count);
+            next_[r] += before;
+            count_[r] += before;
+        } else if (count) {
+            memcpy(values_[r], static_cast<const Value *>(packed_.values) + value_[r], count * sizeof(Value));
+        }
+        memset(values_[r] + count_[r], 0, 8 * sizeof(Value));
+        value_[r] += count;
     }
 
-    // The mask of a chunk and its values, those that are kept or, in dense layouts, all; returns how many. Room for a
-    // unit more is written to.
-    template <int kUnitColumns>
-    int take_chunk(const uint32_t (&masks)[kPanelRows], int chunk, uint64_t &mask, uint16_t *values) {
+    // One in a byte; returns how many bytes stand before the first.
+    size_t read_nibbles(uint8_t *out, uint64_t first, size_t count) const {
+        const size_t before = first % 2, pairs = (before + count + 1) / 2;
+        uint8_t read[kPaddedColumns / 2 + kStep] = {};
+        if (count) memcpy(read, static_cast<const uint8_t *>(packed_.values) + first / 2, pairs);
+        for (size_t start = 0; start < pairs; start += kStep) {
+            for (size_t i = start; i < start + kStep; i++) {
+                out[2 * i] = read[i] & 15;
+                out[2 * i + 1] = read[i] >> 4;
+            }
+        }
+        if (before) out[0] = 0;  // it belongs to another group
+        return before;
+    }
+
+    // masks: of each row's columns of a block.
+    static uint64_t mask_of_chunk(const uint16_t (&masks)[kPanelRows], int chunk) {
+        uint64_t mask = 0;
+        for (int r = 0; r < kPanelRows; r++) {
+            for (int c = 0; c < 4; c += kUnitColumns) {
+                const uint64_t kept = masks[r] >> (chunk * 4 + c) & kWhole;
+                mask |= kept << (c * kPanelRows + r * kUnitColumns);
+            }
+        }
+        return mask;
+    }
+
+    // kAll: the layout is dense.
+    template <bool kAll>
+    uint8_t *write_block(uint8_t *out, size_t block) {
         static constexpr uint8_t kBits[16] = {0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4};
-        uint16_t *out = values;
-        mask = 0;
-        for (int column = chunk * 4, bit = 0; bit < kChunkWeights; column += kUnitColumns) {
-            for (int r = 0; r < kPanelRows; r++, bit += kUnitColumns) {
-                const uint32_t kept = masks[r] >> column & ((1u << kUnitColumns) - 1);
-                mask |= uint64_t(kept) << bit;
-                if (weight_.structure == kDense) {
-                    for (int c = 0; c < kUnitColumns; c++) {
-                        const uint16_t keeps = kept >> c & 1;
-                        *out++ = uint16_t(*next_[r] * keeps);
-                        next_[r] += keeps;
-                    }
-                } else {
-                    memcpy(out, next_[r], kUnitColumns * sizeof *out);
-                    out += kBits[kept];
-                    next_[r] += kBits[kept];
-                }
-            }
-        }
-        return int(out - values);
-    }
-    int take_chunk(const uint32_t (&masks)[kPanelRows], int chunk, uint64_t &mask, uint16_t *values) {
-        switch (4 / weight_.kernels->activation_bytes[weight_.kind]) {  // columns of a unit
-            case 1:
-                return take_chunk<1>(masks, chunk, mask, values);
-            case 2:
-                return take_chunk<2>(masks, chunk, mask, values);
-            default:
-                return take_chunk<4>(masks, chunk, mask, values);
-        }
-    }
-
-    uint8_t *write_block(uint8_t *out, size_t column) {
-        uint32_t masks_of_rows[kPanelRows];
-        for (int r = 0; r < kPanelRows; r++) masks_of_rows[r] = mask_of_block(r, column);
         uint64_t masks[kChunks];
-        uint16_t values[kChunks * kChunkWeights + kMostUnitColumns];
-        int count = 0, half = 0;
-        for (int c = 0; c < kChunks; c++) {
-            if (c == kChunks / 2) half = count;
-            count += take_chunk(masks_of_rows, c, masks[c], values + count);
-        }
-        if (weight_.structure != kDense) {
+        for (int c = 0; c < kChunks; c++) masks[c] = mask_of_chunk(masks_[block], c);
+        if (!kAll) {
             memcpy(out, masks, sizeof masks);
             out += sizeof masks;
         }
-        if (is_int4()) return write_nibbles(out, values, half, values + half, count - half);
-        if (words_) memcpy(out, values, size_t(count) * 2);
-        for (int i = 0; i < count && !words_; i++) out[i] = uint8_t(values[i]);
-        return out + count * (words_ ? 2 : 1);
+        Value halves[2][kHalf + kUnitColumns];
+        size_t counts[2];
+        for (int half = 0; half < 2; half++) {
+            Value *end = halves[half];
+            for (int c = half * kChunks / 2; c < (half + 1) * kChunks / 2; c++) {
+                uint64_t mask = masks[c];
+                for (int unit = 0; unit < kChunkWeights / kUnitColumns; unit++, mask >>= kUnitColumns) {
+                    const uint32_t kept = mask & kWhole;
+                    const Value *&next = next_[unit % kPanelRows];
+                    memcpy(end, next, kUnitColumns * sizeof(Value));
+                    if (kAll && kept != kWhole) spread(next, kept, end);
+                    end += kAll ? kUnitColumns : kBits[kept];
+                    next += kBits[kept];
+                }
+            }
+            counts[half] = size_t(end - halves[half]);
+        }
+        if (kCodes && is_int4()) return write_nibbles(out, halves, counts);
+        for (int half = 0; half < 2; half++) {
+            memcpy(out, halves[half], counts[half] * sizeof(Value));
+            out += counts[half] * sizeof(Value);
+        }
+        return out;
     }
 
-    static uint8_t *write_nibbles(uint8_t *out, const uint16_t *low, int low_count, const uint16_t *high,
-                                  int high_count) {
-        const int count = std::max(low_count, high_count);
-        for (int i = 0; i < count; i++) {
-            out[i] = uint8_t((i < low_count ? low[i] : 0) | (i < high_count ? high[i] : 0) << 4);
+    // The next values to where the mask has them, and zeros between them.
+    static void spread(const Value *next, uint32_t kept, Value *out) {
+        for (int c = 0; c < kUnitColumns; c++) {
+            const uint32_t keeps = kept >> c & 1;
+            out[c] = Value(*next * keeps);
+            next += keeps;
         }
+    }
+
+    // The shorter half is filled up with zeros.
+    static uint8_t *write_nibbles(uint8_t *out, Value (&halves)[2][kHalf + kUnitColumns], const size_t (&counts)[2]) {
+        for (int half = 0; half < 2; half++) std::fill(halves[half] + counts[half], halves[half] + kHalf, Value(0));
+        uint8_t pairs[kHalf];
+        for (int i = 0; i < kHalf; i++) pairs[i] = uint8_t(halves[0][i] | halves[1][i] << 4);
+        const size_t count = std::max(counts[0], counts[1]);
+        memcpy(out, pairs, count);
         return out + count;
     }
 
     const slimdeploy_packed &packed_;
     const slimdeploy_weight &weight_;
-    const int64_t first_row_;
-    const int rows_;
-    const bool words_;
-    uint64_t value_[kPanelRows] = {}, end_value_;
+    const size_t first_row_;
+    uint64_t value_[kPanelRows];
     RowSums sums_[kPanelRows];
-    // Of the group that is being written: values, those that are not yet written, and what is known of the codes.
-    uint16_t read_[kPanelRows][kPaddedColumns + kMostUnitColumns] = {};
-    uint16_t *next_[kPanelRows] = {};
-    int codes_[kPanelRows] = {};  // their sum
-    bool has_codes_[kPanelRows] = {};
+    // Of the group that is being written: masks by block; values, how many they are, and those that are not yet written.
+    uint16_t masks_[kPaddedColumns / kBlockColumns][kPanelRows];
+    Value values_[kPanelRows][kPaddedColumns + kSlack];
+    size_t count_[kPanelRows];
+    const Value *next_[kPanelRows];
 };
 
 // Matrix::starts and Matrix::corrections of a row. With activations of x + offset, sums that start at `start` for every
@@ -228,82 +242,75 @@ void set_start(const RowSums &sums, slimdeploy_weight &weight, size_t row) {
     weight.corrections[row] = float(offset * sums.weights + start * sums.group_scales);
 }
 
-// An upper bound of the bytes that the first panels take; what they take, but for nibbles, which share a byte.
-size_t most_bytes(const slimdeploy_weight &weight, size_t panels, uint64_t values) {
-    const bool words = weight.kind == kBf16 || weight.kind == kFp16;
-    const size_t columns = weight.matrix.padded_columns;
-    const size_t scales = words ? 0 : 2 * kPanelRows * columns / size_t(layout_group(weight.kind));
-    const size_t masks = weight.structure == kDense ? 0 : columns / kBlockColumns * kMaskBytes;
-    if (weight.structure == kDense) values = panels * kPanelRows * columns;
-    return panels * (scales + masks) + size_t(values) * (words ? 2 : 1);
-}
-
-// Panels that one thread writes, from a place on that is theirs however many bytes they take.
-struct Share {
-    size_t first_panel, last_panel;
-    uint64_t first_value;
-    uint8_t *begin, *end;
-};
-
-struct Shares {
+// Threads have as many panels each, one after the other: two that write to one huge page would both clear it.
+struct Panels {
     const slimdeploy_packed &packed;
     slimdeploy_weight &weight;
-    std::vector<Share> all;
+    size_t count, shares;
+    std::vector<uint64_t> first_values;  // of each of their rows
+
+    size_t first_of_share(size_t share) const { return count * share / shares; }
 };
 
-uint64_t values_of_rows(const slimdeploy_packed &packed, size_t rows) {
-    if (!packed.mask) return rows * uint64_t(packed.columns);
+// Counts the values of a panel's rows in the file, and the bytes that it takes in the kernels' layout.
+void measure(Panels &panels, size_t panel, std::vector<uint64_t> &half_blocks) {
+    const slimdeploy_weight &weight = panels.weight;
+    const bool words = weight.kind == kBf16 || weight.kind == kFp16, int4 = weight.value_type == SLIMDEPLOY_INT4;
+    const bool dense = weight.structure == kDense;
+    const size_t columns = weight.matrix.padded_columns;
+    // How many weights are kept in every 8 columns of the panel, which are half a block: one in a byte.
+    std::fill(half_blocks.begin(), half_blocks.end(), 0);
     uint64_t kept = 0;
-    for (size_t word = 0; word < rows * divide_up(packed.columns, 64); word++) {
-        uint64_t mask;
-        memcpy(&mask, packed.mask + word * 8, 8);
-        kept += bits_in(mask);
-    }
-    return kept;
-}
-
-Shares share_out(const slimdeploy_packed &packed, slimdeploy_weight &weight, size_t panels) {
-    const bool is_large = packed.rows * packed.columns >= kWorthMeasuring;
-    const size_t threads = is_large ? std::max(std::thread::hardware_concurrency(), 1u) : 1;
-    const size_t count = std::min(threads, panels);
-    Shares shares{packed, weight, {}};
-    for (size_t i = 0; i < count; i++) {
-        const size_t first = panels * i / count, last = panels * (i + 1) / count;
-        const uint64_t values = values_of_rows(packed, first * kPanelRows);
-        uint8_t *const begin = weight.buffer->data() + most_bytes(weight, first, values);
-        shares.all.push_back({first, last, values, begin, begin});
-    }
-    return shares;
-}
-
-// Offsets of its panels count from its own beginning.
-void write_share(void *argument, size_t number) {
-    Shares &shares = *static_cast<Shares *>(argument);
-    Share &share = shares.all[number];
-    uint64_t value = share.first_value;
-    for (size_t panel = share.first_panel; panel < share.last_panel; panel++) {
-        PanelWriter writer(shares.packed, shares.weight, int64_t(panel * kPanelRows), value);
-        shares.weight.panel_offset[panel] = uint64_t(share.end - share.begin);
-        share.end = writer.write(share.end);
-        size_t row = panel * kPanelRows;
-        for (const RowSums &sums : writer.sums()) set_start(sums, shares.weight, row++);
-        value = writer.end_value();
-    }
-}
-
-// Moves shares up behind each other, and returns how many bytes they are.
-size_t close_up(const Shares &shares) {
-    uint8_t *const start = shares.weight.buffer->data(), *out = start;
-    for (const Share &share : shares.all) {
-        const size_t bytes = size_t(share.end - share.begin);
-        if (out != share.begin) memmove(out, share.begin, bytes);
-        for (size_t panel = share.first_panel; panel < share.last_panel; panel++) {
-            shares.weight.panel_offset[panel] += uint64_t(out - start);
+    for (size_t row = panel * kPanelRows; row < (panel + 1) * kPanelRows; row++) {
+        uint64_t of_row = 0;
+        for (size_t word = 0; word < half_blocks.size(); word++) {
+            const uint64_t bits = bits_in_bytes(mask_word(panels.packed, row, word));
+            half_blocks[word] += bits;
+            of_row += sum_of_bytes(bits);
         }
-        out += bytes;
+        panels.first_values[row + 1] = of_row;
+        kept += of_row;
     }
-    shares.weight.panel_offset.back() = uint64_t(out - start);
-    return size_t(out - start);
+    uint64_t pairs = 0;  // of nibbles
+    for (uint64_t counts : half_blocks) {
+        for (; counts; counts >>= 16) pairs += std::max(counts & 0xFF, counts >> 8 & 0xFF);
+    }
+    if (dense) kept = columns * kPanelRows, pairs = kept / 2;
+    uint64_t bytes = int4 ? pairs : kept * (words ? 2 : 1);
+    if (!dense) bytes += columns / kBlockColumns * kMaskBytes;
+    if (!words) bytes += 2 * kPanelRows * columns / size_t(layout_group(weight.kind));
+    panels.weight.panel_offset[panel + 1] = bytes;
+}
+
+void measure_share(void *argument, size_t share) {
+    Panels &panels = *static_cast<Panels *>(argument);
+    std::vector<uint64_t> half_blocks(divide_up(panels.packed.columns, 64));
+    for (size_t panel = panels.first_of_share(share); panel < panels.first_of_share(share + 1); panel++) {
+        measure(panels, panel, half_blocks);
+    }
+}
+
+template <class Value, int kUnitColumns>
+void write_share_of(const Panels &panels, size_t share) {
+    slimdeploy_weight &weight = panels.weight;
+    for (size_t panel = panels.first_of_share(share); panel < panels.first_of_share(share + 1); panel++) {
+        size_t row = panel * kPanelRows;
+        PanelWriter<Value, kUnitColumns> writer(panels.packed, weight, row, &panels.first_values[row]);
+        writer.write(weight.buffer->data() + weight.panel_offset[panel]);
+        for (const RowSums &sums : writer.sums()) set_start(sums, weight, row++);
+    }
+}
+
+void write_share(void *argument, size_t share) {
+    const Panels &panels = *static_cast<const Panels *>(argument);
+    switch (panels.weight.kernels->activation_bytes[panels.weight.kind]) {
+        case 1:
+            return write_share_of<uint8_t, 4>(panels, share);
+        case 2:
+            return write_share_of<uint16_t, 2>(panels, share);
+        default:
+            return write_share_of<uint16_t, 1>(panels, share);
+    }
 }
 
 }  // namespace
@@ -338,15 +345,20 @@ std::unique_ptr<slimdeploy_weight> make_weight(const slimdeploy_packed &packed, 
     matrix.columns = size_t(packed.columns);
     matrix.padded_columns = divide_up(matrix.columns, kPaddedColumns) * kPaddedColumns;
 
-    const size_t panels = divide_up(matrix.rows, kPanelRows);
-    weight->buffer = std::make_unique<Buffer>(most_bytes(*weight, panels, packed.value_count) + kReadAhead);
-    weight->panel_offset.resize(panels + 1);
+    const size_t count = divide_up(matrix.rows, kPanelRows);
+    const bool is_large = packed.rows * packed.columns >= kWorthMeasuring;
+    const size_t threads = is_large ? std::max(std::thread::hardware_concurrency(), 1u) : 1;
+    Panels panels{packed, *weight, count, std::min(threads, count), std::vector<uint64_t>(count * kPanelRows + 1)};
+    std::vector<uint64_t> &offsets = weight->panel_offset;
+    offsets.resize(count + 1);
+    run_on_own_threads(panels.shares, panels.shares, measure_share, &panels);
+    std::partial_sum(offsets.begin(), offsets.end(), offsets.begin());
+    std::partial_sum(panels.first_values.begin(), panels.first_values.end(), panels.first_values.begin());
+    weight->buffer = std::make_unique<Buffer>(offsets.back() + kReadAhead);
     // Kernels read those of all panels that they decode together.
-    weight->starts.resize((panels + kernels.cached_panels) * kPanelRows);
+    weight->starts.resize((count + kernels.cached_panels) * kPanelRows);
     weight->corrections.resize(weight->starts.size());
-    Shares shares = share_out(packed, *weight, panels);
-    run_on_own_threads(shares.all.size(), shares.all.size(), write_share, &shares);
-    weight->buffer->shrink(close_up(shares) + kReadAhead);
+    run_on_own_threads(panels.shares, panels.shares, write_share, &panels);
     matrix.data = weight->buffer->data();
     matrix.panel_offset = weight->panel_offset.data();
     matrix.starts = weight->starts.data();

@@ -1,4 +1,5 @@
-// Runs every instruction set that this CPU can run, in both layouts, over a file of vectors, and compares with float64:
+// Runs every instruction set that this CPU can run, in both layouts, over a file of vectors, and compares with float64,
+// and each layout with a plain way to write it:
 //
 //     kernel_vectors FILE [LARGEST-BATCH [SET...]]
 //     kernel_vectors --attention [SET]
@@ -14,6 +15,7 @@
 #include "attending.h"
 #include "given_back.h"
 #include "hostile.h"
+#include "laid_out.h"
 #include "vectors.h"
 
 namespace {
@@ -56,6 +58,7 @@ class Run {
             report(c, set, layout, 0, error);
             return;
         }
+        if (!is_laid_out(packed, *weight)) report(c, set, layout, 0, "it is not laid out as layout.h says");
         for (const int64_t count : c.batches) {
             if (count > largest_batch_) continue;
             const Block x(input.values.data(), size_t(count * c.columns) * sizeof(float));
