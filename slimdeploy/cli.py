@@ -18,7 +18,6 @@ from . import __version__
 from .artifact import is_artifact
 from .config import Config, ServeConfig
 from .config_file import load_config, parse_config, render_config
-from .doctor import extra_with
 from .errors import ArtifactError, ConfigError, SlimdeployError
 from .export_arguments import DEFAULT_CONFIG, add_config_argument, add_export_arguments
 from .progress import Progress
@@ -56,6 +55,8 @@ def _execute(command: Callable[[argparse.Namespace], int], options: argparse.Nam
     except SlimdeployError as error:
         return _refuse(str(error))
     except ModuleNotFoundError as error:
+        from .doctor import extra_with  # with numpy, which `_serve` imports while it is busy with files
+
         extra = extra_with(error.name or "")
         if extra is None:
             raise
