@@ -89,6 +89,7 @@ class Server(uvicorn.Server):
             ws="none",
             log_config=None,  # its own would not follow serve.log_format
             access_log=False,
+            server_header=False,
             lifespan="off",
             timeout_keep_alive=_SECONDS_OF_KEEP_ALIVE,
             timeout_graceful_shutdown=_SECONDS_FOR_LAST_WORDS,

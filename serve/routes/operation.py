@@ -15,11 +15,13 @@ from .answering import Service
 
 
 def add_operation(app: FastAPI, service: Service) -> None:
+    @app.head("/health")
     @app.get("/health")
     async def health() -> State:
         """The process lives."""
         return State()
 
+    @app.head("/ready")
     @app.get("/ready")
     async def ready() -> State:
         """The model is loaded, for nothing is answered before, and the server is not about to stop."""

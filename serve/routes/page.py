@@ -15,6 +15,7 @@ def add_page(app: FastAPI) -> None:
     page = PAGE.read_text(encoding="utf-8")
     policy = content_security_policy(page)
 
+    @app.head("/")
     @app.get("/")
     async def chat_page() -> HTMLResponse:
         return HTMLResponse(

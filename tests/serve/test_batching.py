@@ -89,6 +89,19 @@ def test_answers_are_the_same_alone_and_together(any_artifact: Artifact) -> None
         assert [joined(chunks) for chunks in asyncio.run(together(engine))] == expected * 2
 
 
+def test_pictures_and_prompts_do_not_wait_for_each_other_for_ever(packed_artifact: Artifact) -> None:
+    async def client(engine: OnnxEngine, number: int) -> None:
+        for seed in range(10):
+            await collect(engine, ask("What is it?", [picture(100 * number + seed)], max_tokens=2 + seed % 3))
+
+    async def several(engine: OnnxEngine) -> None:
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(client(engine, number) for number in range(4)))
+
+    with engine_of(packed_artifact) as engine:
+        asyncio.run(several(engine))
+
+
 def test_several_answers_are_made_in_one_run(packed_artifact: Artifact, sizes: list[int]) -> None:
     async def together(engine: OnnxEngine) -> None:
         await asyncio.gather(*(collect(engine, ask("What?", max_tokens=150, ignore_eos=True)) for _ in range(4)))
