@@ -16,6 +16,7 @@ async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
+            leaving.result()  # raises what went wrong there, if anything did
             raise ClientDisconnect
         return working.result()
     finally:

@@ -17,6 +17,7 @@ from .engine import RequestError
 SHUTTING_DOWN = "the server is shutting down; ask again later"
 _LONGEST_RETRY = 120
 _BODIES_FOR_A_PLACE = 2
+"""As large as one may be: that of the answer which is made, and that of the next one in line."""
 _WEIGHT = 0.2
 """Of the newest answer in the mean time that a place is held."""
 

@@ -208,8 +208,9 @@ def _step_back() -> None:
     """
     if sys.platform != "linux":
         return
+    thread = threading.get_native_id()
     with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        os.setpriority(os.PRIO_PROCESS, thread, max(os.getpriority(os.PRIO_PROCESS, thread), _NICE))
 
 
 def _in(loop: asyncio.AbstractEventLoop, function: Callable[..., None]) -> Callable[..., None]:

@@ -29,6 +29,7 @@ class Pace:
         self._usual: dict[int, float] = {}  # seconds of a step, by how many answers go on in it
         self._added: float | None = None  # running mean of seconds for each token of a piece
         self._asked = 0
+        self._allowed = 0.0  # seconds that the piece may add
         self._in_a_row = 0
 
     def piece(self, answers: int, prompts: int = 1, unread: int = LARGEST_PIECE) -> int:
@@ -40,12 +41,13 @@ class Pace:
             return math.ceil(unread / math.ceil(unread / LARGEST_PIECE))
         if answers not in self._usual or self._in_a_row == _STEPS_IN_A_ROW:
             return 0
-        fitting = _FIRST if self._added is None else prompts * self._usual[answers] / self._added
+        self._allowed = prompts * self._usual[answers]
+        fitting = _FIRST if self._added is None else self._allowed / self._added
         self._asked = int(min(max(fitting, self._fewest), LARGEST_BESIDE))
         return self._asked
 
     def pause(self, answers: int, prompts: int) -> float:
-        """Seconds to wait after a step while a picture is encoded, which makes steps take twice as long as it is."""
+        """Seconds to wait after a step while a picture is encoded; steps take twice as long then anyway."""
         known = min(self._usual, key=lambda count: abs(count - answers), default=None)
         return 0.0 if known is None else max(prompts - 1, 0) * self._usual[known]
 
@@ -60,7 +62,8 @@ class Pace:
             self._in_a_row = 0
             return
         self._in_a_row += 1
-        if piece >= self._asked:  # the end of a prompt says nothing of larger pieces
-            added = max(seconds - usual, _LEAST) / piece
-            before = added if self._added is None else self._added
-            self._added = before + _WEIGHT * (added - before)
+        added = max(seconds - usual, _LEAST)
+        # The end of a prompt says nothing of larger pieces, unless it takes too long itself.
+        if piece >= self._asked or added > self._allowed:
+            before = added / piece if self._added is None else self._added
+            self._added = before + _WEIGHT * (added / piece - before)

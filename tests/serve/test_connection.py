@@ -95,15 +95,15 @@ def test_a_body_without_an_end_behind_an_answer_is_let_go(url: str, monkeypatch:
 
 
 def test_who_reads_nothing_of_an_answer_frees_his_place(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "_SECONDS_TO_READ", 0.3)
+    monkeypatch.setattr(connections, "_SECONDS_TO_READ", 1.0)
     url = serve(engine := EchoEngine(), ServeConfig(max_tokens=10**6, concurrency=1, max_waiting=0))
     body = json.dumps({"model": "echo", "messages": user("word " * 30_000), "stream": True}).encode()
 
     async def act(connection: Connection) -> list[int]:
-        await connection.send(head_of("POST", PATH, len(body), **JSON) + body)
-        await connection.head()
         statuses: list[int] = []
         async with httpx.AsyncClient() as others:
+            await connection.send(head_of("POST", PATH, len(body), **JSON) + body)
+            await connection.head()
             while 200 not in statuses:
                 await asyncio.sleep(0.1)
                 answer = await others.post(url + PATH, content=BODY, headers={"Content-Type": "application/json"})

@@ -55,6 +55,16 @@ def test_ends_of_prompts_say_nothing_of_larger_pieces() -> None:
     assert pace.piece(2) <= 9
 
 
+def test_short_prompts_that_take_too_long_make_pieces_smaller() -> None:
+    pace = Pace()
+    after(100, 2, pace, prompts=7)
+    for _ in range(60):
+        size = min(pace.piece(2, prompts=7), 100)
+        pace.took(seconds(2, 10 * size) if size else seconds(2, 0), 2, size)
+    size = pace.piece(2, prompts=7)
+    assert seconds(2, 10 * size) < 9 * seconds(2, 0)
+
+
 def test_how_long_steps_usually_take_is_seen_again_and_again() -> None:
     """The first one was held up; and then answers grow longer."""
     pace = Pace()

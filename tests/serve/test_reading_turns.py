@@ -49,13 +49,9 @@ class Prompts:
     def wait_until_asked(self) -> None:
         """By a picture."""
         end = time.monotonic() + SECONDS
-        while self.may_begin():
+        while not self.turns._picture_waits:
             assert time.monotonic() < end
             time.sleep(0.001)
-
-    def may_begin(self) -> bool:
-        with self.changed:
-            return self.turns.may_begin
 
     def offer(self) -> None:
         with self.changed:
@@ -107,6 +103,7 @@ def test_prompts_and_pictures_alternate_as_long_as_both_wait(prompts: Prompts) -
         assert first.began.wait(SECONDS)
         assert not prompts.may_read("first")
     with encoding(prompts.turns) as second:
+        prompts.wait_until_asked()
         assert not second.began.wait(MOMENT), "the prompt has waited for one picture"
         assert prompts.may_read("first")
         assert not prompts.may_read("second")
@@ -118,6 +115,7 @@ def test_a_prompt_that_is_offered_comes_before_another_picture(prompts: Prompts)
         assert first.began.wait(SECONDS)
         prompts.offer()
     with encoding(prompts.turns) as second:
+        prompts.wait_until_asked()
         assert not second.began.wait(MOMENT)
         assert prompts.may_read("an earlier one")
         assert not prompts.may_read("first")

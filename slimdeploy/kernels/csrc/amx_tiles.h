@@ -20,7 +20,7 @@ namespace {
 
 constexpr int kTileRows = 16, kTileBytes = 64;
 
-// kStep: bytes of activations that a tile holds in each row. kBoth: with tile 5, or half of the sums. Strides in bytes.
+// kStep: bytes of activations that a tile holds in each row. kBoth: tile 5 and sums 2 and 3 too. Strides in bytes.
 template <int kStep>
 class Tiles {
    public:
