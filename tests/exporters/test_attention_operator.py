@@ -12,10 +12,12 @@ from packed_models import FLOAT, OPSET, relative_error, session
 
 from slimdeploy.exporters.onnx_attention import ATTENTION, use_own_attention
 from slimdeploy.kernels import reference
-from slimdeploy.kernels.library import library_file
+from slimdeploy.kernels.library import instruction_set_in_use, library_file
 from slimdeploy.kernels.operators import DOMAIN
 
 LIBRARY = library_file()
+TOLERANCE = 2e-5 if LIBRARY and instruction_set_in_use() == "amx" else 1e-6
+"""Tiles multiply halves of numbers, and leave out the products of low ones."""
 HEADS, KV_HEADS, SIZE = 6, 2, 24
 SCALE = 0.2
 Arrays = dict[str, NDArray[Any]]
@@ -91,7 +93,7 @@ def test_with_the_library_and_without_it_attention_is_float64s(
     output, key, value = session(file, library).run(None, given)
     for b, number in enumerate(last):
         new = min(number + 1, tokens)  # stock onnxruntime says nothing of padding
-        assert relative_error(output[b, :new], expected(given)[b, :new]) < 1e-6
+        assert relative_error(output[b, :new], expected(given)[b, :new]) < TOLERANCE
         for present, fresh in ((key, given["key"]), (value, given["value"])):
             rows = fresh[b, :new].reshape(new, KV_HEADS, SIZE).swapaxes(0, 1)
             np.testing.assert_array_equal(present[b, :, number + 1 - new : number + 1], rows)
@@ -114,7 +116,7 @@ def test_one_buffer_as_past_and_present_is_written_to_in_place(file: Path) -> No
     binding.bind_output("output")
     before = given["past_key"].copy()
     opened.run_with_iobinding(binding)
-    assert relative_error(binding.get_outputs()[-1].numpy(), exact) < 1e-6
+    assert relative_error(binding.get_outputs()[-1].numpy(), exact) < TOLERANCE
     before[0, :, 33] = given["key"].reshape(KV_HEADS, SIZE)
     np.testing.assert_array_equal(given["past_key"], before)
 
@@ -124,7 +126,7 @@ def test_a_batch_may_have_several_tokens_behind_others(file: Path) -> None:
     """Which onnxruntime's own operator refuses."""
     given = inputs(4, 20, [15, 9])
     output = session(file, LIBRARY).run(None, given)[0]
-    assert relative_error(output, expected(given)) < 1e-6
+    assert relative_error(output, expected(given)) < TOLERANCE
 
 
 @pytest.mark.skipif(LIBRARY is None, reason="the kernels were not built")
@@ -136,7 +138,7 @@ def test_sequences_have_the_rows_of_the_caches_that_they_are_given(file: Path) -
         cache[[4, 1]] = given[name]
     rows = {"cache_rows": np.array([4, 1], np.int64)}
     output, key, _ = session(file, LIBRARY).run(None, given | caches | rows)
-    assert relative_error(output, exact) < 1e-6
+    assert relative_error(output, exact) < TOLERANCE
     assert key.shape == (5, KV_HEADS, 20, SIZE)
     np.testing.assert_array_equal(key[4, :, 15], given["key"][0].reshape(KV_HEADS, SIZE))
 
